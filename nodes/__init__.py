@@ -1,0 +1,1 @@
+"""ComfyUI adapters: schema, checks and conversion. The method itself is in `pnpmix`."""

@@ -1,0 +1,76 @@
+"""Checks of what comes in. Every message names the node, the input, the fault and the remedy."""
+
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_base import ModelType
+from torch import Tensor
+
+SUPPORTED = {
+    ModelType.EPS,
+    ModelType.V_PREDICTION,
+    ModelType.V_PREDICTION_EDM,
+    ModelType.V_PREDICTION_CONTINUOUS,
+    ModelType.EDM,
+}
+
+
+class BadInput(ValueError):
+    def __init__(self, node: str, name: str, fault: str, remedy: str):
+        super().__init__(f"{node}, input '{name}': {fault} {remedy}")
+
+
+def check_model(node: str, model) -> None:
+    """Refuses every MODEL that is not a UNet denoising its own latent from eps, v or EDM predictions."""
+    base = model.model
+    is_unet = isinstance(base.diffusion_model, UNetModel) and base.model_type in SUPPORTED
+    if not is_unet:
+        raise BadInput(
+            node,
+            "model",
+            f"{type(base).__name__} ({base.model_type.name}) is a flow-matching or transformer model.",
+            "Load an SD 1.x, SD 2.x or SDXL checkpoint.",
+        )
+    channels, latent = base.model_config.unet_config["in_channels"], base.latent_format.latent_channels
+    if channels != latent:
+        raise BadInput(
+            node,
+            "model",
+            f"its UNet takes {channels} channels instead of {latent}, as inpainting checkpoints do.",
+            "Load the base checkpoint instead.",
+        )
+
+
+def model_family(model) -> str:
+    """What must agree for an inversion to be of use: the architecture and what it predicts."""
+    return f"{type(model.model.model_config).__name__} {model.model.model_type.name}"
+
+
+def check_latent(node: str, name: str, latent: dict) -> Tensor:
+    """The one latent (1, C, H, W) float32 of a LATENT."""
+    samples = latent["samples"]
+    if samples.ndim != 4:
+        raise BadInput(node, name, f"it has shape {tuple(samples.shape)}.", "Encode an image with the checkpoint's VAE.")
+    if samples.shape[0] != 1:
+        raise BadInput(node, name, f"it is a batch of {samples.shape[0]}.", "Pick one with Latent From Batch.")
+    if not torch.isfinite(samples).all():
+        raise BadInput(
+            node, name, "it contains NaN or infinity.", "Encode the image again, with a VAE that works in this precision."
+        )
+    return samples.float().cpu()
+
+
+def check_channels(node: str, name: str, latent: Tensor, model) -> None:
+    channels = model.model.latent_format.latent_channels
+    if latent.shape[1] != channels:
+        raise BadInput(
+            node,
+            name,
+            f"it has {latent.shape[1]} channels, this model's latents have {channels}.",
+            "Encode the image with the VAE of the same checkpoint.",
+        )
+
+
+def check_conditioning(node: str, name: str, conditioning: list) -> None:
+    for cross_attn, _ in conditioning:
+        if cross_attn is not None and cross_attn.shape[0] != 1:
+            raise BadInput(node, name, f"it is a batch of {cross_attn.shape[0]} prompts.", "Wire one prompt.")

@@ -1,0 +1,54 @@
+"""One of the person's own concepts, and where it goes."""
+
+import torch
+from typing_extensions import override
+
+from .checks import BadInput, check_latent
+from .types import CATEGORY, Concept, ConceptsType, io
+
+
+class PnPMixConcept(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PnPMixConcept",
+            display_name="Concept",
+            category=CATEGORY,
+            description="Your own dog, cup or face, and the object of the background that takes its look. Chain one for each.",
+            inputs=[
+                io.Latent.Input("latent", tooltip="Your picture, VAE-encoded, in the size of the background."),
+                io.Mask.Input("mask", tooltip="The object of the background that takes this look."),
+                ConceptsType.Input("concepts", optional=True, tooltip="The concepts before this one."),
+                io.Conditioning.Input(
+                    "positive",
+                    optional=True,
+                    tooltip="Prompt that describes your picture. Without it the Mask Noise Mixer's is used.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=1,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Seed of this picture's noise. Keep it different from the background's.",
+                ),
+                io.String.Input("name", default="", tooltip="A name for messages, such as dog."),
+            ],
+            outputs=[ConceptsType.Output(display_name="concepts", tooltip="For the next Concept or the Mask Noise Mixer.")],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, latent, mask, concepts=(), positive=None, seed=1, name="") -> io.NodeOutput:
+        name = name or str(len(concepts) + 1)
+        node = f"Concept '{name}'"
+        samples = check_latent(node, "latent", latent)
+        if mask.ndim == 3 and mask.shape[0] != 1:
+            raise BadInput(
+                node, "mask", f"it is a batch of {mask.shape[0]}.", "Pick one, or join them with Mask Composite (add)."
+            )
+        mask = mask.reshape(mask.shape[-2:]).float().cpu()
+        if not torch.isfinite(mask).all() or mask.max() < 0.5:
+            raise BadInput(node, "mask", "it is empty.", "Mark the object of the background in white.")
+        return io.NodeOutput([*concepts, Concept(samples, mask, positive, seed, name)])

@@ -1,0 +1,145 @@
+"""Mask Noise Mixer: the pass that blends the concepts into the background."""
+
+import comfy.model_management
+import latent_preview
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from ..pnpmix.masks import expanded_box_mask, object_mask, share_overlaps, to_image_size
+from .checks import BadInput, check_channels, check_conditioning, check_model, model_family
+from .sampling import ROWS_PER_CONCEPT, MixSampler, RowGuider, is_timed
+from .types import CATEGORY, DILUTION, Concept, ConceptsType, InpaintedBackground, InversionType, InvertedLatent, io
+
+NODE = "Mask Noise Mixer"
+
+
+class PnPMixSampler(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PnPMixSampler",
+            display_name=NODE,
+            category=CATEGORY,
+            description="Renders each masked object of the background with the look of its concept (PnP-MIX).",
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The checkpoint, through Guided Appearance Attention and Background Dilution++."
+                ),
+                InversionType.Input("inversion", tooltip="The background, from DDPM Invert or Load Inversion."),
+                ConceptsType.Input("concepts", tooltip="The chain of Concept nodes."),
+                io.Conditioning.Input("positive", tooltip="Prompt that describes the finished picture."),
+                io.Conditioning.Input("negative", tooltip="Negative prompt; it has no effect at cfg 1."),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Classifier-free guidance of the concepts. 1 takes half the time of any other value.",
+                ),
+                io.Float.Input(
+                    "swap_guidance",
+                    default=3.5,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="How strongly the concept's look is pursued at the first step; it falls to half of this, at "
+                    "least 1. 1 takes two thirds of the time; too high: garish colours.",
+                ),
+                io.Boolean.Input(
+                    "mix_reference_noise",
+                    default=True,
+                    tooltip="Keep each reference on the background outside its own object. Off: looser, more leaks.",
+                ),
+                io.Int.Input(
+                    "feather",
+                    default=0,
+                    min=0,
+                    max=512,
+                    tooltip="Softens the masks' borders, in image pixels. Higher: smoother seams, less exact outlines.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The finished picture, for VAE Decode."),
+                io.Latent.Output(display_name="references", tooltip="The branch of each concept, as a batch."),
+            ],
+        )
+
+    @classmethod
+    @override
+    def execute(
+        cls, model, inversion, concepts, positive, negative, cfg, swap_guidance, mix_reference_noise, feather
+    ) -> io.NodeOutput:
+        check_model(NODE, model)
+        check_inversion(model, inversion)
+        for concept in concepts:
+            check_concept(concept, positive, model, inversion)
+        for name, conditioning in (("positive", positive), ("negative", negative)):
+            check_conditioning(NODE, name, conditioning)
+        inpainted: InpaintedBackground | None = model.model_options.get(DILUTION)
+        check_inpainted(inpainted, inversion)
+
+        latent_shape = inversion.inversion.eps.shape[1:]
+        masks, boxes = regions(concepts, latent_shape[1:], model, feather, inpainted.expand if inpainted else 0)
+        own_prompts = [None if concept.positive is positive else concept.positive for concept in concepts]
+        guider = RowGuider(model, positive, negative, cfg, own_prompts)
+        sampler = MixSampler(inversion.inversion, concepts, masks, boxes, swap_guidance, mix_reference_noise)
+        sigmas = inversion.inversion.sigmas
+        callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+        noise = torch.zeros((ROWS_PER_CONCEPT, *latent_shape))  # only its shape counts, as an estimate of memory
+        result = guider.sample(
+            noise, torch.zeros_like(noise[:1]), sampler, sigmas, callback=callback, seed=inversion.inversion.seed
+        )
+        result = result.to(comfy.model_management.intermediate_device())
+        return io.NodeOutput({"samples": result[:1]}, {"samples": result[1:]})
+
+
+def check_inversion(model, inversion: InvertedLatent) -> None:
+    family = model_family(model)
+    if inversion.family != family:
+        fault = f"it was made with a model of another family ({inversion.family}, this one is {family})."
+        raise BadInput(NODE, "inversion", fault, "Invert the background with this checkpoint.")
+    check_channels(NODE, "inversion", inversion.inversion.eps, model)
+
+
+def check_inpainted(inpainted: InpaintedBackground | None, inversion: InvertedLatent) -> None:
+    shape = tuple(inversion.inversion.eps.shape[1:])
+    if inpainted is not None and tuple(inpainted.latent.shape[1:]) != shape:
+        fault = f"its shape {tuple(inpainted.latent.shape[1:])} is not that of the inversion, {shape}."
+        raise BadInput("Background Dilution++", "latent", fault, "Encode the inpainted background in the background's size.")
+
+
+def check_concept(concept: Concept, positive: list, model, inversion: InvertedLatent) -> None:
+    node, shape = f"Concept '{concept.name}'", tuple(inversion.inversion.eps.shape[1:])
+    check_channels(node, "latent", concept.latent, model)
+    if tuple(concept.latent.shape[1:]) != shape:
+        fault = f"its shape {tuple(concept.latent.shape[1:])} is not that of the inversion, {shape}."
+        raise BadInput(node, "latent", fault, "Scale the picture to the background's size before encoding it.")
+    if concept.positive is None or concept.positive is positive:
+        return
+    check_conditioning(node, "positive", concept.positive)
+    options = concept.positive[0][1]
+    special = is_timed(options) or not options.keys().isdisjoint({"area", "mask", "control", "gligen"})
+    if len(concept.positive) != 1 or special:
+        fault = "it is combined, timed, limited to an area, or carries a ControlNet, and other rows use another prompt."
+        raise BadInput(node, "positive", fault, "Wire a plain prompt, or the one that the Mask Noise Mixer uses.")
+
+
+def regions(
+    concepts: list[Concept], grid: tuple[int, int], model, feather: int, expand: int
+) -> tuple[Tensor, Tensor]:
+    """Weights M_k and boxes M_E, each (n, 1, *grid)."""
+    ratio = getattr(model.model.latent_format, "spacial_downscale_ratio", 8)  # older hosts: always 8
+    masks, boxes = [], []
+    for concept in concepts:
+        mask = to_image_size(concept.mask, grid[0] * ratio, grid[1] * ratio)
+        masks.append(object_mask(mask, grid, feather))
+        boxes.append(expanded_box_mask(mask, grid, expand))
+        if not masks[-1].any():
+            fault = f"nothing of it is left on the latent grid of {grid[1]} × {grid[0]} cells."
+            raise BadInput(f"Concept '{concept.name}'", "mask", fault, f"Mark an object of at least {ratio} pixels.")
+    return share_overlaps(torch.stack(masks)[:, None]), torch.stack(boxes)[:, None]

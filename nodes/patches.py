@@ -1,0 +1,118 @@
+"""What the mixer adds to a MODEL's attention and to its references. Bypass one for the paper's ablation."""
+
+from typing_extensions import override
+
+from .checks import BadInput, check_channels, check_latent, check_model
+from .types import APPEARANCE, CATEGORY, DILUTION, Appearance, InpaintedBackground, io
+
+
+class PnPMixAppearance(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PnPMixAppearance",
+            display_name="Guided Appearance Attention",
+            category=CATEGORY,
+            description="Lets each object of the background read the look of its concept in the UNet's self-attention.",
+            inputs=[
+                io.Model.Input("model", tooltip="The checkpoint. With a plain KSampler it works as if unpatched."),
+                io.Float.Input(
+                    "alpha",
+                    default=0.15,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="How much the concept's look is exaggerated. 0: taken over as it is; too high: garish colours.",
+                ),
+                io.Combo.Input(
+                    "layers",
+                    options=["all", "decoder"],
+                    default="all",
+                    tooltip="Self-attention layers that read it. decoder keeps more of the background object's shape.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="Point of the whole schedule at which guidance starts. Later: more of the object's own shape.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="Point of the whole schedule at which guidance ends. Earlier: faster, less of the concept's detail.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="For the Mask Noise Mixer.")],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, model, alpha, layers, start_percent, end_percent) -> io.NodeOutput:
+        node = "Guided Appearance Attention"
+        check_model(node, model)
+        if start_percent > end_percent:
+            fault = f"{start_percent:g} is after end_percent {end_percent:g}."
+            raise BadInput(node, "start_percent", fault, "Set it to at most end_percent.")
+        patched = model.clone()
+        patched.model_options[APPEARANCE] = Appearance(alpha, layers, start_percent, end_percent)
+        return io.NodeOutput(patched)
+
+
+class PnPMixDilution(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PnPMixDilution",
+            display_name="Background Dilution++",
+            category=CATEGORY,
+            description="Puts the emptied background round each object, so that concepts do not leak into each other.",
+            inputs=[
+                io.Model.Input("model", tooltip="The checkpoint. With a plain KSampler it works as if unpatched."),
+                io.Latent.Input("latent", tooltip="The background with its objects removed (inpainted), VAE-encoded."),
+                io.Float.Input(
+                    "beta",
+                    default=0.8,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="Weight of the emptied background round the objects. Higher: less leaks; lower: more context.",
+                ),
+                io.Int.Input(
+                    "expand",
+                    default=16,
+                    min=0,
+                    max=4096,
+                    tooltip="Grows the rectangle round each object, in image pixels. Higher: more of its surroundings stay.",
+                ),
+                io.Combo.Input(
+                    "outside",
+                    options=["scaled", "blended"],
+                    default="scaled",
+                    tooltip="Outside the rectangle: beta × emptied background (the paper's equation), or that plus "
+                    "(1 − beta) × what was there (its prose).",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="For the Mask Noise Mixer.")],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, model, latent, beta, expand, outside) -> io.NodeOutput:
+        node = "Background Dilution++"
+        check_model(node, model)
+        samples = check_latent(node, "latent", latent)
+        check_channels(node, "latent", samples, model)
+        patched = model.clone()
+        patched.model_options[DILUTION] = InpaintedBackground(samples, beta, expand, outside)
+        return io.NodeOutput(patched)

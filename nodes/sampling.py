@@ -1,0 +1,188 @@
+"""The two passes over the model, as a guider and samplers of ComfyUI."""
+
+from functools import partial
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..pnpmix.attention import guided_appearance_attention
+from ..pnpmix.dilution import Dilution
+from ..pnpmix.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
+from ..pnpmix.sampling import Rows, sample_pnp_mix
+from .types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground
+
+# Larger batches than this are no faster; smaller ones let progress, preview and Cancel through.
+MAX_ROWS = 16
+ROWS_PER_CONCEPT = 3
+ROWS = "pnpmix_rows"  # in transformer_options, for the length of one call
+
+
+class RowGuider(comfy.samplers.CFGGuider):
+    """Classifier-free guidance over rows of which some may have a prompt of their own."""
+
+    def __init__(self, model, positive: list, negative: list, cfg: float, own_positives: list[list | None] = ()):
+        super().__init__(model)
+        self.set_cfg(cfg)
+        own = {str(k): cond for k, cond in enumerate(own_positives) if cond is not None}
+        self.inner_set_conds({"positive": positive, "negative": negative, **own})
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 the signature of the base class
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        rows = model_options["transformer_options"].get(ROWS)
+        positive = self.conds["positive"]
+        if rows is not None and "personal" in rows.roles and len(self.conds) > 2:
+            positive = [self.with_own_prompts(entry, rows) for entry in positive]
+        return comfy.samplers.sampling_function(
+            self.inner_model, x, timestep, self.conds["negative"], positive, self.cfg, model_options, seed
+        )
+
+    def with_own_prompts(self, entry: dict, rows: Rows) -> dict:
+        """The mixer's conditioning for every row but the personal ones that have their own."""
+        own = [self.conds[str(k)][0] if str(k) in self.conds else entry for k in concept_indices(rows)]
+        sources = [own[k] if role == "personal" else entry for role in rows.roles for k in range(len(own))]
+        stacked = {}
+        for name, cond in entry["model_conds"].items():
+            per_row = [source["model_conds"].get(name, cond) for source in sources]
+            stacked[name] = cond._copy_with(per_row[0].concat(per_row[1:]))
+        return {**entry, "model_conds": stacked}
+
+
+def concept_indices(rows: Rows) -> range:
+    return range(rows.concepts.start, rows.concepts.stop)
+
+
+def rows_that_fit(guider: RowGuider, shape: torch.Size) -> int:
+    """How many latents of `shape` (C, H, W) one model call may take, by ComfyUI's own estimate."""
+    model, device = guider.inner_model, guider.model_patcher.load_device
+    # newer hosts ask the patcher, which may hold weights that it can give up
+    free_memory = getattr(guider.model_patcher, "get_free_memory", comfy.model_management.get_free_memory)(device)
+    return int(free_memory / (1.5 * model.memory_required([1, *shape])))
+
+
+class InvertSampler(comfy.samplers.Sampler):
+    """Edit-friendly DDPM inversion of the latent image; the result is left in `inversion`, on the CPU."""
+
+    def __init__(self, seed: int, max_rows: int):
+        self.seed, self.max_rows = seed, max_rows
+        self.inversion: Inversion | None = None
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False):
+        inversion = ddpm_invert(
+            partial(model_wrap, **extra_args),
+            latent_image[0],
+            sigmas,
+            self.seed,
+            timesteps_per_call=max(1, min(self.max_rows, rows_that_fit(model_wrap, noise.shape[1:]))),
+            callback=lambda done, denoised: callback(done - 1, denoised, denoised, len(sigmas) - 1),
+        )
+        self.inversion = Inversion(*(x.cpu() for x in inversion[:3]), self.seed)
+        return latent_image
+
+
+class MixSampler(comfy.samplers.Sampler):
+    """PnP-MIX: the output in row 0 of the result, then the references.
+
+    `masks` and `boxes` are (n, 1, H, W) on the latent grid.
+    """
+
+    def __init__(
+        self,
+        inversion: Inversion,
+        concepts: list[Concept],
+        masks: Tensor,
+        boxes: Tensor,
+        swap_guidance: float,
+        mix_references: bool,
+    ):
+        self.inversion, self.concepts, self.masks, self.boxes = inversion, concepts, masks, boxes
+        self.swap_guidance, self.mix_references = swap_guidance, mix_references
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False):
+        model, device, steps = model_wrap.inner_model, sigmas.device, len(sigmas) - 1
+        inversion = Inversion(*(x.to(device) for x in self.inversion[:3]), self.inversion.seed)
+
+        def trajectory(latent: Tensor, seed: int) -> Tensor:
+            return edit_friendly_trajectory(model.process_latent_in(latent.to(device))[0], sigmas, seed)
+
+        model_options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
+        guided = install_appearance(model_options, model, self.inversion.sigmas)
+        inpainted: InpaintedBackground | None = model_options.get(DILUTION)
+        dilution = None
+        if inpainted is not None:
+            # with the background's own noise, so that the two agree wherever inpainting changed nothing
+            inpaint = trajectory(inpainted.latent, inversion.seed)
+            dilution = Dilution(inpaint, self.boxes.to(device), inpainted.beta, inpainted.outside)
+
+        def denoise(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
+            options = {**model_options, "transformer_options": {**model_options["transformer_options"], ROWS: rows}}
+            return model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
+
+        def preview(step: int, output: Tensor, references: Tensor) -> None:
+            side_by_side = torch.cat([output, *references], dim=-1)[None]  # previews show row 0 only
+            callback(step, side_by_side, side_by_side, steps)
+
+        output, references = sample_pnp_mix(
+            denoise,
+            inversion,
+            torch.stack([trajectory(concept.latent, concept.seed) for concept in self.concepts]),
+            self.masks.to(device),
+            guided,
+            self.swap_guidance,
+            self.mix_references,
+            dilution,
+            concepts_per_call=max(1, rows_that_fit(model_wrap, noise.shape[1:]) // ROWS_PER_CONCEPT),
+            callback=preview,
+        )
+        return torch.cat([output[None], references])
+
+
+def install_appearance(model_options: dict, model, sigmas: Tensor) -> list[bool]:
+    """Adds the attention patch, if the MODEL asks for it.
+
+    Returns:
+        whether appearance is guided, for each step.
+    """
+    appearance: Appearance | None = model_options.get(APPEARANCE)
+    if appearance is None:
+        return [False] * (len(sigmas) - 1)
+
+    patches = model_options["transformer_options"].setdefault("patches", {})
+    patches["attn1_patch"] = [*patches.get("attn1_patch", []), appearance_patch(appearance)]
+    percents = (appearance.start_percent, appearance.end_percent)
+    start, end = (float(model.model_sampling.percent_to_sigma(percent)) for percent in percents)
+    return [end <= sigma <= start for sigma in sigmas[:-1].tolist()]
+
+
+def appearance_patch(appearance: Appearance):
+    """attn1_patch that does nothing in a call whose rows were not laid out by the mixer."""
+
+    def patch(q, key, value, extra_options):
+        rows: Rows | None = extra_options.get(ROWS)
+        in_layer = appearance.layers == "all" or extra_options["block"][0] == "output"
+        if rows is None or "swap" not in rows.roles or not in_layer:
+            return q, key, value
+        chunks = len(extra_options["cond_or_uncond"])
+        return q, *guided_appearance_attention(key, value, appearance.alpha, rows.roles, chunks)
+
+    return patch
+
+
+def acts_by_time(model, conditionings: list[list]) -> bool:
+    """Whether anything may look at the noise level of a call: it would see only the first of several."""
+    known = {"transformer_options", APPEARANCE, DILUTION}
+    patched = model.model_options.keys() - known or any(model.model_options["transformer_options"].values())
+    wrapped = any(functions for by_key in model.wrappers.values() for functions in by_key.values())
+    return bool(patched or wrapped or any(is_timed(options) for cond in conditionings for _, options in cond))
+
+
+def is_timed(options: dict) -> bool:
+    """Whether a conditioning, or a ControlNet in it, is for a part of the schedule only."""
+    control = options.get("control")
+    while control is not None:
+        if tuple(control.timestep_percent_range) != (0.0, 1.0):
+            return True
+        control = control.previous_controlnet
+    return not options.keys().isdisjoint({"start_percent", "end_percent", "hooks"})

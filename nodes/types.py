@@ -1,0 +1,54 @@
+"""What travels between the nodes of this pack."""
+
+from typing import NamedTuple
+
+import comfy_api.latest
+from torch import Tensor
+
+from ..pnpmix.inversion import Inversion
+
+io = comfy_api.latest.io
+CATEGORY = "PnP-MIX"
+
+InversionType = io.Custom("PNPMIX_INVERSION")
+ConceptsType = io.Custom("PNPMIX_CONCEPTS")
+
+
+class InvertedLatent(NamedTuple):
+    """PNPMIX_INVERSION: an inversion on the CPU, and what it was made with."""
+
+    inversion: Inversion
+    family: str  # of the model, see `checks.model_family`
+    settings: dict[str, str]  # the inputs of the node that made it, for the reader of a saved file
+
+
+class Concept(NamedTuple):
+    """One of PNPMIX_CONCEPTS."""
+
+    latent: Tensor  # (1, C, H, W)
+    mask: Tensor  # (h, w) in image pixels, of any size
+    positive: list | None  # CONDITIONING; None: the mixer's
+    seed: int
+    name: str
+
+
+class Appearance(NamedTuple):
+    """Settings of guided appearance attention, in the model_options of a MODEL."""
+
+    alpha: float
+    layers: str  # "all" or "decoder"
+    start_percent: float
+    end_percent: float
+
+
+class InpaintedBackground(NamedTuple):
+    """Settings of background dilution++, in the model_options of a MODEL."""
+
+    latent: Tensor  # (1, C, H, W)
+    beta: float
+    expand: int  # image pixels
+    outside: str  # "scaled" or "blended"
+
+
+# Where a MODEL carries them. Only the mixer reads them, so any other sampler works as if they were not there.
+APPEARANCE, DILUTION = "pnpmix_appearance", "pnpmix_dilution"

@@ -1,0 +1,82 @@
+"""Edit-friendly DDPM inversion (arXiv 2304.06140; eq. 3.1 and 3.2)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .batching import in_groups
+from .schedule import posterior_mean, to_denoised, to_eps
+
+
+class Inversion(NamedTuple):
+    """An inverted picture: where it is at every noise level, and what the model predicts there.
+
+    The noise map of eq. 3.2 is not stored: its residual r_i = x_{i+1} - mu(x_i) follows from these.
+    """
+
+    sigmas: Tensor  # (N + 1,) falling, the last one 0
+    trajectory: Tensor  # (N + 1, C, H, W), the last one is the picture itself
+    eps: Tensor  # (N, C, H, W) noise prediction at the first N of them
+    seed: int  # of the trajectory's noise
+
+
+def edit_friendly_trajectory(x0: Tensor, sigmas: Tensor, seed: int) -> Tensor:
+    """x_i = x0 + sigma_i * eps_i with independent eps_i (eq. 3.1).
+
+    Args:
+        x0: (C, H, W) latent.
+        sigmas: (N + 1,) noise levels, the last one 0.
+        seed: of the noise, which is drawn on the CPU so that it is the same on every machine.
+    Returns:
+        (N + 1, C, H, W); the last entry is x0.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noise = torch.randn((len(sigmas) - 1, *x0.shape), generator=generator).to(x0)
+    return torch.cat([x0 + sigmas[:-1].view(-1, 1, 1, 1) * noise, x0[None]])
+
+
+def ddpm_invert(
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    x0: Tensor,
+    sigmas: Tensor,
+    seed: int,
+    timesteps_per_call: int = 1,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Inversion:
+    """Inverts `x0`. No timestep depends on another, so many of them share a model call.
+
+    Args:
+        denoise: denoise(x, sigma) of (B, C, H, W) and (B,), the denoised estimate.
+        x0: (C, H, W) latent.
+        sigmas: (N + 1,) noise levels, the last one 0.
+        seed: of the trajectory's noise.
+        timesteps_per_call: batch size; halved when it does not fit in memory.
+        callback: called with (timesteps done, latest denoised estimate (1, C, H, W)).
+    """
+    trajectory = edit_friendly_trajectory(x0, sigmas, seed)
+
+    def predict(timesteps: slice) -> Tensor:
+        x, sigma = trajectory[timesteps], sigmas[timesteps]
+        eps = to_eps(x, denoise(x, sigma), sigma.view(-1, 1, 1, 1))
+        if callback is not None:
+            callback(timesteps.stop, to_denoised(x[-1:], eps[-1:], sigma[-1]))
+        return eps
+
+    eps, _ = in_groups(predict, len(sigmas) - 1, timesteps_per_call)
+    return Inversion(sigmas, trajectory, eps, seed)
+
+
+def edit_friendly_step(x: Tensor, eps: Tensor, inversion: Inversion, i: int) -> Tensor:
+    """One step down from noise level i with the residual of the inverted picture (eq. 3.2).
+
+    x_{i+1} = mu(x, eps) + r_i, summed in the order in which a latent that is still on the picture's
+    own trajectory stays on it to the last bit.
+
+    Args:
+        x, eps: (..., C, H, W) latent at level i and the noise predicted for it.
+    """
+    sigma, sigma_next = inversion.sigmas[i], inversion.sigmas[i + 1]
+    mean = posterior_mean(inversion.trajectory[i], inversion.eps[i], sigma, sigma_next)
+    return inversion.trajectory[i + 1] + (posterior_mean(x, eps, sigma, sigma_next) - mean)

@@ -1,0 +1,60 @@
+"""Where each concept goes: from image masks to weights on the latent grid."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def to_image_size(mask: Tensor, height: int, width: int) -> Tensor:
+    """(h, w) mask in 0..1 → (height, width), unchanged where it already has that size."""
+    if mask.shape == (height, width):
+        return mask
+    return F.interpolate(mask[None, None], size=(height, width), mode="bilinear", antialias=True)[0, 0]
+
+
+def to_latent_grid(mask: Tensor, height: int, width: int) -> Tensor:
+    """Image-size mask → its mean over each cell of the (height, width) latent grid."""
+    return F.adaptive_avg_pool2d(mask[None], (height, width))[0]
+
+
+def gaussian_blur(mask: Tensor, sigma: float) -> Tensor:
+    """(H, W) mask blurred with standard deviation `sigma` in pixels; edges are replicated."""
+    radius = math.ceil(4 * sigma)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1).to(mask) / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    blurred = F.pad(mask[None, None], (radius,) * 4, mode="replicate")
+    blurred = F.conv2d(F.conv2d(blurred, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+    return blurred[0, 0].clamp(0, 1)
+
+
+def object_mask(mask: Tensor, grid: tuple[int, int], feather: float = 0) -> Tensor:
+    """M_k: image-size mask (H, W) → weights on the latent grid.
+
+    Hard (at least half of a cell is covered) without `feather`; with it, soft: blurred with
+    standard deviation feather / 2 image pixels.
+    """
+    if feather > 0:
+        return to_latent_grid(gaussian_blur(mask, feather / 2), *grid)
+    return (to_latent_grid(mask, *grid) >= 0.5).float()
+
+
+def expanded_box_mask(mask: Tensor, grid: tuple[int, int], expand: int) -> Tensor:
+    """M_E: the smallest rectangle round the image-size mask, grown by `expand` pixels on each side.
+
+    Returns:
+        hard weights on the latent grid; all zero for an empty mask.
+    """
+    box = torch.zeros_like(mask)
+    rows, columns = (mask >= 0.5).any(1).nonzero(), (mask >= 0.5).any(0).nonzero()
+    if len(rows) > 0:
+        top, left = (max(int(x[0]) - expand, 0) for x in (rows, columns))
+        bottom, right = (int(x[-1]) + 1 + expand for x in (rows, columns))
+        box[top:bottom, left:right] = 1
+    return (to_latent_grid(box, *grid) >= 0.5).float()
+
+
+def share_overlaps(masks: Tensor) -> Tensor:
+    """(n, 1, h, w) weights, divided by their sum where that is more than 1."""
+    return masks / masks.sum(0).clamp(min=1)

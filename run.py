@@ -1,0 +1,3 @@
+def find_comfyui():
+    from pathlib import Path
+    return Path.home()/"ComfyUI"

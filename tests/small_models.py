@@ -1,0 +1,114 @@
+"""Small UNets with random weights, once as ComfyUI's MODEL and once as diffusers' UNet2DConditionModel."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import UNet2DConditionModel
+
+CONTEXT = 48  # width of the prompt embedding
+POOLED = 32  # width of the pooled prompt embedding of the SDXL layout
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What distinguishes the model families, at a fraction of their width."""
+
+    config: str  # class in comfy.supported_models
+    model_type: str  # in comfy.model_base.ModelType
+    diffusers: dict
+    comfy: dict
+    seed: int = 0
+
+
+def _levels(depths: list[int], heads: list[int], linear: bool) -> dict:
+    """Arguments of UNet2DConditionModel for a UNet of 32 channels and up."""
+    return dict(
+        sample_size=16,
+        block_out_channels=[32 * 2 ** min(i, 2) for i in range(len(depths))],
+        down_block_types=["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
+        up_block_types=["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)],
+        transformer_layers_per_block=[max(depth, 1) for depth in depths],
+        attention_head_dim=heads,  # diffusers' old name for their number
+        cross_attention_dim=CONTEXT,
+        use_linear_projection=linear,
+    )
+
+
+def _comfy(depths: list[int], linear: bool, heads: int, head_channels: int, adm: int | None = None) -> dict:
+    return dict(
+        image_size=32,
+        in_channels=4,
+        out_channels=4,
+        model_channels=32,
+        num_res_blocks=[2] * len(depths),
+        channel_mult=[2 ** min(i, 2) for i in range(len(depths))],
+        transformer_depth=[depth for depth in depths for _ in range(2)],
+        transformer_depth_output=[depth for depth in depths for _ in range(3)],
+        transformer_depth_middle=depths[-1] or 1,
+        context_dim=CONTEXT,
+        use_spatial_transformer=True,
+        use_linear_in_transformer=linear,
+        num_heads=heads,
+        num_head_channels=head_channels,
+        adm_in_channels=adm,
+        num_classes="sequential" if adm else None,
+        legacy=False,
+        dtype=torch.float32,
+    )
+
+
+_SDXL_ADM = POOLED + 6 * 256
+LAYOUTS = {
+    "SD 1.x": Layout("SD15", "EPS", _levels([1, 1, 1, 0], [8] * 4, False), _comfy([1, 1, 1, 0], False, 8, -1)),
+    "SD 2.x eps": Layout("SD20", "EPS", _levels([1, 1, 1, 0], [2, 4, 8, 8], True), _comfy([1, 1, 1, 0], True, -1, 16)),
+    "SD 2.x v": Layout(
+        "SD20", "V_PREDICTION", _levels([1, 1, 1, 0], [2, 4, 8, 8], True), _comfy([1, 1, 1, 0], True, -1, 16)
+    ),
+    "SDXL": Layout(
+        "SDXL",
+        "EPS",
+        _levels([0, 2, 3], [2, 4, 8], True)
+        | dict(
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=_SDXL_ADM,
+        ),
+        _comfy([0, 2, 3], True, -1, 16, _SDXL_ADM),
+    ),
+}
+
+
+def diffusers_unet(layout: Layout) -> UNet2DConditionModel:
+    torch.manual_seed(layout.seed)
+    unet = UNet2DConditionModel(**layout.diffusers).eval().requires_grad_(False)
+    for parameter in unet.parameters():  # norms and biases start as constants, which would hide mistakes
+        parameter += 0.05 * torch.randn_like(parameter)
+    return unet
+
+
+def comfy_model(layout: Layout, unet: UNet2DConditionModel | None = None):
+    """A ModelPatcher on the CPU with the weights of `unet`."""
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models
+    import comfy.utils
+
+    config = getattr(comfy.supported_models, layout.config)(layout.comfy)
+    config.unet_config.update(layout.comfy)
+    base = comfy.model_base.SDXL if layout.config == "SDXL" else comfy.model_base.BaseModel
+    model = base(config, model_type=comfy.model_base.ModelType[layout.model_type])
+    weights = (unet or diffusers_unet(layout)).state_dict()
+    names = comfy.utils.unet_to_diffusers(config.unet_config)
+    state_dict = {name: weights.pop(theirs) for theirs, name in names.items() if theirs in weights}
+    assert not weights, f"not carried over: {list(weights)}"
+    model.diffusion_model.load_state_dict(state_dict)
+    model.eval().requires_grad_(False)
+    device = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
+
+
+def conditioning(seed: int, tokens: int = 7) -> list:
+    """A CONDITIONING of random tokens."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    tokens = torch.randn(1, tokens, CONTEXT, generator=generator)
+    return [[tokens, {"pooled_output": torch.randn(1, POOLED, generator=generator)}]]
