@@ -1,0 +1,92 @@
+"""An inverted picture can be reached again exactly, whatever the schedule."""
+
+import math
+
+import pytest
+import torch
+
+from comfy_host import Graph
+from mixer_graph import chain, invert, mixer
+from pictures import ellipse, latent
+from reference import relative_error
+from small_models import LAYOUTS, comfy_model
+
+
+def schedulers() -> list[str]:
+    """All of ComfyUI's; the list is only there once ComfyUI is."""
+    import comfy.samplers
+
+    return comfy.samplers.SCHEDULER_NAMES
+
+
+def replay(inversion) -> torch.Tensor:
+    """DDPM sampling with the noise maps of eq. 3.2, in double precision."""
+    sigmas, path, eps = (x.double() for x in inversion[:3])
+    x = path[0]
+    for i in range(len(eps)):
+        now, then = float(sigmas[i]), float(sigmas[i + 1])
+
+        def mean(x, i=i, now=now, then=then):
+            denoised = x - now * eps[i]
+            return denoised + then**2 / now**2 * (x - denoised)
+
+        std = then * math.sqrt(max(1 - then**2 / now**2, 0))
+        residual = path[i + 1] - mean(path[i])
+        noise_map = residual / std if std > 0 else None
+        x = mean(x) + (residual if noise_map is None else std * noise_map)
+    return x[None]
+
+
+@pytest.mark.parametrize("layout", ["SD 1.x", "SD 2.x v"])
+@pytest.mark.parametrize("steps, skip", [(12, 0), (12, 4), (12, 11), (30, 7)])
+def test_every_scheduler_replays(layout, steps, skip):
+    model = comfy_model(LAYOUTS[layout])
+    for scheduler in schedulers():
+        graph = Graph()
+        inversion = graph.run(inversion=invert(graph, model, steps=steps, skip_steps=skip, scheduler=scheduler))
+        inversion = inversion["inversion"].inversion
+        assert len(inversion.eps) == steps - skip, scheduler
+        assert inversion.sigmas[-1] == 0, scheduler
+        x0 = model.model.process_latent_in(latent(0))
+        assert relative_error(replay(inversion), x0) < 1e-5, scheduler
+
+
+@pytest.mark.parametrize("scheduler", ["ddim_uniform", "karras", "simple"])
+@pytest.mark.parametrize("skip", [0, 5])
+def test_background_comes_back_outside_the_masks(scheduler, skip):
+    model = comfy_model(LAYOUTS["SD 1.x"])
+    graph = Graph()
+    inversion = invert(graph, model, steps=12, skip_steps=skip, scheduler=scheduler)
+    result = graph.run(latent=mixer(graph, model, inversion, chain(graph, 2)))["latent"]["samples"]
+    outside = torch.from_numpy(ellipse(0) + ellipse(1)).reshape(12, 8, 16, 8).amax((1, 3)) == 0
+    assert outside.any()
+    assert relative_error(result[..., outside], latent(0)[..., outside]) < 1e-6
+
+
+def test_the_seed_decides_the_noise():
+    model = comfy_model(LAYOUTS["SD 1.x"])
+
+    def first(seed):
+        graph = Graph()
+        return graph.run(inversion=invert(graph, model, seed=seed))["inversion"].inversion.trajectory[0]
+
+    assert torch.equal(first(3), first(3))
+    assert relative_error(first(3), first(4)) > 0.5
+
+
+def test_a_patch_that_acts_by_time_sees_every_timestep():
+    """Batched timesteps would show such a patch only the first of them."""
+    model = comfy_model(LAYOUTS["SD 1.x"])
+
+    def by_time(args):
+        return args["denoised"] * (1.2 if float(args["sigma"][0]) > 2 else 0.8)
+
+    patched = model.clone()
+    patched.set_model_sampler_post_cfg_function(by_time)
+    graph = Graph()
+    results = graph.run(plain=invert(graph, model), patched=invert(graph, patched))
+    plain, patched = results["plain"].inversion, results["patched"].inversion
+    for i, sigma in enumerate(plain.sigmas[:-1]):
+        denoised = plain.trajectory[i] - sigma * plain.eps[i]
+        expected = (plain.trajectory[i] - denoised * (1.2 if sigma > 2 else 0.8)) / sigma
+        assert relative_error(patched.eps[i], expected) < 1e-5
