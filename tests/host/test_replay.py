@@ -37,8 +37,10 @@ def replay(inversion) -> torch.Tensor:
     return x[None]
 
 
-@pytest.mark.parametrize("layout", ["SD 1.x", "SD 2.x v"])
-@pytest.mark.parametrize("steps, skip", [(12, 0), (12, 4), (12, 11), (30, 7)])
+@pytest.mark.parametrize(
+    "layout, steps, skip",
+    [("SD 1.x", 12, 0), ("SD 1.x", 12, 4), ("SD 1.x", 12, 11), ("SD 1.x", 30, 7), ("SD 2.x v", 12, 4)],
+)
 def test_every_scheduler_replays(layout, steps, skip):
     model = comfy_model(LAYOUTS[layout])
     for scheduler in schedulers():

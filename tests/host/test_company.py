@@ -1,0 +1,121 @@
+"""PnP-MIX beside what people already have in their graphs."""
+
+import pytest
+import safetensors.torch
+import torch
+
+from comfy_host import Graph, output
+from mixer_graph import NEGATIVE, POSITIVE, run_pnp_mix
+from pictures import HEIGHT, WIDTH, ellipse, latent
+from reference import relative_error
+from small_models import LAYOUTS, comfy_model, conditioning
+
+
+@pytest.fixture(scope="module")
+def model():
+    return comfy_model(LAYOUTS["SD 1.x"])
+
+
+@pytest.fixture(scope="module")
+def plain(model):
+    return run_pnp_mix(model)
+
+
+def assert_invariants(result: dict, plain: dict) -> None:
+    """Background untouched, references in the output, and the addition did something."""
+    cells = [torch.from_numpy(ellipse(k)).reshape(12, 8, 16, 8).mean((1, 3)) >= 0.5 for k in range(2)]
+    outside = ~(cells[0] | cells[1])
+    assert relative_error(result["latent"][..., outside], latent(0)[..., outside]) < 1e-6
+    for k, inside in enumerate(cells):
+        assert torch.equal(result["latent"][0][:, inside], result["references"][k][:, inside])
+    assert relative_error(result["latent"], plain["latent"]) > 1e-3
+
+
+def test_lora(model, plain):
+    import folder_paths
+
+    name = "input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+    weights = {
+        f"lora_unet_{name}.lora_down.weight": torch.randn(4, 32),
+        f"lora_unet_{name}.lora_up.weight": torch.randn(32, 4),
+    }
+    (folder,) = folder_paths.get_folder_paths("loras")[:1]
+    import os
+
+    os.makedirs(folder, exist_ok=True)
+    safetensors.torch.save_file(weights, os.path.join(folder, "small.safetensors"))
+    graph = Graph()
+    with_lora = graph.add("LoraLoaderModelOnly", model=model, lora_name="small.safetensors", strength_model=1.0)
+    assert_invariants(run_pnp_mix(graph.run(model=with_lora)["model"]), plain)
+    after = run_pnp_mix(model)
+    assert torch.equal(after["latent"], plain["latent"]), "the LoRA must be gone again"
+
+
+def small_control_net():
+    import comfy.cldm.cldm
+    import comfy.controlnet
+    import comfy.ops
+
+    torch.manual_seed(3)
+    settings = {key: value for key, value in LAYOUTS["SD 1.x"].comfy.items() if key not in ("out_channels",)}
+    settings.pop("transformer_depth_output")
+    net = comfy.cldm.cldm.ControlNet(**settings, hint_channels=3, operations=comfy.ops.disable_weight_init)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    device = torch.device("cpu")
+    return comfy.controlnet.ControlNet(net.eval().requires_grad_(False), load_device=device)
+
+
+@pytest.mark.parametrize("percents", [(0.0, 1.0), (0.0, 0.7)], ids=str)
+def test_control_net(model, plain, percents):
+    graph = Graph()
+    controlled = graph.add(
+        "ControlNetApplyAdvanced",
+        positive=POSITIVE,
+        negative=NEGATIVE,
+        control_net=small_control_net(),
+        image=torch.rand(1, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(0)),
+        strength=1.0,
+        start_percent=percents[0],
+        end_percent=percents[1],
+    )
+    conditionings = graph.run(positive=controlled, negative=output(controlled, 1))
+    assert_invariants(run_pnp_mix(model, **conditionings), plain)
+    assert_invariants(run_pnp_mix(model, cfg=4.0, **conditionings), plain)
+
+
+def test_rescale_cfg(model):
+    graph = Graph()
+    rescaled = graph.run(model=graph.add("RescaleCFG", model=model, multiplier=0.7))["model"]
+    assert_invariants(run_pnp_mix(rescaled, cfg=4.0), run_pnp_mix(model, cfg=4.0))
+
+
+def test_another_attn1_patch(model, plain):
+    seen = []
+
+    def other_pack(q, key, value, extra_options):
+        seen.append(q.shape[0])
+        # more tokens than the layer has, as reference-image packs add them
+        return q, torch.cat([key, key * 0.5], 1), torch.cat([value, value * 0.5], 1)
+
+    patched = model.clone()
+    patched.set_model_attn1_patch(other_pack)
+    assert_invariants(run_pnp_mix(patched), plain)
+    assert 6 in seen
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_combined_prompts_of_the_mixer(model, plain, cfg):
+    """Every row shares them, so they may be combined, and limited to an area or a time."""
+    graph = Graph()
+    area = graph.add(
+        "ConditioningSetArea", conditioning=conditioning(4, tokens=9), width=64, height=96, x=0, y=0, strength=0.7
+    )
+    timed = graph.add("ConditioningSetTimestepRange", conditioning=conditioning(5), start=0.6, end=1.0)
+    combined = graph.add("ConditioningCombine", conditioning_1=POSITIVE, conditioning_2=area)
+    combined = graph.add("ConditioningCombine", conditioning_1=combined, conditioning_2=timed)
+    positive = graph.run(positive=combined)["positive"]
+    assert len(positive) == 3
+    assert_invariants(run_pnp_mix(model, positive=positive, cfg=cfg), plain)
+
+

@@ -1,0 +1,123 @@
+"""What holds for every picture, mask and number of concepts (disjoint hard masks)."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pnpmix.dilution import Dilution
+from pnpmix.inversion import ddpm_invert, edit_friendly_trajectory
+from pnpmix.masks import expanded_box_mask, object_mask, share_overlaps
+from pnpmix.sampling import Rows, sample_pnp_mix
+
+RATIO, CHANNELS, STEPS = 8, 3, 4
+SIGMAS = torch.tensor([9.0, 4.0, 1.5, 0.3, 0.0])
+
+
+def toy_denoise(x, sigma, rows: Rows | None = None):
+    """A nonlinear model whose swap rows depend on the personal rows, as guided attention makes them."""
+    sigma = sigma.view(-1, 1, 1, 1)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    denoised = torch.tanh(x / (1 + sigma)) + 0.1 * x.roll(1, -1) / (1 + sigma) + 0.2 * torch.sin(mean)
+    if rows is not None and "swap" in rows.roles:
+        denoised = denoised.unflatten(0, (len(rows.roles), -1)).clone()
+        personal, swap = rows.roles.index("personal"), rows.roles.index("swap")
+        denoised[swap] = 0.5 * denoised[swap] + 0.5 * denoised[personal].mean((-1, -2), keepdim=True)
+        denoised = denoised.flatten(0, 1)
+    return denoised
+
+
+@st.composite
+def scenes(draw, min_concepts=0):
+    """Sizes in cells of 8 pixels, and disjoint rectangles that cut through cells."""
+    height, width = draw(st.integers(2, 6)), draw(st.integers(2, 6))
+    n = draw(st.integers(min_concepts, 4))
+    owner = torch.full((height * RATIO, width * RATIO), -1)
+    for k in range(n):
+        top, left = draw(st.integers(0, height * RATIO - 1)), draw(st.integers(0, width * RATIO - 1))
+        bottom, right = draw(st.integers(top, height * RATIO)), draw(st.integers(left, width * RATIO))
+        owner[top:bottom, left:right] = k
+    pixels = [(owner == k).float() for k in range(n)]  # some are empty
+    return draw(st.integers(0, 2**32)), (height, width), pixels
+
+
+@st.composite
+def options(draw):
+    return dict(
+        guided=draw(st.lists(st.booleans(), min_size=STEPS, max_size=STEPS)),
+        swap_guidance=draw(st.sampled_from([1.0, 2.0, 3.5])),
+        mix_references=draw(st.booleans()),
+        concepts_per_call=draw(st.integers(1, 4)),
+    ), draw(st.sampled_from([None, "scaled", "blended"]))
+
+
+def stack(tensors, grid):
+    return torch.stack(tensors)[:, None] if tensors else torch.zeros(0, 1, *grid)
+
+
+def run(scene, chosen, order=None):
+    seed, grid, pixels = scene
+    given_options, outside = chosen
+    generator = torch.Generator().manual_seed(seed)
+    pictures = torch.randn(len(pixels) + 2, CHANNELS, *grid, generator=generator)
+    background, inpainted, *own = pictures
+    order = list(range(len(pixels))) if order is None else order
+    inversion = ddpm_invert(toy_denoise, background, SIGMAS, seed=0, timesteps_per_call=3)
+
+    # two that cover exactly half of a cell both claim it
+    masks = share_overlaps(stack([object_mask(pixels[k], grid) for k in order], grid))
+    personal = [edit_friendly_trajectory(own[k], SIGMAS, seed=1 + k) for k in order]
+    personal = torch.stack(personal) if personal else torch.zeros(0, STEPS + 1, CHANNELS, *grid)
+    dilution = None
+    if outside is not None:
+        boxes = stack([expanded_box_mask(pixels[k], grid, expand=4) for k in order], grid)
+        dilution = Dilution(edit_friendly_trajectory(inpainted, SIGMAS, seed=0), boxes, 0.8, outside)
+    output, references = sample_pnp_mix(
+        toy_denoise, inversion, personal, masks, dilution=dilution, **given_options
+    )
+    return background, masks, output, references
+
+
+@settings(deadline=None)
+@given(scenes(), options())
+def test_outside_all_masks_the_background_is_untouched(scene, chosen):
+    background, masks, output, _ = run(scene, chosen)
+    outside = masks.sum(0)[0] == 0
+    assert torch.equal(output[:, outside], background[:, outside])
+
+
+@settings(deadline=None)
+@given(scenes(min_concepts=1), options())
+def test_inside_its_mask_each_reference_is_the_output(scene, chosen):
+    _, masks, output, references = run(scene, chosen)
+    for mask, reference in zip(masks, references, strict=True):
+        inside = mask[0] == 1
+        assert torch.equal(output[:, inside], reference[:, inside])
+
+
+@settings(deadline=None)
+@given(scenes(min_concepts=2), options(), st.randoms())
+def test_the_order_of_concepts_does_not_matter(scene, chosen, random):
+    order = list(range(len(scene[2])))
+    random.shuffle(order)
+    _, _, output, references = run(scene, chosen)
+    _, _, shuffled, shuffled_references = run(scene, chosen, order)
+    # another order may group rows differently, which rounds differently
+    torch.testing.assert_close(shuffled, output, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(shuffled_references, references[order], rtol=1e-4, atol=1e-5)
+
+
+@settings(deadline=None)
+@given(scenes(), options(), st.integers(0, 4))
+def test_without_concepts_or_with_empty_masks_nothing_changes(scene, chosen, n):
+    seed, grid, _ = scene
+    empty = [torch.zeros(grid[0] * RATIO, grid[1] * RATIO)] * n
+    background, _, output, _ = run((seed, grid, empty), chosen)
+    assert torch.equal(output, background)
+
+
+@settings(deadline=None)
+@given(scenes(min_concepts=1), options())
+def test_how_many_concepts_share_a_call_changes_rounding_only(scene, chosen):
+    given_options, outside = chosen
+    results = [run(scene, (given_options | {"concepts_per_call": size}, outside))[2] for size in (1, 4)]
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,168 @@
+"""Each idea of the paper on its own, against numbers worked out here."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+
+from pnpmix.attention import guided_appearance_attention
+from pnpmix.batching import in_groups
+from pnpmix.dilution import Dilution, background_dilution
+from pnpmix.inversion import ddpm_invert, edit_friendly_trajectory
+from pnpmix.masks import expanded_box_mask, gaussian_blur, object_mask, share_overlaps, to_image_size
+from pnpmix.mixing import mix_noise, mix_reference_noise
+from pnpmix.sampling import roles_needed
+from pnpmix.schedule import posterior_mean, swap_guidance_scale
+
+
+def test_posterior_mean_is_ddim_with_eta_1():
+    """In the variables of the papers, with abar = 1 / (1 + sigma²)."""
+    x, eps = torch.randn(2, 3, 4, dtype=torch.float64)
+    for sigma, sigma_next in ((14.6, 9.1), (2.0, 1.9), (0.03, 0.0)):
+        now, then = 1 / (1 + sigma**2), 1 / (1 + sigma_next**2)
+        vp = x * math.sqrt(now)
+        x0 = (vp - math.sqrt(1 - now) * eps) / math.sqrt(now)
+        variance = (1 - then) / (1 - now) * (1 - now / then)
+        mean = math.sqrt(then) * x0 + math.sqrt(1 - then - variance) * eps
+        ours = posterior_mean(x, eps, torch.tensor(sigma).double(), torch.tensor(sigma_next).double())
+        torch.testing.assert_close(ours, mean / math.sqrt(then), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("first, last", [(3.5, 1.75), (1.0, 1.0), (1.5, 1.0)])
+def test_swap_guidance_falls_linearly_to_half_but_not_below_1(first, last):
+    weights = [swap_guidance_scale(first, i, 5) for i in range(5)]
+    np.testing.assert_allclose(weights, np.linspace(first, last, 5))
+    assert swap_guidance_scale(first, 0, 1) == first
+
+
+def test_trajectory_has_independent_noise_and_ends_in_the_picture():
+    x0, sigmas = torch.randn(4, 32, 32), torch.tensor([8.0, 4.0, 1.0, 0.0])
+    path = edit_friendly_trajectory(x0, sigmas, seed=5)
+    noise = torch.randn((3, 4, 32, 32), generator=torch.Generator("cpu").manual_seed(5))
+    torch.testing.assert_close(path[:-1], x0 + sigmas[:-1].view(3, 1, 1, 1) * noise)
+    assert torch.equal(path[-1], x0)
+
+
+def test_inversion_reports_every_timestep_once():
+    seen, sigmas = [], torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0, 0.0])
+    ddpm_invert(lambda x, sigma: x * 0, torch.zeros(1, 2, 2), sigmas, 0, 2, lambda done, _: seen.append(done))
+    assert seen == [2, 4, 5]
+
+
+def test_swap_rows_read_their_own_concept_only():
+    """Two chunks (conditional, unconditional) × three roles × two concepts; each value names its row."""
+    roles = ("personal", "swap", "plain")
+    rows = torch.arange(12.0).view(12, 1, 1).expand(12, 5, 3)
+    key, value = guided_appearance_attention(rows, rows, alpha=0.5, roles=roles, chunks=2)
+    # chunk 0: rows 0 1 personal, 2 3 swap, 4 5 plain
+    assert key[:, 0, 0].tolist() == [0, 1, 0, 1, 4, 5, 6, 7, 6, 7, 10, 11]
+    assert value[:, 0, 0].tolist() == [0, 1, -1, 0, 4, 5, 6, 7, 5, 6, 10, 11]
+    assert rows[2, 0, 0] == 2, "the layer's own input must stay as it is"
+
+
+def test_linear_projections_make_inputs_as_good_as_keys_and_values():
+    """Eq. 3.3 is about V; the code works on the input of V's projection."""
+    personal, swap = torch.randn(2, 1, 6, 8)
+    to_v = torch.nn.Linear(8, 8, bias=False)
+    _, value = guided_appearance_attention(
+        torch.cat([personal, swap]), torch.cat([personal, swap]), 0.15, ("personal", "swap")
+    )
+    expected = to_v(personal) + 0.15 * (to_v(personal) - to_v(swap))
+    torch.testing.assert_close(to_v(value[1:]), expected)
+
+
+@pytest.mark.parametrize(
+    "guided, weight, roles",
+    [
+        (False, 3.5, ("plain",)),
+        (True, 1.0, ("personal", "swap")),
+        (True, 3.5, ("personal", "swap", "plain")),
+    ],
+)
+def test_rows_that_nothing_reads_are_not_computed(guided, weight, roles):
+    assert roles_needed(guided, weight) == roles
+
+
+def test_noise_of_each_region_comes_from_its_own_branch():
+    back, refs = torch.full((1, 1, 3), 9.0), torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 1, 3)
+    masks = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.25, 0.0]]).view(2, 1, 1, 3)
+    assert mix_noise(back, refs, masks).flatten().tolist() == [1, 0.25 * 2 + 0.75 * 9, 9]
+    assert mix_reference_noise(back, refs, masks)[0].flatten().tolist() == [1, 9, 9]
+
+
+def test_dilution_scales_or_blends_outside_the_box():
+    references, inpaint = torch.full((1, 1, 1, 2), 10.0), torch.full((1, 1, 2), 5.0)
+    box = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
+    for outside, expected in (("scaled", 4.0), ("blended", 4.0 + 0.2 * 10)):
+        result = background_dilution(references, inpaint, Dilution(inpaint, box, 0.8, outside))
+        torch.testing.assert_close(result.flatten(), torch.tensor([10.0, expected]))
+
+
+def test_a_cell_belongs_to_the_object_that_covers_half_of_it():
+    mask = torch.zeros(16, 16)
+    mask[:8, :4] = 1  # half of the first cell
+    mask[8:, :3] = 1  # less
+    assert object_mask(mask, (2, 2)).tolist() == [[1, 0], [0, 0]]
+
+
+def test_box_is_grown_and_clipped_in_pixels():
+    mask = torch.zeros(32, 32)
+    mask[10, 2] = 1
+    box = expanded_box_mask(mask, (32, 32), expand=4)
+    assert box.sum() == 9 * 7  # rows 6..14, columns 0..6
+    assert box[6:15, 0:7].all()
+    assert expanded_box_mask(torch.zeros(32, 32), (4, 4), 4).sum() == 0
+
+
+def test_feather_is_a_gaussian_of_half_the_width():
+    mask = torch.zeros(64, 64)
+    mask[20:40, 0:30] = 1
+    expected = scipy.ndimage.gaussian_filter(mask.double().numpy(), 6.0, mode="nearest")
+    np.testing.assert_allclose(gaussian_blur(mask, 6.0).numpy(), expected, atol=1e-5)
+    cells = expected.reshape(8, 8, 8, 8).mean((1, 3))
+    np.testing.assert_allclose(object_mask(mask, (8, 8), feather=12).numpy(), cells, atol=1e-5)
+
+
+def test_overlapping_masks_share_and_others_stay():
+    masks = torch.tensor([[1.0, 1.0, 0.3], [1.0, 0.0, 0.3]]).view(2, 1, 1, 3)
+    torch.testing.assert_close(share_overlaps(masks).view(2, 3), torch.tensor([[0.5, 1.0, 0.3], [0.5, 0.0, 0.3]]))
+
+
+def test_masks_of_another_size_are_resized():
+    assert to_image_size(torch.ones(5, 9), 32, 64).shape == (32, 64)
+    mask = torch.rand(32, 64)
+    assert to_image_size(mask, 32, 64) is mask
+
+
+def test_groups_that_do_not_fit_are_halved():
+    sizes = []
+
+    def call(group: slice):
+        sizes.append(group.stop - group.start)
+        if sizes[-1] > 2:
+            raise torch.cuda.OutOfMemoryError
+        return torch.arange(group.start, group.stop)
+
+    result, size = in_groups(call, 7, 7)
+    assert result.tolist() == list(range(7))
+    assert size == 1
+    assert sizes == [7, 3, *[1] * 7]
+
+    def never(group):
+        raise torch.cuda.OutOfMemoryError
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        in_groups(never, 2, 2)
+
+
+def test_the_method_does_not_know_comfyui():
+    import pathlib
+    import subprocess
+    import sys
+
+    package = pathlib.Path(sys.modules["pnpmix"].__file__).parent
+    modules = ", ".join(f"pnpmix.{path.stem}" for path in package.glob("[a-z]*.py"))
+    code = f"import sys, {modules}; assert not any(m.split('.')[0] in ('comfy', 'nodes') for m in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=package.parent, check=True)
