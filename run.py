@@ -1,3 +1,146 @@
-def find_comfyui():
-    from pathlib import Path
-    return Path.home()/"ComfyUI"
+"""Starts ComfyUI with this pack in it, or tests the pack.
+
+    python3 run.py [options of ComfyUI]      set up, then start ComfyUI
+    python3 run.py test [options of pytest]  set up, then run every test
+
+Needs Python and git alone. Finds a ComfyUI in COMFYUI_DIR, round this folder, in ~/comfy/ComfyUI or in
+~/ComfyUI; without one, the first command clones its latest release into ~/ComfyUI.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent
+RELEASES = "https://github.com/comfyanonymous/ComfyUI"
+# Tested together. ComfyUI itself takes any version, and a mixed trio does not import.
+TORCH = ["torch==2.12.1", "torchvision==0.27.1", "torchaudio==2.11.0"]
+# ComfyUI 0.3.64 counts on transformers to bring it, which version 5 no longer does
+MISSING_IN_COMFYUI = ["requests"]
+
+
+def is_comfyui(folder: Path) -> bool:
+    return (folder / "main.py").is_file() and (folder / "comfy").is_dir()
+
+
+def find_comfyui() -> Path | None:
+    """The ComfyUI to use; None where there is none.
+
+    Raises:
+        SystemExit: COMFYUI_DIR names something else.
+    """
+    if "COMFYUI_DIR" in os.environ:
+        folder = Path(os.environ["COMFYUI_DIR"]).expanduser().resolve()
+        if not is_comfyui(folder):
+            raise SystemExit(f"COMFYUI_DIR: {folder} is not a ComfyUI (no main.py beside a folder comfy).")
+        return folder
+    home = Path.home()
+    candidates = [Path(os.path.abspath(__file__)).parents[2], home / "comfy" / "ComfyUI", home / "ComfyUI"]
+    return next((folder for folder in candidates if is_comfyui(folder)), None)
+
+
+def find_hosts() -> list[Path]:
+    """The ComfyUIs to test with: the one that `find_comfyui` finds and, where there is one, a newer one."""
+    newer = Path(os.environ.get("COMFYUI_NEW_DIR", Path.home() / "ComfyUI-new")).expanduser()
+    return [folder for folder in (find_comfyui(), newer) if folder is not None and is_comfyui(folder)]
+
+
+def clone_latest_release(url: str, folder: Path) -> None:
+    tags = ["git", "ls-remote", "--tags", "--refs", "--sort=-version:refname", url, "v*"]
+    latest = (
+        subprocess.run(tags, check=True, capture_output=True, text=True).stdout.split("\n")[0].split("refs/tags/")[1]
+    )
+    print(f"Cloning ComfyUI {latest} into {folder}")
+    subprocess.run(["git", "clone", "--quiet", "--depth", "1", "--branch", latest, url, str(folder)], check=True)
+
+
+def python_in(environment: Path) -> Path:
+    return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def create_environment(environment: Path, *requirements: str | Path) -> Path:
+    """A virtual environment with the requirements (files are paths), made or brought up to date."""
+    python = python_in(environment)
+    if not python.is_file():
+        print(f"Making a Python environment in {environment}")
+        venv.create(environment, with_pip=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"], check=True)
+    wanted = [x for r in requirements for x in (("-r", str(r)) if isinstance(r, Path) else (r,))]
+    subprocess.run([python, "-m", "uv", "pip", "install", "--quiet", "--python", python, *wanted], check=True)
+    return python
+
+
+def python_of(comfyui: Path) -> Path:
+    """The Python that runs this ComfyUI, with the pack's requirements installed."""
+    own = [python_in(comfyui / name) for name in (".venv", "venv")] + [comfyui.parent / "python_embeded" / "python.exe"]
+    python = next((path for path in own if path.is_file()), None)
+    if python is None and importlib.util.find_spec("torch"):
+        python = Path(sys.executable)
+    if python is None or python == own[0]:
+        return create_environment(
+            comfyui / ".venv", *TORCH, *MISSING_IN_COMFYUI, comfyui / "requirements.txt", PACK / "requirements.txt"
+        )
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", PACK / "requirements.txt"], check=True)
+    return python
+
+
+def link_pack(comfyui: Path) -> None:
+    """Puts this folder into ComfyUI/custom_nodes, unless it lives there."""
+    place = comfyui / "custom_nodes" / "pnp-mix"
+    if PACK.parent == (comfyui / "custom_nodes").resolve() or place.resolve() == PACK:
+        return
+    if place.exists() and not place.is_symlink():
+        raise SystemExit(f"{place} is another copy of this pack. Remove it, or run the run.py in there.")
+    place.unlink(missing_ok=True)
+    if os.name == "nt":  # needs no privilege, unlike a symbolic link
+        subprocess.run(["cmd", "/c", "mklink", "/J", str(place), str(PACK)], check=True)
+    else:
+        place.symlink_to(PACK, target_is_directory=True)
+
+
+def start(options: list[str]) -> int:
+    comfyui = find_comfyui()
+    if comfyui is None:
+        comfyui = Path.home() / "ComfyUI"
+        clone_latest_release(RELEASES, comfyui)
+    python = python_of(comfyui)
+    link_pack(comfyui)
+    has_gpu = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available()))"
+    if subprocess.run([python, "-c", has_gpu]).returncode != 0 and "--cpu" not in options:
+        options = ["--cpu", *options]
+    print(f"Starting ComfyUI in {comfyui}; stop it with Ctrl+C")
+    return subprocess.run([python, "main.py", *options], cwd=comfyui).returncode
+
+
+def test(options: list[str]) -> int:
+    hosts = find_hosts()
+    failed = False
+    for host in hosts or [None]:
+        needs = [host / "requirements.txt", *MISSING_IN_COMFYUI] if host else []
+        environment = PACK / ".venv" / (host.name if host else "no-host")
+        python = create_environment(environment, *TORCH, *needs, PACK / "requirements-dev.txt")
+        if host in (None, hosts[0] if hosts else None):
+            failed |= subprocess.run([python, "-m", "ruff", "check", PACK]).returncode != 0
+            failed |= subprocess.run([python, "-m", "ruff", "format", "--check", PACK]).returncode != 0
+        print(f"\nTesting with {host or 'no ComfyUI'}", flush=True)
+        # small tensors: one process a core is faster than one process with all cores
+        variables = os.environ | {"OMP_NUM_THREADS": "1"} | ({"COMFYUI_DIR": str(host)} if host else {})
+        tests = [python, "-m", "pytest", PACK / "tests", "-n", "auto", "--dist", "loadgroup", *options]
+        failed |= subprocess.run(tests, cwd=PACK, env=variables).returncode != 0
+    if not hosts:
+        print("\nNO COMFYUI WAS FOUND: THE TESTS THAT NEED IT WERE SKIPPED, AND THOSE ARE THE ONES THAT MATTER.")
+        print("Set COMFYUI_DIR, or start ComfyUI once with python3 run.py, and run this again.")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    try:
+        sys.exit(test(arguments[1:]) if arguments[:1] == ["test"] else start(arguments))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"This step failed: {' '.join(map(str, error.cmd))}")

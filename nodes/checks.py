@@ -49,12 +49,17 @@ def check_latent(node: str, name: str, latent: dict) -> Tensor:
     """The one latent (1, C, H, W) float32 of a LATENT."""
     samples = latent["samples"]
     if samples.ndim != 4:
-        raise BadInput(node, name, f"it has shape {tuple(samples.shape)}.", "Encode an image with the checkpoint's VAE.")
+        raise BadInput(
+            node, name, f"it has shape {tuple(samples.shape)}.", "Encode an image with the checkpoint's VAE."
+        )
     if samples.shape[0] != 1:
         raise BadInput(node, name, f"it is a batch of {samples.shape[0]}.", "Pick one with Latent From Batch.")
     if not torch.isfinite(samples).all():
         raise BadInput(
-            node, name, "it contains NaN or infinity.", "Encode the image again, with a VAE that works in this precision."
+            node,
+            name,
+            "it contains NaN or infinity.",
+            "Encode the image again, with a VAE that works in this precision.",
         )
     return samples.float().cpu()
 

@@ -15,7 +15,7 @@ class PnPMixConcept(io.ComfyNode):
             node_id="PnPMixConcept",
             display_name="Concept",
             category=CATEGORY,
-            description="Your own dog, cup or face, and the object of the background that takes its look. Chain one for each.",
+            description="Your own dog, cup or face, and the object of the background that takes its look.",
             inputs=[
                 io.Latent.Input("latent", tooltip="Your picture, VAE-encoded, in the size of the background."),
                 io.Mask.Input("mask", tooltip="The object of the background that takes this look."),
@@ -35,7 +35,9 @@ class PnPMixConcept(io.ComfyNode):
                 ),
                 io.String.Input("name", default="", tooltip="A name for messages, such as dog."),
             ],
-            outputs=[ConceptsType.Output(display_name="concepts", tooltip="For the next Concept or the Mask Noise Mixer.")],
+            outputs=[
+                ConceptsType.Output(display_name="concepts", tooltip="For the next Concept or the Mask Noise Mixer.")
+            ],
         )
 
     @classmethod

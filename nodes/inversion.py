@@ -25,9 +25,11 @@ class PnPMixDDPMInvert(io.ComfyNode):
             node_id="PnPMixDDPMInvert",
             display_name="DDPM Invert",
             category=CATEGORY,
-            description="Finds the noise that leads the model back to this very picture (Edit-Friendly DDPM inversion).",
+            description="Finds the noise that leads the model back to this picture (Edit-Friendly DDPM inversion).",
             inputs=[
-                io.Model.Input("model", tooltip="SD 1.x, SD 2.x or SDXL checkpoint. Use the same one in the Mask Noise Mixer."),
+                io.Model.Input(
+                    "model", tooltip="SD 1.x, SD 2.x or SDXL checkpoint. Use the same one in the Mask Noise Mixer."
+                ),
                 io.Conditioning.Input("positive", tooltip="Prompt that describes the background."),
                 io.Conditioning.Input("negative", tooltip="Negative prompt; it has no effect at cfg 1."),
                 io.Latent.Input("latent", tooltip="The background, VAE-encoded. One picture."),
@@ -43,8 +45,8 @@ class PnPMixDDPMInvert(io.ComfyNode):
                     default=32,
                     min=0,
                     max=999,
-                    tooltip="How many of the noisiest steps to leave out. Higher: closer to the background's shapes, faster; "
-                    "lower: more freedom for the concepts.",
+                    tooltip="How many of the noisiest steps to leave out. Higher: closer to the background's "
+                    "shapes, and faster; lower: more freedom for the concepts.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -70,7 +72,9 @@ class PnPMixDDPMInvert(io.ComfyNode):
                     tooltip="How the steps are spread over the noise levels.",
                 ),
             ],
-            outputs=[InversionType.Output(display_name="inversion", tooltip="For the Mask Noise Mixer or Save Inversion.")],
+            outputs=[
+                InversionType.Output(display_name="inversion", tooltip="For the Mask Noise Mixer or Save Inversion.")
+            ],
         )
 
     @classmethod
@@ -87,7 +91,9 @@ class PnPMixDDPMInvert(io.ComfyNode):
         guider = RowGuider(model, positive, negative, cfg)
         sampler = InvertSampler(seed, max_rows=1 if acts_by_time(model, [positive, negative]) else MAX_ROWS)
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
-        noise = torch.zeros((min(4, len(sigmas) - 1), *samples.shape[1:]))  # only its shape counts, as an estimate of memory
+        noise = torch.zeros(
+            (min(4, len(sigmas) - 1), *samples.shape[1:])
+        )  # only its shape counts, as an estimate of memory
         guider.sample(noise, samples, sampler, sigmas, callback=callback, seed=seed)
 
         settings = {"steps": steps, "skip_steps": skip_steps, "cfg": cfg, "scheduler": scheduler}
@@ -127,7 +133,7 @@ class PnPMixSaveInversion(io.ComfyNode):
             node_id="PnPMixSaveInversion",
             display_name="Save Inversion",
             category=CATEGORY,
-            description="Keeps an inversion in the inversions folder of ComfyUI's output, so that it is computed only once.",
+            description="Keeps an inversion in the folder inversions of ComfyUI's output for later runs.",
             inputs=[
                 InversionType.Input("inversion", tooltip="Made by DDPM Invert."),
                 io.String.Input(
@@ -182,20 +188,25 @@ class PnPMixLoadInversion(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, file):
-        if file not in saved_inversions():
-            return f"Load Inversion, input 'file': '{file}' is not in {inversions_directory()}. Save an inversion, then press R."
-        return True
+        # a linked value is not known yet; then `execute` is the first to see it
+        return True if file is None or file in saved_inversions() else str(not_saved(file))
 
     @classmethod
     @override
     def fingerprint_inputs(cls, file):
-        path = os.path.join(inversions_directory(), file)
-        return os.path.getmtime(path) if os.path.isfile(path) else None
+        return os.path.getmtime(os.path.join(inversions_directory(), file)) if file in saved_inversions() else None
 
     @classmethod
     @override
     def execute(cls, file) -> io.NodeOutput:
+        if file not in saved_inversions():
+            raise not_saved(file)
         return io.NodeOutput(read_inversion(os.path.join(inversions_directory(), file)))
+
+
+def not_saved(file: str) -> BadInput:
+    fault = f"'{file}' is not in {inversions_directory()}."
+    return BadInput("Load Inversion", "file", fault, "Save an inversion, then press R.")
 
 
 def read_inversion(path: str) -> InvertedLatent:
@@ -204,16 +215,16 @@ def read_inversion(path: str) -> InvertedLatent:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 no dict
     except safetensors.SafetensorError as error:
         raise BadInput("Load Inversion", "file", f"{name} is damaged or cut short ({error}).", remedy) from error
 
-    if metadata.pop("format", None) != FORMAT or set(tensors) != {"sigmas", "trajectory", "eps"}:
+    seed, family = metadata.pop("seed", ""), metadata.pop("family", None)
+    is_inversion = metadata.pop("format", None) == FORMAT and family is not None and seed.isdecimal()
+    if not is_inversion or set(tensors) != {"sigmas", "trajectory", "eps"}:
         raise BadInput("Load Inversion", "file", f"{name} is not an inversion.", remedy)
-    steps = len(tensors["eps"])
-    consistent = tensors["sigmas"].shape == (steps + 1,) and (
-        tensors["trajectory"].shape == (steps + 1, *tensors["eps"].shape[1:]) and tensors["eps"].ndim == 4
-    )
-    if not consistent or not all(torch.isfinite(x).all() for x in tensors.values()):
+    sigmas, trajectory, eps = (tensors[key].float() for key in ("sigmas", "trajectory", "eps"))
+    fits = eps.ndim == 4 and sigmas.shape == (len(eps) + 1,) and trajectory.shape == (len(eps) + 1, *eps.shape[1:])
+    if not fits or not all(torch.isfinite(x).all() for x in (sigmas, trajectory, eps)):
         raise BadInput("Load Inversion", "file", f"{name} holds shapes or values that do not fit together.", remedy)
-    return InvertedLatent(Inversion(**tensors, seed=int(metadata.pop("seed"))), metadata.pop("family"), metadata)
+    return InvertedLatent(Inversion(sigmas, trajectory, eps, int(seed)), family, metadata)

@@ -47,7 +47,7 @@ class PnPMixSampler(io.ComfyNode):
                     max=30.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="How strongly the concept's look is pursued at the first step; it falls to half of this, at "
+                    tooltip="How strongly the concept's look is pursued at the first step; falls to half of this, at "
                     "least 1. 1 takes two thirds of the time; too high: garish colours.",
                 ),
                 io.Boolean.Input(
@@ -110,7 +110,9 @@ def check_inpainted(inpainted: InpaintedBackground | None, inversion: InvertedLa
     shape = tuple(inversion.inversion.eps.shape[1:])
     if inpainted is not None and tuple(inpainted.latent.shape[1:]) != shape:
         fault = f"its shape {tuple(inpainted.latent.shape[1:])} is not that of the inversion, {shape}."
-        raise BadInput("Background Dilution++", "latent", fault, "Encode the inpainted background in the background's size.")
+        raise BadInput(
+            "Background Dilution++", "latent", fault, "Encode the inpainted background in the background's size."
+        )
 
 
 def check_concept(concept: Concept, positive: list, model, inversion: InvertedLatent) -> None:
@@ -129,9 +131,7 @@ def check_concept(concept: Concept, positive: list, model, inversion: InvertedLa
         raise BadInput(node, "positive", fault, "Wire a plain prompt, or the one that the Mask Noise Mixer uses.")
 
 
-def regions(
-    concepts: list[Concept], grid: tuple[int, int], model, feather: int, expand: int
-) -> tuple[Tensor, Tensor]:
+def regions(concepts: list[Concept], grid: tuple[int, int], model, feather: int, expand: int) -> tuple[Tensor, Tensor]:
     """Weights M_k and boxes M_E, each (n, 1, *grid)."""
     ratio = getattr(model.model.latent_format, "spacial_downscale_ratio", 8)  # older hosts: always 8
     masks, boxes = [], []

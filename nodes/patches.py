@@ -24,7 +24,7 @@ class PnPMixAppearance(io.ComfyNode):
                     max=2.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="How much the concept's look is exaggerated. 0: taken over as it is; too high: garish colours.",
+                    tooltip="How much the concept's look is exaggerated. 0: taken over as it is; high: garish colours.",
                 ),
                 io.Combo.Input(
                     "layers",
@@ -39,7 +39,7 @@ class PnPMixAppearance(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Point of the whole schedule at which guidance starts. Later: more of the object's own shape.",
+                    tooltip="Where in the whole schedule guidance starts. Later: more of the object's own shape.",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -48,7 +48,7 @@ class PnPMixAppearance(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Point of the whole schedule at which guidance ends. Earlier: faster, less of the concept's detail.",
+                    tooltip="Where in the whole schedule guidance ends. Earlier: faster, less detail of the concept.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For the Mask Noise Mixer.")],
@@ -86,14 +86,14 @@ class PnPMixDilution(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Weight of the emptied background round the objects. Higher: less leaks; lower: more context.",
+                    tooltip="Weight of the emptied background round the objects. Higher: fewer leaks, less context.",
                 ),
                 io.Int.Input(
                     "expand",
                     default=16,
                     min=0,
                     max=4096,
-                    tooltip="Grows the rectangle round each object, in image pixels. Higher: more of its surroundings stay.",
+                    tooltip="Grows the rectangle round each object, in image pixels. Higher: more surroundings stay.",
                 ),
                 io.Combo.Input(
                     "outside",

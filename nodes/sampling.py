@@ -69,7 +69,9 @@ class InvertSampler(comfy.samplers.Sampler):
         self.seed, self.max_rows = seed, max_rows
         self.inversion: Inversion | None = None
 
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False):
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
+    ):
         inversion = ddpm_invert(
             partial(model_wrap, **extra_args),
             latent_image[0],
@@ -100,7 +102,9 @@ class MixSampler(comfy.samplers.Sampler):
         self.inversion, self.concepts, self.masks, self.boxes = inversion, concepts, masks, boxes
         self.swap_guidance, self.mix_references = swap_guidance, mix_references
 
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False):
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
+    ):
         model, device, steps = model_wrap.inner_model, sigmas.device, len(sigmas) - 1
         inversion = Inversion(*(x.to(device) for x in self.inversion[:3]), self.inversion.seed)
 

@@ -22,10 +22,10 @@ def boot(base_directory: Path) -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
+    import server
     import utils.extra_config  # noqa: F401 before `nodes` puts comfy/, which has a utils.py, on the path
 
     import nodes
-    import server
 
     server.PromptServer(asyncio.new_event_loop())
     asyncio.run(nodes.init_builtin_extra_nodes())

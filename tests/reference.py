@@ -136,7 +136,10 @@ class PnPMix:
     def guided_eps(self, x, i, cfg, prompt=None, personal=None, personal_prompt=None):
         """Classifier-free guidance; with `personal`, each pass reads that of the personal latent."""
         predictions = []
-        for ours, theirs in ((prompt or self.positive, personal_prompt or self.positive), (self.negative, self.negative)):
+        for ours, theirs in (
+            (prompt or self.positive, personal_prompt or self.positive),
+            (self.negative, self.negative),
+        ):
             if personal is not None:
                 self.eps(personal, i, theirs, mode="note")
             predictions.append(self.eps(x, i, ours, mode="off" if personal is None else "guide"))

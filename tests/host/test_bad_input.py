@@ -141,9 +141,7 @@ def transformer_model():
 
 def inpainting_model():
     layout = LAYOUTS["SD 1.x"]
-    return comfy_model(
-        Layout("SD15", "EPS", layout.diffusers | {"in_channels": 9}, layout.comfy | {"in_channels": 9})
-    )
+    return comfy_model(Layout("SD15", "EPS", layout.diffusers | {"in_channels": 9}, layout.comfy | {"in_channels": 9}))
 
 
 @pytest.mark.parametrize(

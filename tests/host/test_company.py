@@ -117,5 +117,3 @@ def test_combined_prompts_of_the_mixer(model, plain, cfg):
     positive = graph.run(positive=combined)["positive"]
     assert len(positive) == 3
     assert_invariants(run_pnp_mix(model, positive=positive, cfg=cfg), plain)
-
-

@@ -71,9 +71,7 @@ def run(scene, chosen, order=None):
     if outside is not None:
         boxes = stack([expanded_box_mask(pixels[k], grid, expand=4) for k in order], grid)
         dilution = Dilution(edit_friendly_trajectory(inpainted, SIGMAS, seed=0), boxes, 0.8, outside)
-    output, references = sample_pnp_mix(
-        toy_denoise, inversion, personal, masks, dilution=dilution, **given_options
-    )
+    output, references = sample_pnp_mix(toy_denoise, inversion, personal, masks, dilution=dilution, **given_options)
     return background, masks, output, references
 
 
