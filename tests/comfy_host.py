@@ -1,6 +1,7 @@
 """The real ComfyUI inside the test process: its loader, validation and executor run the pack's graphs."""
 
 import asyncio
+import importlib
 import itertools
 import os
 import runpy
@@ -22,10 +23,10 @@ def boot(base_directory: Path) -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    import server
-    import utils.extra_config  # noqa: F401 before `nodes` puts comfy/, which has a utils.py, on the path
-
+    # before `nodes`, which puts the folder comfy/ with its utils.py on the path
+    importlib.import_module("utils.extra_config")
     import nodes
+    import server
 
     server.PromptServer(asyncio.new_event_loop())
     asyncio.run(nodes.init_builtin_extra_nodes())
@@ -104,6 +105,7 @@ class Graph:
         """
         import execution
         import server
+        from comfy.cli_args import args
 
         prompt = dict(self.prompt)
         for key, link in outputs.items():
@@ -112,7 +114,8 @@ class Graph:
         if not valid:
             raise GraphError(f"{error} {node_errors}")
         executor = execution.PromptExecutor(server.PromptServer.instance, execution.CacheType.CLASSIC)
-        executor.execute(prompt, "test", {}, targets)
+        executor.cache_args = {"ram": 0, "ram_inactive": 0}  # newer hosts read it whatever the type of cache
+        executor.execute(prompt, "test", {"preview_method": args.preview_method.value}, targets)
         if not executor.success:
             raise GraphError(executor.status_messages[-1][1].get("exception_message", executor.status_messages[-1]))
         return dict(Capture.values)

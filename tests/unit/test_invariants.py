@@ -3,7 +3,6 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from pnpmix.dilution import Dilution
 from pnpmix.inversion import ddpm_invert, edit_friendly_trajectory
 from pnpmix.masks import expanded_box_mask, object_mask, share_overlaps

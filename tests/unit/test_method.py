@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
-
 from pnpmix.attention import guided_appearance_attention
 from pnpmix.batching import in_groups
 from pnpmix.dilution import Dilution, background_dilution
