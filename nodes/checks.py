@@ -2,16 +2,8 @@
 
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.model_base import ModelType
+from comfy.model_sampling import EPS
 from torch import Tensor
-
-SUPPORTED = {
-    ModelType.EPS,
-    ModelType.V_PREDICTION,
-    ModelType.V_PREDICTION_EDM,
-    ModelType.V_PREDICTION_CONTINUOUS,
-    ModelType.EDM,
-}
 
 
 class BadInput(ValueError):
@@ -21,9 +13,9 @@ class BadInput(ValueError):
 
 def check_model(node: str, model) -> None:
     """Refuses every MODEL that is not a UNet denoising its own latent from eps, v or EDM predictions."""
-    base = model.model
-    is_unet = isinstance(base.diffusion_model, UNetModel) and base.model_type in SUPPORTED
-    if not is_unet:
+    base, sampling = model.model, model.get_model_object("model_sampling")
+    # in ComfyUI the samplings with x = x0 + sigma * eps are subclasses of EPS
+    if not isinstance(base.diffusion_model, UNetModel) or not isinstance(sampling, EPS):
         raise BadInput(
             node,
             "model",

@@ -11,3 +11,12 @@ spec = importlib.util.spec_from_file_location(
 )
 sys.modules["pnpmix"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["pnpmix"])
+
+
+def pytest_terminal_summary(terminalreporter):
+    from comfy_host import COMFYUI
+
+    if COMFYUI is None:
+        terminalreporter.section("NO COMFYUI WAS FOUND", red=True)
+        terminalreporter.line("The tests that need it, which are the ones that matter, were SKIPPED.")
+        terminalreporter.line("Set COMFYUI_DIR, or start ComfyUI once with python3 run.py, and run them again.")

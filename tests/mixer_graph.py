@@ -29,10 +29,10 @@ def concept(graph: Graph, k: int, before=None, **inputs) -> list:
     return graph.add("PnPMixConcept", **(defaults | inputs))
 
 
-def chain(graph: Graph, count: int) -> list:
+def chain(graph: Graph, count: int, **inputs) -> list:
     link = None
     for k in range(count):
-        link = concept(graph, k, link)
+        link = concept(graph, k, link, **inputs)
     return link
 
 
@@ -53,11 +53,11 @@ def mixer(graph: Graph, model, inversion, concepts, **inputs) -> list:
     return graph.add("PnPMixSampler", model=model, inversion=inversion, concepts=concepts, **(defaults | inputs))
 
 
-def run_pnp_mix(model, concepts: int = 2, positive=POSITIVE, **inputs) -> dict:
+def run_pnp_mix(model, concepts: int = 2, positive=POSITIVE, own_positive=None, **inputs) -> dict:
     """The whole graph with both patches; `inputs` go to the mixer. Returns the samples of both outputs."""
     graph = Graph()
     inversion = invert(graph, model, positive=positive)
     patched = dilution(graph, appearance(graph, model))
-    mixed = mixer(graph, patched, inversion, chain(graph, concepts), positive=positive, **inputs)
+    mixed = mixer(graph, patched, inversion, chain(graph, concepts, positive=own_positive), positive=positive, **inputs)
     results = graph.run(latent=mixed, references=output(mixed, 1))
     return {name: result["samples"] for name, result in results.items()}

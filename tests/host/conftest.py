@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from comfy_host import COMFYUI, boot
+from comfy_host import COMFYUI, Capture, Given, boot
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -15,3 +15,4 @@ def comfyui(tmp_path_factory):
     boot(tmp_path_factory.mktemp("comfyui"))
     yield
     os.chdir(where)
+    Given.values, Capture.values = {}, {}

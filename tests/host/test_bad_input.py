@@ -159,12 +159,18 @@ def test_models_that_cannot_do_it(make, words):
         ("Background Dilution++", lambda graph, model: dilution(graph, model)),
     ):
         graph = Graph()
-        refused(graph, add(graph, make()), node, "'model'", *words)
+        refused(graph, add(graph, make()), f"{node}, input 'model'", *words)
 
 
 def test_mixer_refuses_such_models_too(model):
     graph = Graph()
     refused(graph, mixer(graph, flow_model(), invert(graph, model), chain(graph, 1)), "Mask Noise Mixer", "'model'")
+
+
+def test_a_checkpoint_patched_to_flow_matching(model):
+    graph = Graph()
+    patched = graph.add("ModelSamplingSD3", model=model, shift=3.0)
+    refused(graph, invert(graph, patched), "DDPM Invert", "'model'", "flow-matching")
 
 
 def test_percents_reversed(model):

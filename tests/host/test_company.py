@@ -106,7 +106,7 @@ def test_another_attn1_patch(model, plain):
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 def test_combined_prompts_of_the_mixer(model, plain, cfg):
-    """Every row shares them, so they may be combined, and limited to an area or a time."""
+    """They may be combined, and limited to an area or a time, also beside a concept's own plain one."""
     graph = Graph()
     area = graph.add(
         "ConditioningSetArea", conditioning=conditioning(4, tokens=9), width=64, height=96, x=0, y=0, strength=0.7
@@ -116,4 +116,7 @@ def test_combined_prompts_of_the_mixer(model, plain, cfg):
     combined = graph.add("ConditioningCombine", conditioning_1=combined, conditioning_2=timed)
     positive = graph.run(positive=combined)["positive"]
     assert len(positive) == 3
-    assert_invariants(run_pnp_mix(model, positive=positive, cfg=cfg), plain)
+    shared = run_pnp_mix(model, positive=positive, cfg=cfg)
+    assert_invariants(shared, plain)
+    own = run_pnp_mix(model, positive=positive, cfg=cfg, own_positive=conditioning(6, tokens=14))
+    assert_invariants(own, shared)

@@ -71,9 +71,24 @@ def assert_same(result: torch.Tensor, expected: torch.Tensor) -> None:
         assert relative_error(ours, theirs) < 2e-4
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_models():
+    """Before Python takes ComfyUI apart, which makes models that are still alive complain."""
+    yield
+    small_model.cache_clear()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_default_settings(layout):
     assert_same(graph_result(layout, small_model(layout)[0]), expected_by_default(layout))
+
+
+def test_sdxl_with_a_prompt_of_its_own():
+    """Its pooled prompt and picture size travel with each row."""
+    model, unet = small_model("SDXL")
+    settings = dict(cfg=4.0, own_prompt=True)
+    expected = reference_result("SDXL", unet, model.model.latent_format.scale_factor, **settings)
+    assert_same(graph_result("SDXL", model, **settings), expected)
 
 
 @pytest.mark.parametrize("layout", ["SD 1.x", "SD 2.x eps", "SD 2.x v"])
