@@ -9,6 +9,7 @@ Needs Python and git alone. Finds a ComfyUI in COMFYUI_DIR, round this folder, i
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -49,12 +50,28 @@ def find_hosts() -> list[Path]:
 
 
 def clone_latest_release(url: str, folder: Path) -> None:
-    tags = ["git", "ls-remote", "--tags", "--refs", "--sort=-version:refname", url, "v*"]
-    latest = (
-        subprocess.run(tags, check=True, capture_output=True, text=True).stdout.split("\n")[0].split("refs/tags/")[1]
+    listing = ["git", "ls-remote", "--tags", "--refs", "--sort=-version:refname", url, "v*"]
+    tags = subprocess.run(listing, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    if not tags:
+        raise SystemExit(f"No release was found at {url}.")
+    latest = tags[0].split("refs/tags/")[1]
+    print(f"Cloning ComfyUI {latest} into {folder}", flush=True)
+    subprocess.run(
+        [
+            "git",
+            "-c",
+            "advice.detachedHead=false",
+            "clone",
+            "--quiet",
+            "--depth",
+            "1",
+            "--branch",
+            latest,
+            url,
+            str(folder),
+        ],
+        check=True,
     )
-    print(f"Cloning ComfyUI {latest} into {folder}")
-    subprocess.run(["git", "clone", "--quiet", "--depth", "1", "--branch", latest, url, str(folder)], check=True)
 
 
 def python_in(environment: Path) -> Path:
@@ -63,26 +80,32 @@ def python_in(environment: Path) -> Path:
 
 def create_environment(environment: Path, *requirements: str | Path) -> Path:
     """A virtual environment with the requirements (files are paths), made or brought up to date."""
-    python = python_in(environment)
-    if not python.is_file():
-        print(f"Making a Python environment in {environment}")
-        venv.create(environment, with_pip=True)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"], check=True)
+    python, is_new = python_in(environment), not environment.exists()
     wanted = [x for r in requirements for x in (("-r", str(r)) if isinstance(r, Path) else (r,))]
-    subprocess.run([python, "-m", "uv", "pip", "install", "--quiet", "--python", python, *wanted], check=True)
+    try:
+        if not python.is_file():
+            print(f"Making a Python environment in {environment}; this downloads several GB the first time", flush=True)
+            venv.create(environment, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"], check=True)
+        subprocess.run([python, "-m", "uv", "pip", "install", "--quiet", "--python", python, *wanted], check=True)
+    except BaseException:  # half an environment would pass for a whole one at the next start
+        if is_new:
+            shutil.rmtree(environment, ignore_errors=True)
+        raise
     return python
 
 
 def python_of(comfyui: Path) -> Path:
-    """The Python that runs this ComfyUI, with the pack's requirements installed."""
+    """The Python that runs this ComfyUI, with the pack's requirements added to what it has."""
     own = [python_in(comfyui / name) for name in (".venv", "venv")] + [comfyui.parent / "python_embeded" / "python.exe"]
     python = next((path for path in own if path.is_file()), None)
     if python is None and importlib.util.find_spec("torch"):
         python = Path(sys.executable)
-    if python is None or python == own[0]:
-        return create_environment(
-            comfyui / ".venv", *TORCH, *MISSING_IN_COMFYUI, comfyui / "requirements.txt", PACK / "requirements.txt"
-        )
+    if python is None:
+        needs = [*TORCH, *MISSING_IN_COMFYUI, comfyui / "requirements.txt", PACK / "requirements.txt"]
+        return create_environment(comfyui / ".venv", *needs)
+    if subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode != 0:
+        subprocess.run([python, "-m", "ensurepip"], check=True)  # environments made by uv have no pip
     subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", PACK / "requirements.txt"], check=True)
     return python
 
