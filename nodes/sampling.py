@@ -14,7 +14,7 @@ from ..pnpmix.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
 from ..pnpmix.sampling import Rows, sample_pnp_mix
 from .types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground
 
-# Larger batches than this are no faster; smaller ones let progress, preview and Cancel through.
+# Timesteps of an inversion in one call, at most: between calls progress, preview and Cancel get their turn.
 MAX_ROWS = 16
 ROWS_PER_CONCEPT = 3
 ROWS = "pnpmix_rows"  # in transformer_options, for the length of one call

@@ -1,5 +1,7 @@
 """PnP-MIX beside what people already have in their graphs."""
 
+from pathlib import Path
+
 import pytest
 import safetensors.torch
 import torch
@@ -34,21 +36,18 @@ def assert_invariants(result: dict, plain: dict) -> None:
 def test_lora(model, plain):
     import folder_paths
 
-    name = "input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+    name, generator = "input_blocks_1_1_transformer_blocks_0_attn1_to_q", torch.Generator().manual_seed(0)
     weights = {
-        f"lora_unet_{name}.lora_down.weight": torch.randn(4, 32),
-        f"lora_unet_{name}.lora_up.weight": torch.randn(32, 4),
+        f"lora_unet_{name}.lora_down.weight": torch.randn(4, 32, generator=generator),
+        f"lora_unet_{name}.lora_up.weight": torch.randn(32, 4, generator=generator),
     }
-    (folder,) = folder_paths.get_folder_paths("loras")[:1]
-    import os
-
-    os.makedirs(folder, exist_ok=True)
-    safetensors.torch.save_file(weights, os.path.join(folder, "small.safetensors"))
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(exist_ok=True)
+    safetensors.torch.save_file(weights, folder / "small.safetensors")
     graph = Graph()
     with_lora = graph.add("LoraLoaderModelOnly", model=model, lora_name="small.safetensors", strength_model=1.0)
     assert_invariants(run_pnp_mix(graph.run(model=with_lora)["model"]), plain)
-    after = run_pnp_mix(model)
-    assert torch.equal(after["latent"], plain["latent"]), "the LoRA must be gone again"
+    assert torch.equal(run_pnp_mix(model)["latent"], plain["latent"]), "the LoRA must be gone again"
 
 
 def small_control_net():
@@ -57,8 +56,8 @@ def small_control_net():
     import comfy.ops
 
     torch.manual_seed(3)
-    settings = {key: value for key, value in LAYOUTS["SD 1.x"].comfy.items() if key not in ("out_channels",)}
-    settings.pop("transformer_depth_output")
+    only_in_unet = ("out_channels", "transformer_depth_output")
+    settings = {key: value for key, value in LAYOUTS["SD 1.x"].comfy.items() if key not in only_in_unet}
     net = comfy.cldm.cldm.ControlNet(**settings, hint_channels=3, operations=comfy.ops.disable_weight_init)
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.05)

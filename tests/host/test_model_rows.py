@@ -1,10 +1,10 @@
 """How much work the UNet gets: the rows that are needed, in as few calls as memory allows."""
 
 import pytest
+import torch
 
 from comfy_host import Graph
 from mixer_graph import SKIP, STEPS, appearance, chain, dilution, invert, mixer
-from pictures import latent
 from reference import relative_error
 from small_models import LAYOUTS, comfy_model
 
@@ -74,8 +74,6 @@ def test_concepts_that_do_not_fit_together_take_turns(calls, model, monkeypatch)
 
 
 def test_running_out_of_memory_splits_the_batch(calls, model):
-    import torch
-
     def refuse(_, args):
         if args[0].shape[0] > 4:
             raise torch.cuda.OutOfMemoryError
@@ -94,5 +92,5 @@ def test_running_out_of_memory_splits_the_batch(calls, model):
 
 def result(model):
     graph = Graph()
-    patched = dilution(graph, appearance(graph, model), latent={"samples": latent(5)})
+    patched = dilution(graph, appearance(graph, model))
     return graph.run(latent=mixer(graph, patched, invert(graph, model), chain(graph, 3)))["latent"]["samples"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from comfy_host import Graph
+from comfy_host import Graph, GraphError
 from mixer_graph import NEGATIVE, POSITIVE, appearance, dilution, run_pnp_mix
 from pictures import latent
 from small_models import LAYOUTS, comfy_model
@@ -60,9 +60,8 @@ def test_the_last_appearance_node_wins(model):
 
 @pytest.mark.parametrize("stop_at", [1, 3])
 def test_cancel_stops_within_one_model_call(model, stop_at):
+    """The first call is the inversion's, the third one of the mixer's."""
     import comfy.model_management
-
-    from comfy_host import GraphError
 
     before, calls = plain_ksampler(model), []
 

@@ -125,47 +125,73 @@ def picture(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB")).astype(np.float32) / 255
 
 
-def test_two_concepts_from_photos_to_picture(server):
-    pictures = save_pictures(server.base / "input")
-    prompt = to_api(read("pnp_mix_two_concepts"))
+def small_two_concept_graph() -> tuple[dict, dict]:
+    """The shipped workflow as the editor would send it, at 128 × 128 with 3 steps; its nodes' ids by class."""
+    prompt, ids = to_api(read("pnp_mix_two_concepts")), {}
     settings = {
         "CheckpointLoaderSimple": {"ckpt_name": "random.safetensors"},
         "ImageScale": {"width": SIZE, "height": SIZE},
         "PnPMixDDPMInvert": {"steps": 4, "skip_steps": 1},
     }
-    found = {}
     for node_id, node in prompt.items():
         node["inputs"] |= settings.get(node["class_type"], {})
-        found.setdefault(node["class_type"], []).append([node_id, 0])
-    (mixed,), (background,) = found["PnPMixSampler"], [prompt[found["PnPMixDDPMInvert"][0][0]]["inputs"]["latent"]]
-    (save,), photo = found["SaveImage"], prompt[background[0]]["inputs"]["pixels"]
-    # beside what the graph saves: both latents, and the photo as the VAE gets it
+        ids.setdefault(node["class_type"], node_id)
+    return prompt, ids
+
+
+def save_image(link: list, prefix: str) -> dict:
+    return {"class_type": "SaveImage", "inputs": {"images": link, "filename_prefix": prefix}}
+
+
+def save_latent(link: list, prefix: str) -> dict:
+    return {"class_type": "SaveLatent", "inputs": {"samples": link, "filename_prefix": prefix}}
+
+
+def test_two_concepts_from_photos_to_picture(server):
+    pictures = save_pictures(server.base / "input")
+    prompt, ids = small_two_concept_graph()
+    background = prompt[ids["PnPMixDDPMInvert"]]["inputs"]["latent"]
     prompt |= {
-        "mixed": {"class_type": "SaveLatent", "inputs": {"samples": mixed, "filename_prefix": "mixed"}},
-        "background": {"class_type": "SaveLatent", "inputs": {"samples": background, "filename_prefix": "background"}},
-        "photo": {"class_type": "SaveImage", "inputs": {"images": photo, "filename_prefix": "photo"}},
+        "mixed": save_latent([ids["PnPMixSampler"], 0], "mixed"),
+        "background": save_latent(background, "background"),
+        "photo": save_image(prompt[background[0]]["inputs"]["pixels"], "photo"),
     }
     outputs = server.run(prompt)
 
     # the latent, which the method answers for: exact outside both masks, another inside
-    latents = [
-        safetensors.torch.load_file(saved(server, outputs, name, "latents"))["latent_tensor"]
-        for name in ("mixed", "background")
-    ]
+    mixed, background_latent = (
+        safetensors.torch.load_file(saved(server, outputs, node, "latents"))["latent_tensor"]
+        for node in ("mixed", "background")
+    )
     objects = pictures["background_dog_mask.png"] | pictures["background_cat_mask.png"]
-    cells = torch.from_numpy(objects.reshape(SIZE // 8, 32, SIZE // 8, 32).any((1, 3)))
-    outside, inside = ~cells, torch.from_numpy(objects.reshape(SIZE // 8, 32, SIZE // 8, 32).all((1, 3)))
+    cells = objects.reshape(SIZE // 8, 32, SIZE // 8, 32)
+    outside, inside = torch.from_numpy(~cells.any((1, 3))), torch.from_numpy(cells.all((1, 3)))
     assert outside.sum() > 100 and inside.sum() > 20
-    assert relative_error(latents[0][..., outside], latents[1][..., outside]) < 1e-5
-    assert relative_error(latents[0][..., inside], latents[1][..., inside]) > 0.05
+    assert relative_error(mixed[..., outside], background_latent[..., outside]) < 1e-5
+    assert relative_error(mixed[..., inside], background_latent[..., inside]) > 0.05
 
     # the picture: the photo's own pixels outside the masks (grown by 6 pixels and feathered by 4)
-    pixels = {
-        name: picture(saved(server, outputs, node, "images"))
-        for name, node in (("finished", save[0]), ("photo", "photo"))
-    }
-    assert pixels["finished"].shape == (SIZE, SIZE, 3)
+    finished = picture(saved(server, outputs, ids["SaveImage"], "images"))
+    photo = picture(saved(server, outputs, "photo", "images"))
+    assert finished.shape == (SIZE, SIZE, 3)
     away = ~skimage.morphology.dilation(objects, np.ones((97, 97)))[2::4, 2::4]
     assert away.sum() > 1000
-    assert np.array_equal(pixels["finished"][away], pixels["photo"][away])
-    assert np.abs(pixels["finished"] - pixels["photo"])[~away].mean() > 0.05
+    assert np.array_equal(finished[away], photo[away])
+    assert np.abs(finished - photo)[~away].mean() > 0.05
+
+    # with both patches bypassed and the inversion's own guidance every branch predicts what the background does:
+    # the picture is the photo through the VAE, inside the masks too
+    prompt, ids = small_two_concept_graph()
+    prompt[ids["PnPMixSampler"]]["inputs"] |= {"model": [ids["CheckpointLoaderSimple"], 0], "cfg": 3.5}
+    prompt |= {
+        "decode": {
+            "class_type": "VAEDecode",
+            "inputs": {"samples": background, "vae": [ids["CheckpointLoaderSimple"], 2]},
+        },
+        "round trip": save_image(["decode", 0], "round trip"),
+        "unchanged": save_image([ids["VAEDecode"], 0], "unchanged"),
+    }
+    outputs = server.run(prompt)
+    unchanged, round_trip = (picture(saved(server, outputs, node, "images")) for node in ("unchanged", "round trip"))
+    assert round_trip.std() > 0.05
+    assert np.abs(unchanged - round_trip).max() <= 2 / 255
