@@ -1,10 +1,11 @@
 """One of the person's own concepts, and where it goes."""
 
 import torch
+from comfy_api.latest import io
 from typing_extensions import override
 
 from .checks import BadInput, check_latent
-from .types import CATEGORY, Concept, ConceptsType, io
+from .types import CATEGORY, Concept, ConceptsType
 
 
 class PnPMixConcept(io.ComfyNode):

@@ -9,12 +9,13 @@ import latent_preview
 import safetensors
 import safetensors.torch
 import torch
+from comfy_api.latest import io
 from typing_extensions import override
 
 from ..pnpmix.inversion import Inversion
 from .checks import BadInput, check_channels, check_conditioning, check_latent, check_model, model_family
 from .sampling import MAX_ROWS, InvertSampler, RowGuider, acts_by_time
-from .types import CATEGORY, InversionType, InvertedLatent, io
+from .types import CATEGORY, InversionType, InvertedLatent
 
 
 class PnPMixDDPMInvert(io.ComfyNode):

@@ -3,13 +3,14 @@
 import comfy.model_management
 import latent_preview
 import torch
+from comfy_api.latest import io
 from torch import Tensor
 from typing_extensions import override
 
 from ..pnpmix.masks import expanded_box_mask, object_mask, share_overlaps, to_image_size
 from .checks import BadInput, check_channels, check_conditioning, check_model, model_family
 from .sampling import ROWS_PER_CONCEPT, MixSampler, RowGuider, is_timed
-from .types import CATEGORY, DILUTION, Concept, ConceptsType, InpaintedBackground, InversionType, InvertedLatent, io
+from .types import CATEGORY, DILUTION, Concept, ConceptsType, InpaintedBackground, InversionType, InvertedLatent
 
 NODE = "Mask Noise Mixer"
 

@@ -1,9 +1,10 @@
 """What the mixer adds to a MODEL's attention and to its references. Bypass one for the paper's ablation."""
 
+from comfy_api.latest import io
 from typing_extensions import override
 
 from .checks import BadInput, check_channels, check_latent, check_model
-from .types import APPEARANCE, CATEGORY, DILUTION, Appearance, InpaintedBackground, io
+from .types import APPEARANCE, CATEGORY, DILUTION, Appearance, InpaintedBackground
 
 
 class PnPMixAppearance(io.ComfyNode):

@@ -2,12 +2,11 @@
 
 from typing import NamedTuple
 
-import comfy_api.latest
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..pnpmix.inversion import Inversion
 
-io = comfy_api.latest.io
 CATEGORY = "PnP-MIX"
 
 InversionType = io.Custom("PNPMIX_INVERSION")
