@@ -92,9 +92,7 @@ class PnPMixDDPMInvert(io.ComfyNode):
         guider = RowGuider(model, positive, negative, cfg)
         sampler = InvertSampler(seed, max_rows=1 if acts_by_time(model, [positive, negative]) else MAX_ROWS)
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
-        noise = torch.zeros(
-            (min(4, len(sigmas) - 1), *samples.shape[1:])
-        )  # only its shape counts, as an estimate of memory
+        noise = torch.zeros((min(4, len(sigmas) - 1), *samples.shape[1:]))  # ComfyUI frees memory for this shape
         guider.sample(noise, samples, sampler, sigmas, callback=callback, seed=seed)
 
         settings = {"steps": steps, "skip_steps": skip_steps, "cfg": cfg, "scheduler": scheduler}
@@ -152,7 +150,9 @@ class PnPMixSaveInversion(io.ComfyNode):
         base = inversions_directory()
         try:
             folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, base)
-        except Exception as error:
+        except OSError:
+            raise
+        except Exception as error:  # ComfyUI raises nothing more specific
             raise BadInput(
                 "Save Inversion", "filename_prefix", f"'{filename_prefix}' is outside {base}.", "Use a plain name."
             ) from error

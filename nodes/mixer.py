@@ -91,7 +91,7 @@ class PnPMixSampler(io.ComfyNode):
         sampler = MixSampler(inversion.inversion, concepts, masks, boxes, swap_guidance, mix_reference_noise)
         sigmas = inversion.inversion.sigmas
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
-        noise = torch.zeros((ROWS_PER_CONCEPT, *latent_shape))  # only its shape counts, as an estimate of memory
+        noise = torch.zeros((ROWS_PER_CONCEPT, *latent_shape))  # ComfyUI frees memory for this shape
         result = guider.sample(
             noise, torch.zeros_like(noise[:1]), sampler, sigmas, callback=callback, seed=inversion.inversion.seed
         )
