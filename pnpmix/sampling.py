@@ -45,8 +45,11 @@ def predict_noise(
     x = torch.cat([latents[role][group] for role in roles])
     eps = to_eps(x, denoise(x, sigma.expand(len(x)), Rows(roles, group)), sigma)
     eps = dict(zip(roles, eps.chunk(len(roles)), strict=True))
-    swap, plain = eps.get("swap", eps.get("plain")), eps.get("plain", eps.get("swap"))
-    return plain + weight * (swap - plain)
+    if "swap" not in eps:
+        return eps["plain"]
+    if "plain" not in eps:
+        return eps["swap"]
+    return eps["plain"] + weight * (eps["swap"] - eps["plain"])
 
 
 def sample_pnp_mix(
