@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.ndimage
 import torch
-import torch.nn.functional as F
 
 
 def alphas_cumprod() -> torch.Tensor:
@@ -234,7 +233,3 @@ class PnPMix:
 def relative_error(x: torch.Tensor, y: torch.Tensor) -> float:
     """Relative L2."""
     return float(torch.linalg.vector_norm(x - y) / torch.linalg.vector_norm(y))
-
-
-def resize(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    return F.interpolate(torch.tensor(mask)[None, None], (height, width), mode="bilinear")[0, 0].numpy()

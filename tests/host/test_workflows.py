@@ -101,6 +101,13 @@ def test_all_nodes_of_the_pack_are_in_the_contract():
     assert {name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("PnPMix")} == set(CONTRACT)
 
 
+def test_there_is_a_workflow_for_each_number_of_concepts_and_for_sdxl():
+    names = {path.stem for path in WORKFLOWS}
+    assert {f"pnp_mix_{number}" for number in ("one_concept", "two_concepts", "three_concepts")} <= names
+    assert "pnp_mix_two_concepts_sdxl" in names
+    assert all(path.with_suffix(".jpg").is_file() for path in WORKFLOWS), "the template browser shows a picture"
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflow_is_valid_in_this_comfyui(path):
     """ComfyUI's own validation, with a file in place of each that the note asks for."""
