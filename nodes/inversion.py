@@ -189,25 +189,31 @@ class PnPMixLoadInversion(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, file):
-        # a linked value is not known yet; then `execute` is the first to see it
-        return True if file is None or file in saved_inversions() else str(not_saved(file))
+        if file is None:  # a linked value is not known yet; then `execute` is the first to see it
+            return True
+        try:
+            saved_inversion(file)
+        except BadInput as error:
+            return str(error)
+        return True
 
     @classmethod
     @override
     def fingerprint_inputs(cls, file):
-        return os.path.getmtime(os.path.join(inversions_directory(), file)) if file in saved_inversions() else None
+        return os.path.getmtime(saved_inversion(file)) if file in saved_inversions() else None
 
     @classmethod
     @override
     def execute(cls, file) -> io.NodeOutput:
-        if file not in saved_inversions():
-            raise not_saved(file)
-        return io.NodeOutput(read_inversion(os.path.join(inversions_directory(), file)))
+        return io.NodeOutput(read_inversion(saved_inversion(file)))
 
 
-def not_saved(file: str) -> BadInput:
-    fault = f"'{file}' is not in {inversions_directory()}."
-    return BadInput("Load Inversion", "file", fault, "Save an inversion, then press R.")
+def saved_inversion(file: str) -> str:
+    """The path of a file of the list; no other file is ever opened."""
+    if file not in saved_inversions():
+        fault = f"'{file}' is not in {inversions_directory()}."
+        raise BadInput("Load Inversion", "file", fault, "Save an inversion, then press R.")
+    return os.path.join(inversions_directory(), file)
 
 
 def read_inversion(path: str) -> InvertedLatent:

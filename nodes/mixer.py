@@ -82,7 +82,9 @@ class PnPMixSampler(io.ComfyNode):
         for name, conditioning in (("positive", positive), ("negative", negative)):
             check_conditioning(NODE, name, conditioning)
         inpainted: InpaintedBackground | None = model.model_options.get(DILUTION)
-        check_inpainted(inpainted, inversion)
+        if inpainted is not None:
+            remedy = "Encode the inpainted background in the background's size."
+            check_shape("Background Dilution++", inpainted.latent, inversion, remedy)
 
         latent_shape = inversion.inversion.eps.shape[1:]
         masks, boxes = regions(concepts, latent_shape[1:], model, feather, inpainted.expand if inpainted else 0)
@@ -107,21 +109,16 @@ def check_inversion(model, inversion: InvertedLatent) -> None:
     check_channels(NODE, "inversion", inversion.inversion.eps, model)
 
 
-def check_inpainted(inpainted: InpaintedBackground | None, inversion: InvertedLatent) -> None:
-    shape = tuple(inversion.inversion.eps.shape[1:])
-    if inpainted is not None and tuple(inpainted.latent.shape[1:]) != shape:
-        fault = f"its shape {tuple(inpainted.latent.shape[1:])} is not that of the inversion, {shape}."
-        raise BadInput(
-            "Background Dilution++", "latent", fault, "Encode the inpainted background in the background's size."
-        )
+def check_shape(node: str, latent: Tensor, inversion: InvertedLatent, remedy: str) -> None:
+    shape, expected = tuple(latent.shape[1:]), tuple(inversion.inversion.eps.shape[1:])
+    if shape != expected:
+        raise BadInput(node, "latent", f"its shape {shape} is not that of the inversion, {expected}.", remedy)
 
 
 def check_concept(concept: Concept, positive: list, model, inversion: InvertedLatent) -> None:
-    node, shape = f"Concept '{concept.name}'", tuple(inversion.inversion.eps.shape[1:])
+    node = f"Concept '{concept.name}'"
     check_channels(node, "latent", concept.latent, model)
-    if tuple(concept.latent.shape[1:]) != shape:
-        fault = f"its shape {tuple(concept.latent.shape[1:])} is not that of the inversion, {shape}."
-        raise BadInput(node, "latent", fault, "Scale the picture to the background's size before encoding it.")
+    check_shape(node, concept.latent, inversion, "Scale the picture to the background's size before encoding it.")
     if concept.positive is None or concept.positive is positive:
         return
     check_conditioning(node, "positive", concept.positive)

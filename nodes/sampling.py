@@ -41,17 +41,14 @@ class RowGuider(comfy.samplers.CFGGuider):
 
     def with_own_prompts(self, entry: dict, rows: Rows) -> dict:
         """The mixer's conditioning for every row but the personal ones that have their own."""
-        own = [self.conds[str(k)][0] if str(k) in self.conds else entry for k in concept_indices(rows)]
+        indices = range(rows.concepts.start, rows.concepts.stop)
+        own = [self.conds[str(k)][0] if str(k) in self.conds else entry for k in indices]
         sources = [own[k] if role == "personal" else entry for role in rows.roles for k in range(len(own))]
         stacked = {}
         for name, cond in entry["model_conds"].items():
             per_row = [source["model_conds"].get(name, cond) for source in sources]
             stacked[name] = cond._copy_with(per_row[0].concat(per_row[1:]))
         return {**entry, "model_conds": stacked}
-
-
-def concept_indices(rows: Rows) -> range:
-    return range(rows.concepts.start, rows.concepts.stop)
 
 
 def rows_that_fit(guider: RowGuider, shape: torch.Size) -> int:

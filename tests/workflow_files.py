@@ -4,7 +4,8 @@ import json
 
 from comfy_host import PACK
 
-WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
+FOLDER = PACK / "workflows"
+WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))
 CONTROLS = {"fixed", "increment", "decrement", "randomize"}  # of the widget that the editor adds behind a seed
 
 
@@ -34,4 +35,4 @@ def to_api(workflow: dict) -> dict:
 
 
 def read(name: str) -> dict:
-    return json.loads((PACK / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))

@@ -1,14 +1,13 @@
 """Shared graphs load: every workflow fits the nodes, and the nodes are those of the contract."""
 
 import asyncio
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from workflow_files import WORKFLOWS, to_api, widget_values
+from workflow_files import FOLDER, WORKFLOWS, read, to_api, widget_values
 
 # Node → input → (type, default). Saved graphs depend on it: only ever add to the end.
 CONTRACT = {
@@ -102,19 +101,18 @@ def test_all_nodes_of_the_pack_are_in_the_contract():
 
 
 def test_there_is_a_workflow_for_each_number_of_concepts_and_for_sdxl():
-    names = {path.stem for path in WORKFLOWS}
-    assert {f"pnp_mix_{number}" for number in ("one_concept", "two_concepts", "three_concepts")} <= names
-    assert "pnp_mix_two_concepts_sdxl" in names
-    assert all(path.with_suffix(".jpg").is_file() for path in WORKFLOWS), "the template browser shows a picture"
+    assert {f"pnp_mix_{number}" for number in ("one_concept", "two_concepts", "three_concepts")} <= set(WORKFLOWS)
+    assert "pnp_mix_two_concepts_sdxl" in WORKFLOWS
+    assert all((FOLDER / f"{name}.jpg").is_file() for name in WORKFLOWS), "the template browser shows a picture"
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_workflow_is_valid_in_this_comfyui(path):
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflow_is_valid_in_this_comfyui(name):
     """ComfyUI's own validation, with a file in place of each that the note asks for."""
     import execution
     import folder_paths
 
-    workflow = json.loads(path.read_text(encoding="utf-8"))
+    workflow = read(name)
     for node in workflow["nodes"]:
         values = widget_values(node) if node["type"] != "MarkdownNote" else {}
         if "image" in values:
@@ -130,21 +128,21 @@ def test_workflow_is_valid_in_this_comfyui(path):
     assert len(outputs) == 1
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_workflow_keeps_to_the_contract(path):
-    workflow = json.loads(path.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflow_keeps_to_the_contract(name):
+    workflow = read(name)
     ours = [node for node in workflow["nodes"] if node["type"].startswith("PnPMix")]
     assert {"PnPMixDDPMInvert", "PnPMixConcept", "PnPMixSampler"} <= {node["type"] for node in ours}
     for node in ours:
         assert [i["name"] for i in node["inputs"]] == list(CONTRACT[node["type"]])
-        for name, value in widget_values(node).items():
-            if name not in ("name", "seed"):
-                assert value == CONTRACT[node["type"]][name][1], "shipped graphs start from the defaults"
+        for key, value in widget_values(node).items():
+            if key not in ("name", "seed"):
+                assert value == CONTRACT[node["type"]][key][1], "shipped graphs start from the defaults"
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_workflow_tells_which_file_goes_where_and_ends_with_the_original_pixels(path):
-    workflow = json.loads(path.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflow_tells_which_file_goes_where_and_ends_with_the_original_pixels(name):
+    workflow = read(name)
     by_type = {}
     for node in workflow["nodes"]:
         by_type.setdefault(node["type"], []).append(node)
