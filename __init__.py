@@ -4,9 +4,18 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from .nodes.concept import PnPMixConcept
+from .nodes.grounded_mask import PnPMixGroundedMask
+from .nodes.grounding_models import BERT, PnPMixGroundingDinoLoader, PnPMixSamLoader
+from .nodes.inpaint import PnPMixInpaintBackground, PnPMixInpaintModelLoader
 from .nodes.inversion import PnPMixDDPMInvert, PnPMixLoadInversion, PnPMixSaveInversion
+from .nodes.loading import MODEL_FILES, register_folder
 from .nodes.mixer import PnPMixSampler
 from .nodes.patches import PnPMixAppearance, PnPMixDilution
+from .nodes.picker import PnPMixBackgroundPicker
+
+for folder in ("grounding-dino", "sams", "inpaint"):
+    register_folder(folder, MODEL_FILES)
+register_folder(BERT, set())
 
 
 class PnPMixExtension(ComfyExtension):
@@ -20,6 +29,12 @@ class PnPMixExtension(ComfyExtension):
             PnPMixAppearance,
             PnPMixDilution,
             PnPMixSampler,
+            PnPMixGroundingDinoLoader,
+            PnPMixSamLoader,
+            PnPMixGroundedMask,
+            PnPMixInpaintModelLoader,
+            PnPMixInpaintBackground,
+            PnPMixBackgroundPicker,
         ]
 
 

@@ -6,7 +6,7 @@ from comfy.model_sampling import EPS
 from torch import Tensor
 
 
-class BadInput(ValueError):
+class BadInput(Exception):
     def __init__(self, node: str, name: str, fault: str, remedy: str):
         super().__init__(f"{node}, input '{name}': {fault} {remedy}")
 
@@ -71,3 +71,9 @@ def check_conditioning(node: str, name: str, conditioning: list) -> None:
     for cross_attn, _ in conditioning:
         if cross_attn is not None and cross_attn.shape[0] != 1:
             raise BadInput(node, name, f"it is a batch of {cross_attn.shape[0]} prompts.", "Wire one prompt.")
+
+
+def check_image(node: str, name: str, image: Tensor) -> None:
+    """Refuses what no model here can look at; an alpha channel is fine."""
+    if image.shape[-1] not in (3, 4):
+        raise BadInput(node, name, f"it has {image.shape[-1]} channels.", "Wire a colour picture.")

@@ -11,6 +11,9 @@ CATEGORY = "PnP-MIX"
 
 InversionType = io.Custom("PNPMIX_INVERSION")
 ConceptsType = io.Custom("PNPMIX_CONCEPTS")
+DetectorType = io.Custom("PNPMIX_DETECTOR")  # ModelPatcher of a pnpmix.grounding.GroundingDino
+SegmenterType = io.Custom("PNPMIX_SEGMENTER")  # grounding_models.Segmenter
+InpaintModelType = io.Custom("INPAINT_MODEL")  # spandrel's descriptor, as in comfyui-inpaint-nodes
 
 
 class InvertedLatent(NamedTuple):

@@ -29,6 +29,13 @@ def gaussian_blur(mask: Tensor, sigma: float) -> Tensor:
     return blurred[0, 0].clamp(0, 1)
 
 
+def grow(mask: Tensor, pixels: int) -> Tensor:
+    """(n, H, W) masks grown by `pixels` on each side."""
+    size = 2 * pixels + 1
+    mask = F.max_pool2d(mask[:, None], (1, size), stride=1, padding=(0, pixels))
+    return F.max_pool2d(mask, (size, 1), stride=1, padding=(pixels, 0))[:, 0]
+
+
 def object_mask(mask: Tensor, grid: tuple[int, int], feather: float = 0) -> Tensor:
     """M_k: image-size mask (H, W) → weights on the latent grid.
 

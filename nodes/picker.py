@@ -1,0 +1,35 @@
+"""Background Picker: one of several candidate backgrounds."""
+
+from comfy_api.latest import io
+from typing_extensions import override
+
+from .checks import BadInput
+from .types import CATEGORY
+
+
+class PnPMixBackgroundPicker(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PnPMixBackgroundPicker",
+            display_name="Background Picker",
+            category=CATEGORY,
+            description="Passes on the candidate that you choose. Only what follows it runs again when you change it.",
+            inputs=[
+                io.Image.Input("images", tooltip="The candidates, as a batch."),
+                io.Int.Input("index", default=0, min=0, max=4095, tooltip="Which candidate; 0 is the first."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The chosen background."),
+                io.Int.Output(display_name="index", tooltip="Its place in the batch."),
+            ],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, images, index) -> io.NodeOutput:
+        if not 0 <= index < len(images):
+            fault = f"{index} is not in the batch of {len(images)}."
+            raise BadInput("Background Picker", "index", fault, f"Choose from 0 to {len(images) - 1}.")
+        return io.NodeOutput(images[index : index + 1], index)

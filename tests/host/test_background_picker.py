@@ -1,0 +1,27 @@
+"""Background Picker passes on the candidate of the index."""
+
+import pytest
+import torch
+
+from comfy_host import Graph, GraphError, output
+
+
+def pick(images: torch.Tensor, index: int) -> dict:
+    graph = Graph()
+    link = graph.add("PnPMixBackgroundPicker", images=images, index=index)
+    return graph.run(image=link, index=output(link, 1))
+
+
+def test_the_chosen_one_and_its_place():
+    images = torch.rand(3, 8, 8, 3)
+    for index in range(3):
+        picked = pick(images, index)
+        assert torch.equal(picked["image"], images[index : index + 1])
+        assert picked["index"] == index
+
+
+def test_index_out_of_range_names_the_size_of_the_batch():
+    with pytest.raises(GraphError) as error:
+        pick(torch.rand(3, 8, 8, 3), 3)
+    for word in ("Background Picker, input 'index'", "3 is not in the batch of 3", "from 0 to 2"):
+        assert word in str(error.value), str(error.value)

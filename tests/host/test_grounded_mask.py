@@ -1,0 +1,183 @@
+"""Grounded Mask in a graph: words in, masks out, each picture encoded once, nothing silent."""
+
+import gc
+import sys
+
+import pytest
+import skimage
+import torch
+from pnpmix.masks import gaussian_blur
+
+from comfy_host import Graph, GraphError, output
+from detection_models import ToldDetector, read_bert_folder, small_sam, write_bert_folder
+
+LEFT, RIGHT = (0.05, 0.2, 0.45, 0.9), (0.5, 0.1, 0.95, 0.8)
+DOG_AND_CAT = [({"dog": 0.7}, RIGHT), ({"cat": 0.6}, LEFT), ({"dog": 0.4}, LEFT)]
+
+
+def pack_module(node: str):
+    import nodes
+
+    return sys.modules[nodes.NODE_CLASS_MAPPINGS[node].__module__]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return read_bert_folder(write_bert_folder(tmp_path_factory.mktemp("bert")))[1]
+
+
+@pytest.fixture
+def detector_of(tokenizer):
+    """A detector that sees what it is told: a list of boxes for each picture."""
+    from comfy.model_patcher import ModelPatcher
+
+    cpu = torch.device("cpu")
+    return lambda *seen: ModelPatcher(ToldDetector(tokenizer, list(seen)), load_device=cpu, offload_device=cpu)
+
+
+@pytest.fixture
+def segmenter():
+    """SAM's real decoder behind a small image encoder that counts its calls."""
+    segmenter = pack_module("PnPMixSamLoader").Segmenter(small_sam())
+    segmenter.encoded = 0
+
+    def count(*_):
+        segmenter.encoded += 1
+
+    segmenter.sam.image_encoder.register_forward_pre_hook(count)
+    return segmenter
+
+
+def photo(count: int = 1) -> torch.Tensor:
+    """Real photos of one size, as a batch."""
+    photos = [skimage.data.coffee()[:300, :300], skimage.data.chelsea()[:, :300], skimage.data.rocket()[:300, :300]]
+    return torch.stack([torch.from_numpy(x).float() / 255 for x in photos[:count]])
+
+
+def grounded_mask(graph: Graph, image, detector, segmenter, prompt: str, **changes) -> list:
+    settings = dict(box_threshold=0.3, text_threshold=0.25, pick="best", expand=0, feather=0) | changes
+    return graph.add(
+        "PnPMixGroundedMask", image=image, detector=detector, segmenter=segmenter, prompt=prompt, **settings
+    )
+
+
+def run(*inputs, **changes) -> dict[str, torch.Tensor]:
+    graph = Graph()
+    link = grounded_mask(graph, *inputs, **changes)
+    return graph.run(mask=link, background=output(link, 1), preview=output(link, 2))
+
+
+def test_best_gives_the_mask_of_the_highest_score(detector_of, segmenter):
+    result = run(photo(), detector_of(DOG_AND_CAT), segmenter, "dog . cat")
+    alone = run(photo(), detector_of(DOG_AND_CAT[:1]), segmenter, "dog")
+    assert result["mask"].shape == (1, 300, 300)
+    assert result["mask"].dtype == torch.float32
+    assert set(result["mask"].unique().tolist()) == {0, 1}
+    assert torch.equal(result["mask"], alone["mask"])
+    assert torch.equal(result["background"], 1 - result["mask"])
+
+
+def test_all_joins_what_each_gives_from_left_to_right(detector_of, segmenter):
+    seen = DOG_AND_CAT[:2]
+    each = run(photo(), detector_of(seen), segmenter, "dog . cat", pick="each")["mask"]
+    joined = run(photo(), detector_of(seen), segmenter, "dog . cat", pick="all")["mask"]
+    cat, dog = (run(photo(), detector_of([x]), segmenter, "dog . cat")["mask"] for x in (seen[1], seen[0]))
+    assert torch.equal(each, torch.cat([cat, dog]))
+    assert torch.equal(joined, each.amax(0, keepdim=True))
+    assert not torch.equal(cat, dog)
+
+
+def test_preview_shows_box_words_score_and_mask(detector_of, segmenter):
+    image = photo()
+    result = run(image, detector_of(DOG_AND_CAT), segmenter, "dog")
+    preview, mask = result["preview"], result["mask"][0] > 0
+    assert preview.shape == image.shape
+    assert preview.min() >= 0 and preview.max() <= 1
+    changed = (preview - image).abs().amax(-1)[0] > 0.02
+    assert changed[mask].float().mean() > 0.9
+    assert changed[60:230, 150].all(), "the left edge of the box"
+    away = ~mask.clone()
+    away[:245, 140:290] = False  # box and label
+    assert not changed[away].any()
+
+
+def test_batch_of_pictures_gives_batch_of_masks(detector_of, segmenter):
+    images, seen = photo(3), ([({"dog": 0.9}, LEFT)], [({"dog": 0.8}, RIGHT)], [({"dog": 0.7}, LEFT)])
+    result = run(images, detector_of(*seen), segmenter, "dog")
+    assert result["mask"].shape == (3, 300, 300)
+    assert result["preview"].shape == images.shape
+    for k, boxes in enumerate(seen):
+        alone = run(images[k : k + 1], detector_of(boxes), segmenter, "dog")
+        assert torch.equal(result["mask"][k], alone["mask"][0])
+
+
+def test_one_picture_is_encoded_once_for_all_nodes_that_look_at_it(detector_of, segmenter):
+    graph = Graph()
+    image = graph.given(photo(2))
+    links = [grounded_mask(graph, image, detector_of(DOG_AND_CAT), segmenter, word) for word in ("dog", "cat", "dog .")]
+    graph.run(**{f"mask {k}": link for k, link in enumerate(links)})
+    assert segmenter.encoded == 2, "two pictures in the batch"
+    run(photo(), detector_of(DOG_AND_CAT), segmenter, "dog")
+    assert segmenter.encoded == 3, "another picture"
+
+
+def test_embeddings_go_when_their_picture_goes(detector_of, segmenter):
+    run(photo(), detector_of(DOG_AND_CAT), segmenter, "dog")
+    assert len(segmenter.embeddings) == 1
+    Graph()  # forgets what was given and captured
+    gc.collect()
+    assert len(segmenter.embeddings) == 0
+
+
+def test_expand_and_feather(detector_of, segmenter):
+    plain, grown, soft = (
+        run(photo(), detector_of(DOG_AND_CAT), segmenter, "dog", **changes)["mask"]
+        for changes in ({}, {"expand": 5}, {"feather": 6})
+    )
+    shifted = torch.nn.functional.pad(plain, (0, 5))[..., 5:]
+    assert (grown >= plain).all() and (grown >= shifted).all() and grown.sum() > plain.sum()
+    assert torch.equal(soft[0], gaussian_blur(plain[0], 3))
+    assert ((soft > 0.05) & (soft < 0.95)).any()
+
+
+def test_alpha_channel_is_ignored(detector_of, segmenter):
+    rgba = torch.cat([photo(), torch.zeros(1, 300, 300, 1)], -1)
+    with_alpha = run(rgba, detector_of(DOG_AND_CAT), segmenter, "dog")
+    assert torch.equal(with_alpha["mask"], run(photo(), detector_of(DOG_AND_CAT), segmenter, "dog")["mask"])
+    assert with_alpha["preview"].shape == (1, 300, 300, 3)
+
+
+def refused(*inputs, words: tuple[str, ...], **changes) -> None:
+    with pytest.raises(GraphError) as error:
+        run(*inputs, **changes)
+    for word in ("Grounded Mask", *words):
+        assert word in str(error.value), str(error.value)
+
+
+def test_nothing_found_says_how_close_it_was(detector_of, segmenter):
+    weak = [({"dog": 0.21}, LEFT)]
+    words = ("'prompt'", "'dog' (best score 0.21)", "box_threshold is 0.3", "text_threshold 0.25", "Lower")
+    for pick in ("best", "all", "each"):
+        refused(photo(), detector_of(weak), segmenter, "dog", pick=pick, words=words)
+    assert segmenter.encoded == 0
+    refused(photo(2), detector_of(DOG_AND_CAT, weak), segmenter, "dog", words=("in picture 2 of 2", "0.21"))
+
+
+def test_one_of_several_phrases_is_missing(detector_of, segmenter):
+    seen = detector_of(DOG_AND_CAT[:1])
+    for pick in ("all", "each"):
+        refused(photo(), seen, segmenter, "dog . red cup", pick=pick, words=("'red cup' (best score 0.00)",))
+    assert run(photo(), seen, segmenter, "dog . red cup", pick="best")["mask"].any(), "any phrase will do"
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", " . .. "])
+def test_prompt_without_words(detector_of, segmenter, prompt):
+    refused(photo(), detector_of(DOG_AND_CAT), segmenter, prompt, words=("'prompt'", "no words", "such as: dog"))
+
+
+def test_prompt_that_is_too_long(detector_of, segmenter):
+    refused(photo(), detector_of(DOG_AND_CAT), segmenter, "dog . " * 200, words=("'prompt'", "402 tokens", "256"))
+
+
+def test_grey_picture(detector_of, segmenter):
+    refused(photo()[..., :1], detector_of(DOG_AND_CAT), segmenter, "dog", words=("'image'", "1 channels"))

@@ -1,0 +1,177 @@
+"""Inpaint Background in a graph: objects go, everything else comes back bit by bit, odd masks are told of."""
+
+import logging
+
+import pytest
+import skimage
+import spandrel
+import torch
+from pnpmix.masks import grow
+from spandrel.architectures.LaMa import LaMa
+
+from comfy_host import Graph, GraphError
+
+
+def photo(name: str = "coffee") -> torch.Tensor:
+    return torch.from_numpy(getattr(skimage.data, name)())[None].float() / 255
+
+
+def disc(size: tuple[int, int], row: int, column: int, radius: int) -> torch.Tensor:
+    y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    return (((y - row) ** 2 + (x - column) ** 2) < radius**2).float()[None]
+
+
+def run(image, mask, inpaint_model=None, **settings) -> torch.Tensor:
+    graph = Graph()
+    settings = dict(expand=8, feather=4) | settings
+    return graph.run(
+        image=graph.add("PnPMixInpaintBackground", image=image, mask=mask, inpaint_model=inpaint_model, **settings)
+    )["image"]
+
+
+@pytest.fixture(scope="module")
+def lama(comfyui):
+    """What Load Inpaint Model gives, with random weights."""
+    torch.manual_seed(0)
+    return spandrel.ModelLoader().load_from_state_dict(LaMa(in_nc=4, out_nc=3).state_dict()).eval()
+
+
+@pytest.fixture
+def messages(monkeypatch, caplog):
+    """What the node shows in the editor and in the log."""
+    import server
+
+    shown = []
+    monkeypatch.setattr(
+        server.PromptServer.instance, "send_progress_text", lambda text, node_id, sid=None: shown.append(text)
+    )
+    caplog.set_level(logging.WARNING)
+    return lambda: shown[-1] + "".join(x.getMessage() for x in caplog.records)
+
+
+@pytest.mark.parametrize("method", ["built in", "model"])
+@pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea"])
+def test_outside_the_grown_mask_nothing_changes(lama, name, method):
+    image = photo(name)
+    mask = disc(image.shape[1:3], 150, 130, 40)
+    result = run(image, mask, lama if method == "model" else None)
+    outside = grow(mask, 8)[0] == 0
+    assert torch.equal(result[:, outside], image[:, outside])
+    assert (result[:, mask[0] > 0] - image[:, mask[0] > 0]).abs().mean() > 0.02
+    assert result.min() >= 0 and result.max() <= 1
+
+
+def test_without_growing_only_the_mask_changes(lama):
+    image = photo()
+    mask = disc(image.shape[1:3], 150, 130, 40)
+    changed = (run(image, mask, expand=0, feather=0) != image).any(-1)[0]
+    assert (changed <= (mask[0] > 0)).all()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (37, 51), (8, 200), (203, 97)])
+def test_model_takes_any_size(lama, size):
+    """Padded for the model, and the padding is gone again."""
+    image, mask = torch.rand(1, *size, 3), torch.zeros(1, *size)
+    mask[0, 3:5, 3:5] = 1
+    result = run(image, mask, lama, expand=1, feather=0)
+    assert result.shape == image.shape
+    assert torch.equal(result[:, 6:], image[:, 6:])
+
+
+def test_model_sees_what_spandrel_would_show_it(lama):
+    """One crop that is the whole picture: the node's fill is the descriptor's output."""
+    image = torch.rand(1, 96, 96, 3)
+    mask = disc((96, 96), 48, 48, 20)
+    with torch.inference_mode():
+        expected = lama(image.movedim(-1, 1), mask[None]).movedim(1, -1)
+    result = run(image, mask, lama, expand=0, feather=0)
+    assert torch.allclose(result, expected, atol=1e-5)
+
+
+def test_several_masks_are_joined():
+    image = photo()
+    size = image.shape[1:3]
+    masks = torch.cat([disc(size, 100, 100, 20), disc(size, 250, 400, 30)])
+    assert torch.equal(run(image, masks), run(image, masks.amax(0, keepdim=True)))
+
+
+def test_a_batch_of_pictures_with_a_mask_for_each_or_one_for_all():
+    images = torch.cat([photo("chelsea"), photo("chelsea").flip(2)])
+    masks = torch.cat([disc((300, 451), 100, 100, 20), disc((300, 451), 200, 300, 30)])
+    pairs, shared = run(images, masks), run(images, masks[:1])
+    for k in range(2):
+        assert torch.equal(pairs[k], run(images[k : k + 1], masks[k : k + 1])[0])
+        assert torch.equal(shared[k], run(images[k : k + 1], masks[:1])[0])
+
+
+def test_grey_mask_of_a_jpeg_is_made_black_and_white():
+    image = photo()
+    clean = disc(image.shape[1:3], 150, 130, 40)
+    noise = 0.04 * torch.rand(clean.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(run(image, (clean - noise).abs()), run(image, clean))
+
+
+def test_mask_of_another_size_is_resized_and_said_so(messages):
+    image = photo()
+    small = disc((200, 300), 75, 65, 20)
+    result = run(image, small)
+    assert messages().count("mask resized from 300 x 200 to 600 x 400") == 2, "on the node and in the log"
+    filled, expected = ((x != image).any(-1) for x in (result, run(image, disc((400, 600), 150, 130, 40))))
+    assert (filled & expected).sum() > 0.95 * (filled | expected).sum()
+
+
+def test_empty_mask_gives_the_picture_back_and_warns(messages):
+    image = photo()
+    assert torch.equal(run(image, torch.zeros(1, 400, 600)), image)
+    assert messages().count("a mask is empty") == 2
+
+
+def test_a_plain_run_tells_how_much_was_removed(messages):
+    run(photo(), disc((400, 600), 150, 130, 40))
+    assert messages() == "Removed 2.1% of the picture."
+
+
+@pytest.mark.parametrize("expand", [0, 8])
+def test_mask_that_leaves_nothing_to_fill_from(expand):
+    image, mask = torch.rand(1, 60, 60, 3), torch.ones(1, 60, 60)
+    mask[:, :expand, :expand] = 0
+    with pytest.raises(GraphError) as error:
+        run(image, mask, expand=expand)
+    for word in ("Inpaint Background, input 'mask'", f"{expand} pixels", "whole picture", "lower expand"):
+        assert word in str(error.value), str(error.value)
+
+
+def test_mask_of_one_pixel():
+    image, mask = photo(), torch.zeros(1, 400, 600)
+    mask[0, 200, 300] = 1
+    changed = (run(image, mask, expand=0) != image).any(-1).nonzero().tolist()
+    assert changed == [[0, 200, 300]]
+
+
+def test_alpha_channel_is_kept():
+    image = torch.cat([photo(), torch.rand(1, 400, 600, 1)], -1)
+    mask = disc((400, 600), 150, 130, 40)
+    result = run(image, mask)
+    assert torch.equal(result[..., 3], image[..., 3])
+    assert torch.equal(result[..., :3], run(image[..., :3], mask))
+
+
+def test_photo_of_eight_megapixels(lama):
+    image = torch.nn.functional.interpolate(photo().movedim(-1, 1), size=(2448, 3264)).movedim(1, -1)
+    mask = disc((2448, 3264), 1200, 1600, 60)
+    for model in (None, lama):
+        result = run(image, mask, model)
+        outside = grow(mask, 8)[0] == 0
+        assert torch.equal(result[:, outside], image[:, outside])
+
+
+def test_grey_picture_is_refused():
+    with pytest.raises(GraphError, match="Inpaint Background, input 'image': it has 1 channels"):
+        run(photo()[..., :1], disc((400, 600), 150, 130, 40))
+
+
+def test_model_from_another_pack_works(lama):
+    """comfyui-inpaint-nodes hands over spandrel's descriptor without a patcher; its nodes can take ours."""
+    other = spandrel.ModelLoader().load_from_state_dict(lama.model.state_dict()).eval()
+    image, mask = photo("chelsea"), disc((300, 451), 100, 100, 20)
+    assert torch.equal(run(image, mask, other), run(image, mask, lama))

@@ -1,0 +1,204 @@
+"""Model files are found where people keep them, read without running anything in them, and refused with a remedy."""
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import spandrel
+import torch
+from pnpmix.grounding import CONFIGS, GroundingDino
+from segment_anything import sam_model_registry
+from spandrel.architectures.LaMa import LaMa
+
+from comfy_host import Graph, GraphError
+from detection_models import randomise, read_bert_folder, write_bert_folder
+
+
+@pytest.fixture(scope="module")
+def folders(comfyui) -> dict[str, Path]:
+    import folder_paths
+
+    names = ("grounding-dino", "sams", "inpaint", "bert-base-uncased")
+    folders = {name: Path(folder_paths.get_folder_paths(name)[0]) for name in names}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    write_bert_folder(folders["bert-base-uncased"])
+    return folders
+
+
+@pytest.fixture(scope="module")
+def dino_weights(folders) -> dict[str, torch.Tensor]:
+    """The real Swin-T architecture with a small BERT."""
+    return randomise(GroundingDino(CONFIGS[96], *read_bert_folder(folders["bert-base-uncased"])), 0).state_dict()
+
+
+@pytest.fixture(scope="module")
+def lama() -> LaMa:
+    """The real architecture with random weights."""
+    torch.manual_seed(0)
+    return LaMa(in_nc=4, out_nc=3).eval()
+
+
+def load(node: str, file: str):
+    graph = Graph()
+    return graph.run(model=graph.add(node, model_name=file))["model"]
+
+
+def refused(node: str, file: str, *words: str) -> None:
+    with pytest.raises(GraphError) as error:
+        load(node, file)
+    for word in words:
+        assert word in str(error.value), str(error.value)
+
+
+def same_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(x.cpu(), weights[name]) for name, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize("file", ["swint_ogc.pth", "folder/swint_ogc.safetensors"])
+def test_grounding_dino(folders, dino_weights, file):
+    path = folders["grounding-dino"] / file
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".pth":
+        torch.save({"model": {f"module.{name}": x for name, x in dino_weights.items()}}, path)
+    else:
+        safetensors.torch.save_file({name: x.clone() for name, x in dino_weights.items()}, path)
+    patcher = load("PnPMixGroundingDinoLoader", file)
+    assert same_weights(patcher.model, dino_weights)
+    path.unlink()
+
+
+def test_sam(folders):
+    weights = sam_model_registry["vit_b"]().state_dict()
+    torch.save(weights, folders["sams"] / "sam_vit_b.pth")
+    segmenter = load("PnPMixSamLoader", "sam_vit_b.pth")
+    assert same_weights(segmenter.sam, weights)
+    assert segmenter.patcher.model_size() == sum(x.nbytes for x in weights.values())
+    refused("PnPMixGroundingDinoLoader", copied(folders, "sams/sam_vit_b.pth", "grounding-dino"), "no Grounding DINO")
+    (folders["sams"] / "sam_vit_b.pth").unlink()
+
+
+def copied(folders: dict[str, Path], source: str, folder: str) -> str:
+    models = folders["sams"].parent
+    shutil.copy(models / source, folders[folder])
+    return Path(source).name
+
+
+@pytest.mark.parametrize("kind", ["big-lama.pt", "lama.safetensors", "lama.pth"])
+def test_lama(folders, lama, kind):
+    """TorchScript archive, as the community shares it, and plain tensors."""
+    path, weights = folders["inpaint"] / kind, lama.state_dict()
+    if kind.endswith(".pt"):
+        torch.jit.trace(lama, (torch.rand(1, 3, 64, 64), torch.ones(1, 1, 64, 64))).save(path)
+    elif kind.endswith(".pth"):
+        torch.save(
+            {"state_dict": {name.replace("model.model", "generator.model"): x for name, x in weights.items()}}, path
+        )
+    else:
+        safetensors.torch.save_file(weights, path)
+    descriptor = load("PnPMixInpaintModelLoader", kind)
+    assert isinstance(descriptor, spandrel.MaskedImageModelDescriptor)
+    assert descriptor.architecture.id == "LaMa"
+    assert same_weights(descriptor.model, weights)
+    path.unlink()
+
+
+LOADERS = {
+    "PnPMixGroundingDinoLoader": "grounding-dino",
+    "PnPMixSamLoader": "sams",
+    "PnPMixInpaintModelLoader": "inpaint",
+}
+
+
+class Attack:
+    def __reduce__(self):
+        return os.mkdir, ("attacked",)
+
+
+@pytest.mark.parametrize("node, folder", LOADERS.items())
+def test_damaged_and_foreign_files(folders, node, folder, tmp_path):
+    place = folders[folder]
+    for suffix in (".pth", ".pt", ".safetensors"):
+        (place / f"text{suffix}").write_text("This is no model. " * 100)
+        refused(node, f"text{suffix}", f"text{suffix}", "damaged", "Download it again")
+        (place / f"empty{suffix}").touch()
+        refused(node, f"empty{suffix}", f"empty{suffix}", "damaged", "Download it again")
+    torch.save({"weight": torch.rand(100, 100)}, place / "whole.pth")
+    (place / "short.pth").write_bytes((place / "whole.pth").read_bytes()[:-2000])
+    refused(node, "short.pth", "short.pth", "damaged", "Download it again")
+    refused(node, "whole.pth", "whole.pth", "Use ")
+    torch.save(torch.rand(3), place / "tensor.pth")
+    refused(node, "tensor.pth", "tensor.pth", "damaged", "Download it again")
+    (place / "attack.pth").write_bytes(pickle.dumps({"weight": Attack()}))
+    refused(node, "attack.pth", "attack.pth", "damaged", "Download it again")
+    assert not Path("attacked").exists()
+    shutil.rmtree(place)
+    place.mkdir()
+
+
+@pytest.mark.parametrize("node", LOADERS)
+@pytest.mark.parametrize("file", ["absent.pth", "../checkpoints/x.safetensors"])
+def test_files_outside_the_list(folders, node, file):
+    (folders["sams"].parent / "checkpoints").mkdir(exist_ok=True)
+    (folders["sams"].parent / "checkpoints" / "x.safetensors").touch()
+    refused(node, file, "not in")
+
+
+def test_archive_cut_short(folders):
+    path = folders["inpaint"] / "big-lama.pt"
+    torch.jit.trace(torch.nn.Linear(200, 200), torch.rand(1, 200)).save(path)
+    whole, middle = path.read_bytes(), path.stat().st_size // 2
+    path.write_bytes(whole[:middle])
+    refused("PnPMixInpaintModelLoader", "big-lama.pt", "damaged", "Download it again")
+    path.write_bytes(whole[:middle] + bytes(64) + whole[middle + 64 :])
+    refused("PnPMixInpaintModelLoader", "big-lama.pt", "damaged", "Download it again")
+    path.write_bytes(whole)
+    refused("PnPMixInpaintModelLoader", "big-lama.pt", "no known architecture", "Use big-lama.pt")
+    path.unlink()
+
+
+def test_an_upscaler_is_no_inpainting_model(folders):
+    from spandrel.architectures.SPAN import SPAN
+
+    torch.save(SPAN(num_in_ch=3, num_out_ch=3, upscale=2).state_dict(), folders["inpaint"] / "upscaler.pth")
+    refused("PnPMixInpaintModelLoader", "upscaler.pth", "SPAN", "no inpainting model", "big-lama.pt")
+    (folders["inpaint"] / "upscaler.pth").unlink()
+
+
+def test_text_encoder_of_another_size(folders, dino_weights):
+    safetensors.torch.save_file({k: x.clone() for k, x in dino_weights.items()}, folders["grounding-dino"] / "d.sft")
+    (folders["grounding-dino"] / "d.sft").rename(folders["grounding-dino"] / "d.safetensors")
+    write_bert_folder(folders["bert-base-uncased"], hidden_size=32)
+    refused("PnPMixGroundingDinoLoader", "d.safetensors", "bert.embeddings", "shape", "bert-base-uncased")
+    (folders["bert-base-uncased"] / "config.json").write_text("{")
+    refused("PnPMixGroundingDinoLoader", "d.safetensors", "does not load", "bert-base-uncased")
+    write_bert_folder(folders["bert-base-uncased"])
+    assert load("PnPMixGroundingDinoLoader", "d.safetensors")
+
+
+def test_text_encoder_from_a_hugging_face_cache_or_an_error_that_says_what_to_put_where(
+    folders, dino_weights, tmp_path, monkeypatch
+):
+    safetensors.torch.save_file(
+        {name: x.clone() for name, x in dino_weights.items()}, folders["grounding-dino"] / "d.safetensors"
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    shutil.rmtree(folders["bert-base-uncased"])
+    missing = (
+        "tokenizer",
+        "vocab.txt",
+        "huggingface.co/google-bert/bert-base-uncased",
+        str(folders["bert-base-uncased"]),
+    )
+    refused("PnPMixGroundingDinoLoader", "d.safetensors", *missing)
+    (tmp_path / "models--google-bert--bert-base-uncased" / "refs").mkdir(parents=True)
+    (tmp_path / "models--google-bert--bert-base-uncased" / "refs" / "main").write_text("0" * 40)
+    snapshot = tmp_path / "models--google-bert--bert-base-uncased" / "snapshots" / ("0" * 40)
+    write_bert_folder(snapshot)
+    assert same_weights(load("PnPMixGroundingDinoLoader", "d.safetensors").model, dino_weights)
+    (snapshot / "vocab.txt").unlink()
+    refused("PnPMixGroundingDinoLoader", "d.safetensors", *missing)
+    write_bert_folder(folders["bert-base-uncased"])
