@@ -6,7 +6,11 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
+from .batching import in_groups
+
 VARIANTS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}  # by the width of the image encoder
+
+MAX_BOXES = 16  # in one call of the mask decoder, which keeps several pictures of 1024 x 1024 for each
 
 
 def build_sam(state_dict: dict[str, Tensor]) -> Sam:
@@ -54,6 +58,9 @@ def masks_in_boxes(sam: Sam, embedding: Tensor, boxes: Tensor, size: tuple[int, 
     predictor = SamPredictor(sam)
     predictor.features, predictor.original_size, predictor.is_image_set = embedding.float(), size, True
     predictor.input_size = network_size(sam, size)
-    boxes = predictor.transform.apply_boxes_torch(boxes, size)
-    masks, _, _ = predictor.predict_torch(None, None, boxes.to(embedding.device), multimask_output=False)
-    return masks[:, 0].float()
+    boxes = predictor.transform.apply_boxes_torch(boxes, size).to(embedding.device)
+
+    def masks(group: slice) -> Tensor:
+        return predictor.predict_torch(None, None, boxes[group], multimask_output=False)[0][:, 0].float()
+
+    return in_groups(masks, len(boxes), MAX_BOXES)[0]

@@ -31,11 +31,17 @@ def read_bert_folder(folder: Path):
 
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int) -> nn.Module:
-    """Random weights everywhere, also where training starts from zero; activations stay in range."""
+    """Random weights everywhere, also where training starts from zero; activations and boxes stay in range."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale + (parameter.ndim == 1))
+    for name, parameter in model.named_parameters():
+        values = torch.randn(parameter.shape, generator=generator)
+        if "bbox_embed" in name and ".layers.2." in name:
+            values *= 0.02  # as trained ones, they move a box a little
+        elif name.endswith("bias"):
+            values *= 0.05
+        else:
+            values = values * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 1 + 0.1 * values
+        parameter.copy_(values)
     return model.eval().requires_grad_(False)
 
 

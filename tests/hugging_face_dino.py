@@ -77,6 +77,7 @@ RULES = [
 
 
 def renamed(name: str) -> str:
+    """Takes a name in groundingdino-py, returns the one on the Hub."""
     for beginning, replacement, substitutions in RULES:
         if match := re.match(beginning, name):
             rest = name[match.end() :]
@@ -87,7 +88,7 @@ def renamed(name: str) -> str:
 
 
 def converted(state_dict: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights as transformers has them, query, key and value apart."""
+    """Takes groundingdino-py's state dict; yields names on the Hub and weights, query, key and value apart."""
     for name, weight in state_dict.items():
         if UNUSED.match(name):
             continue
@@ -101,10 +102,12 @@ def converted(state_dict: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 def hugging_face_dino(state_dict: dict[str, Tensor], bert_config: BertConfig) -> GroundingDinoForObjectDetection:
     """Takes the state dict of groundingdino-py's GroundingDINO and the configuration of its BERT; returns transformers'
-    model with these weights, in eval mode and possibly on the same memory. Raises if a weight lacks its counterpart.
+    model with these weights, in eval mode and partly on the same memory. Raises if a weight lacks its counterpart.
 
-    transformers takes tokens 101, 102, 1012 and 1029 for [CLS], [SEP], "." and "?" whatever the tokenizer says, and
-    its decoder keeps boxes 1e-5 off the borders of 0 … 1, groundingdino-py's 1e-3.
+    The two differ in three points. transformers takes tokens 101, 102, 1012 and 1029 for [CLS], [SEP], "." and "?"
+    whatever the tokenizer says. Its decoder clamps boxes to 1e-5 … 1 - 1e-5, groundingdino-py's to 1e-3 … 1 - 1e-3,
+    which shows where pictures reach 400 pixels or are padded: there, places at the edge have their boxes at 1. And
+    groundingdino-py mixes up the text masks of captions that differ within a batch.
     """
     swin = SwinConfig(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7, out_indices=[2, 3, 4])
     config = GroundingDinoConfig(backbone_config=swin, text_config=copy.deepcopy(bert_config))

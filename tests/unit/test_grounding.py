@@ -1,6 +1,7 @@
 """Words find boxes as the published models do, whatever version of transformers is installed."""
 
 import pytest
+import skimage
 import torch
 import transformers
 from pnpmix.grounding import (
@@ -73,8 +74,33 @@ def test_phrases_do_not_see_each_other(bert_folder):
     assert not torch.allclose(one[:, 4:6], other[:, 4:6], atol=1e-2)
 
 
-def picture(array) -> torch.Tensor:
-    return torch.from_numpy(array).float() / 255
+def test_detection_equals_hugging_face(swin_t, bert_folder, monkeypatch):
+    """transformers' own GroundingDinoForObjectDetection, with the same weights."""
+    from hugging_face_dino import hugging_face_dino
+
+    theirs = hugging_face_dino(swin_t.state_dict(), transformers.BertConfig.from_pretrained(bert_folder))
+    caption, _, _ = tokenize(swin_t.tokenizer, ["a dog", "red cups"])
+    # below 400 pixels: at the border of larger pictures the two clamp boxes by different amounts
+    pixels = network_input(torch.from_numpy(skimage.data.coffee()).float() / 255)[..., :256, :320]
+    chosen, choose = [], torch.topk
+
+    def choose_the_same(scores, *args, **kwargs):
+        """Which 900 places become queries; those that all but tie would come in another order by rounding."""
+        chosen.append(choose(scores, *args, **kwargs))
+        torch.testing.assert_close(chosen[-1].values, chosen[0].values, rtol=1e-4, atol=1e-4)
+        return chosen[0]
+
+    monkeypatch.setattr(torch, "topk", choose_the_same)
+    with torch.inference_mode():
+        ours = swin_t(pixels, captions=[caption])
+        expected = theirs(pixels, **swin_t.tokenizer(caption, return_tensors="pt"))
+    assert len(chosen) == 2
+    logits, boxes = ours["pred_logits"], ours["pred_boxes"]
+    finite = logits.isfinite()
+    assert torch.equal(finite, expected.logits.isfinite()) and finite.sum() == 900 * 9
+    assert (logits - expected.logits)[finite].norm() < 1e-4 * logits[finite].norm()
+    assert (boxes - expected.pred_boxes).norm() < 1e-4 * boxes.norm()
+    assert logits[finite].std() > 0.1 and boxes.std(1).min() > 1e-3, "nothing is compared idly"
 
 
 LEFT, RIGHT = (0.1, 0.2, 0.4, 0.6), (0.5, 0.1, 0.9, 0.8)
