@@ -74,6 +74,6 @@ def check_conditioning(node: str, name: str, conditioning: list) -> None:
 
 
 def check_image(node: str, name: str, image: Tensor) -> None:
-    """Refuses what no model here can look at; an alpha channel is fine."""
+    """Refuses what is no colour picture; an alpha channel is fine."""
     if image.shape[-1] not in (3, 4):
         raise BadInput(node, name, f"it has {image.shape[-1]} channels.", "Wire a colour picture.")

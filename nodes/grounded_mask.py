@@ -74,6 +74,10 @@ class PnPMixGroundedMask(io.ComfyNode):
         from ..pnpmix.overlay import draw_objects
 
         check_image(NODE, "image", image)
+        height, width = image.shape[1:3]
+        if max(height, width) > 30 * min(height, width):  # Grounding DINO would have too few places to look at
+            remedy = "Crop it to at most 30 times its shorter side."
+            raise BadInput(NODE, "image", f"{width} x {height} is too narrow.", remedy)
         progress = comfy.utils.ProgressBar(2 * len(image))
         found = []
         for index, picture in enumerate(image):

@@ -181,3 +181,8 @@ def test_prompt_that_is_too_long(detector_of, segmenter):
 
 def test_grey_picture(detector_of, segmenter):
     refused(photo()[..., :1], detector_of(DOG_AND_CAT), segmenter, "dog", words=("'image'", "1 channels"))
+
+
+def test_picture_that_is_a_line(detector_of, segmenter):
+    line = torch.rand(1, 4, 200, 3)
+    refused(line, detector_of(DOG_AND_CAT), segmenter, "dog", words=("'image'", "200 x 4", "Crop"))

@@ -1,5 +1,9 @@
 """Words find boxes as the published models do, whatever version of transformers is installed."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import skimage
 import torch
@@ -215,6 +219,17 @@ def test_swin_b_is_known_by_its_weights(bert_folder):
     assert [len(stage.blocks) for stage in model.backbone[0].layers] == [2, 2, 18, 2]
 
 
+@pytest.mark.parametrize("size", [(20, 600), (600, 20)])
+def test_narrowest_picture_in_lower_precision(swin_t, size):
+    """Thirty times as long as high gives just enough places for the 900 queries."""
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        scores, boxes = detect(swin_t, torch.rand(*size, 3), "a dog .")
+    assert scores.shape == (900, 256) and boxes.shape == (900, 4)
+    assert scores.dtype == boxes.dtype == torch.float32
+    assert scores.isfinite().all() and boxes.isfinite().all()
+    assert (boxes >= 0).all() and (boxes <= torch.tensor([size[1], size[0]] * 2)).all()
+
+
 def test_wrong_checkpoints_say_what_is_wrong(swin_t, bert_folder, tmp_path):
     bert, tokenizer = read_bert_folder(bert_folder)
     with pytest.raises(ValueError, match="no Grounding DINO"):
@@ -226,3 +241,9 @@ def test_wrong_checkpoints_say_what_is_wrong(swin_t, bert_folder, tmp_path):
     wider, _ = read_bert_folder(write_bert_folder(tmp_path, hidden_size=32))
     with pytest.raises(ValueError, match="bert.embeddings.*shape .* 64.* instead of .* 32"):
         build_grounding_dino(swin_t.state_dict(), wider, tokenizer)
+
+
+def test_supervision_is_not_used():
+    """groundingdino-py asks for one old version of it, other packs for newer ones."""
+    code = "import sys; sys.modules['supervision'] = None; import conftest, pnpmix.grounding, pnpmix.overlay"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
