@@ -1,5 +1,7 @@
 """Grounded Mask: masks from words, with Grounding DINO and Segment Anything."""
 
+import contextlib
+
 import comfy.model_management
 import comfy.utils
 import torch
@@ -115,8 +117,9 @@ def search(detector, picture, prompt: str, box_threshold: float, text_threshold:
 
     comfy.model_management.throw_exception_if_processing_interrupted()
     comfy.model_management.load_models_gpu([detector], memory_required=2 * 1024**3, force_full_load=True)
-    half = comfy.model_management.should_use_fp16(device)
-    with torch.autocast(device.type, dtype=torch.float16, enabled=half):
+    # parts of the network compute in float32 whatever their input, so its weights stay float32
+    half = comfy.model_management.is_device_cuda(device) and comfy.model_management.should_use_fp16(device)
+    with torch.autocast("cuda", dtype=torch.float16) if half else contextlib.nullcontext():
         scores, boxes = detect(model, picture.to(device), caption)
     objects, best = found_objects(scores, boxes, model.tokenizer, phrases, box_threshold, text_threshold)
 

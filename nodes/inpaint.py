@@ -74,7 +74,7 @@ class PnPMixInpaintBackground(io.ComfyNode):
                 InpaintModelType.Input(
                     "inpaint_model",
                     optional=True,
-                    tooltip="From Load Inpaint Model. Without it colours are continued into the hole (OpenCV).",
+                    tooltip="From Load Inpaint Model. Without it the surroundings flow smoothly into the hole.",
                 ),
                 io.Int.Input(
                     "expand",
@@ -98,7 +98,7 @@ class PnPMixInpaintBackground(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, image, mask, inpaint_model=None, expand=8, feather=4) -> io.NodeOutput:
-        from ..pnpmix.inpainting import MAX_SIDE, fill_by_model, fill_by_opencv, fill_weights, inpaint
+        from ..pnpmix.inpainting import MAX_SIDE, fill_by_model, fill_smoothly, fill_weights, inpaint
 
         check_image(NODE, "image", image)
         image, device = image.cpu(), comfy.model_management.intermediate_device()
@@ -106,11 +106,12 @@ class PnPMixInpaintBackground(io.ComfyNode):
         if not masks.any((1, 2)).all():
             messages.append("Warning: a mask is empty, so its picture stays as it is.")
 
-        fill = fill_by_opencv
+        fill = fill_smoothly
         if inpaint_model is not None:
             patcher = model_patcher(inpaint_model)
             memory = 2048 * min(image[0, ..., 0].numel(), MAX_SIDE**2)  # LaMa takes about 2 KB a pixel
             comfy.model_management.load_models_gpu([patcher], memory_required=memory, force_full_load=True)
+            inpaint_model.to(patcher.load_device)  # nodes of other packs take it off without telling the patcher
             fill = fill_by_model(inpaint_model, patcher.load_device)
 
         progress = comfy.utils.ProgressBar(len(image))
