@@ -111,6 +111,15 @@ def test_batch_of_pictures_gives_batch_of_masks(detector_of, segmenter):
         assert torch.equal(result["mask"][k], alone["mask"][0])
 
 
+def test_each_object_of_each_picture_in_a_batch(detector_of, segmenter):
+    result = run(photo(2), detector_of(DOG_AND_CAT[:2], DOG_AND_CAT[:1]), segmenter, "dog", pick="each")
+    assert result["mask"].shape == (2, 300, 300), "one dog in each"
+    several = [({"dog": 0.9}, LEFT), ({"dog": 0.8}, RIGHT)]
+    result = run(photo(2), detector_of(several, DOG_AND_CAT[:1]), segmenter, "dog", pick="each")
+    assert result["mask"].shape == result["background"].shape == (3, 300, 300)
+    assert result["preview"].shape == (2, 300, 300, 3)
+
+
 def test_one_picture_is_encoded_once_for_all_nodes_that_look_at_it(detector_of, segmenter):
     graph = Graph()
     image = graph.given(photo(2))

@@ -103,7 +103,7 @@ def largest(mask: np.ndarray) -> np.ndarray:
     return labels == np.bincount(labels.flat)[1:].argmax() + 1
 
 
-@pytest.fixture(scope="module", params=["SD20", "SD15"])
+@pytest.fixture(scope="module")
 def server(request, tmp_path_factory):
     """A server with full-size models of random weights."""
     base = tmp_path_factory.mktemp(request.param)
@@ -169,6 +169,8 @@ def save_latent(link: list, prefix: str) -> dict:
     return {"class_type": "SaveLatent", "inputs": {"samples": link, "filename_prefix": prefix}}
 
 
+# scope: tests of one checkpoint follow each other and share its server
+@pytest.mark.parametrize("server", ["SD20", "SD15"], indirect=True, scope="module")
 def test_two_concepts_from_photos_to_picture(server):
     pictures = save_pictures(server.base / "input")
     prompt, ids = with_given_masks()
@@ -219,7 +221,7 @@ def test_two_concepts_from_photos_to_picture(server):
     assert np.abs(unchanged - round_trip).max() <= 2 / 255
 
 
-@pytest.mark.parametrize("server", ["SD20"], indirect=True)
+@pytest.mark.parametrize("server", ["SD20"], indirect=True, scope="module")
 def test_masks_from_words_on_a_photo(server):
     """The graph as shipped, and a batch, with the real architectures of Grounding DINO and SAM."""
     pictures = save_pictures(server.base / "input")
