@@ -7,8 +7,6 @@ import comfy.model_management
 import folder_paths
 import torch
 from comfy_api.latest import io
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
@@ -43,7 +41,7 @@ class PnPMixGroundingDinoLoader(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, model_name) -> io.NodeOutput:
-        # imported here: the package takes seconds, and other nodes work without it
+        # imported here: the packages take seconds, and other nodes work without them
         from ..pnpmix.grounding import build_grounding_dino, config_of, has_text_encoder, plain_names
 
         node = "Load Grounding DINO"
@@ -76,6 +74,9 @@ def text_encoder(untrained: bool) -> tuple:
 
 def bert_folder() -> str:
     """models/bert-base-uncased, or the same in a Hugging Face cache; nothing is downloaded."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     folders = folder_paths.get_folder_paths(BERT)
     cached = []
     for repository in (BERT, f"google-bert/{BERT}"):
