@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 from typing_extensions import override
 
+from ..pnpmix.inpainting import MAX_SIDE, fill_by_model, fill_smoothly, fill_weights, inpaint
 from ..pnpmix.masks import to_image_size
 from .checks import BadInput, check_image
 from .loading import load_weights, patcher_of
@@ -98,8 +99,6 @@ class PnPMixInpaintBackground(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, image, mask, inpaint_model=None, expand=8, feather=4) -> io.NodeOutput:
-        from ..pnpmix.inpainting import MAX_SIDE, fill_by_model, fill_smoothly, fill_weights, inpaint
-
         check_image(NODE, "image", image)
         image, device = image.cpu(), comfy.model_management.intermediate_device()
         masks, messages = objects_to_remove(mask, len(image), image.shape[1:3])
