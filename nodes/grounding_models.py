@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 import comfy.model_management
 import folder_paths
@@ -72,17 +73,20 @@ def text_encoder(untrained: bool) -> tuple:
         raise BadInput("Load Grounding DINO", "model_name", fault, remedy) from error
 
 
-def bert_folder() -> str:
-    """models/bert-base-uncased, or the same in a Hugging Face cache; nothing is downloaded."""
+def bert_folders() -> Iterator[str]:
+    """models/bert-base-uncased, then the same in a Hugging Face cache; nothing is downloaded."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    folders = folder_paths.get_folder_paths(BERT)
-    cached = []
+    yield from folder_paths.get_folder_paths(BERT)
     for repository in (BERT, f"google-bert/{BERT}"):
         with contextlib.suppress(LocalEntryNotFoundError):
-            cached.append(snapshot_download(repository, local_files_only=True))
-    for folder in (*folders, *cached):
+            yield snapshot_download(repository, local_files_only=True)
+
+
+def bert_folder() -> str:
+    """The first folder that has the words and the settings of the text encoder."""
+    for folder in bert_folders():
         has_words = any(os.path.isfile(os.path.join(folder, name)) for name in ("tokenizer.json", "vocab.txt"))
         if has_words and os.path.isfile(os.path.join(folder, "config.json")):
             return folder
@@ -91,7 +95,7 @@ def bert_folder() -> str:
         "model_name",
         "the tokenizer of its words is missing.",
         f"Put config.json, tokenizer.json, tokenizer_config.json and vocab.txt of {BERT} (huggingface.co/google-bert/"
-        f"{BERT}) into {folders[0]}.",
+        f"{BERT}) into {folder_paths.get_folder_paths(BERT)[0]}.",
     )
 
 

@@ -142,7 +142,7 @@ def objects_to_remove(mask: Tensor, count: int, size: tuple[int, int]) -> tuple[
 
 
 def model_patcher(model) -> comfy.model_patcher.ModelPatcher:
-    """One for each model, made here if its loader made none, as those of other packs."""
+    """One for each model, whichever pack loaded it."""
     if not hasattr(model, "patcher"):
         model.patcher = patcher_of(model.model)
     return model.patcher

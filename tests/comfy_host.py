@@ -1,12 +1,16 @@
 """The real ComfyUI inside the test process: its loader, validation and executor run the pack's graphs."""
 
 import asyncio
+import contextlib
 import importlib
 import itertools
 import os
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 PACK = Path(__file__).resolve().parents[1]
 COMFYUI: Path | None = runpy.run_path(str(PACK / "run.py"))["find_comfyui"]()
@@ -119,6 +123,15 @@ class Graph:
         if not executor.success:
             raise GraphError(executor.status_messages[-1][1].get("exception_message", executor.status_messages[-1]))
         return dict(Capture.values)
+
+
+@contextlib.contextmanager
+def refused(*words: str) -> Iterator[None]:
+    """The graph that is run inside stops with a message that has all these words."""
+    with pytest.raises(GraphError) as error:
+        yield
+    for word in words:
+        assert word in str(error.value), str(error.value)
 
 
 def output(link: list, index: int) -> list:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from comfy_host import Graph, GraphError
+from comfy_host import Graph, refused
 from mixer_graph import NEGATIVE, appearance, chain, concept, dilution, invert, mixer
 from pictures import HEIGHT, WIDTH, latent
 from small_models import LAYOUTS, Layout, comfy_model, conditioning
@@ -14,12 +14,9 @@ def model():
     return comfy_model(LAYOUTS["SD 1.x"])
 
 
-def refused(graph: Graph, link: list, *words: str) -> None:
-    with pytest.raises(GraphError) as error:
+def stops(graph: Graph, link: list, *words: str) -> None:
+    with refused(*words):
         graph.run(result=link)
-    message = str(error.value)
-    for word in words:
-        assert word in message, message
 
 
 def broken(samples: torch.Tensor, value: float) -> dict:
@@ -31,31 +28,31 @@ def broken(samples: torch.Tensor, value: float) -> dict:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_not_a_number_in_a_latent(model, value):
     graph = Graph()
-    refused(graph, invert(graph, model, latent=broken(latent(0), value)), "DDPM Invert", "'latent'", "NaN", "VAE")
+    stops(graph, invert(graph, model, latent=broken(latent(0), value)), "DDPM Invert", "'latent'", "NaN", "VAE")
     graph = Graph()
-    refused(graph, concept(graph, 0, latent=broken(latent(0), value)), "Concept 'concept 0'", "'latent'", "NaN")
+    stops(graph, concept(graph, 0, latent=broken(latent(0), value)), "Concept 'concept 0'", "'latent'", "NaN")
     graph = Graph()
-    refused(graph, dilution(graph, model, latent=broken(latent(0), value)), "Background Dilution++", "NaN")
+    stops(graph, dilution(graph, model, latent=broken(latent(0), value)), "Background Dilution++", "NaN")
 
 
 def test_batch_of_latents(model):
     two = {"samples": torch.cat([latent(0), latent(1)])}
     graph = Graph()
-    refused(graph, invert(graph, model, latent=two), "DDPM Invert", "'latent'", "batch of 2", "Latent From Batch")
+    stops(graph, invert(graph, model, latent=two), "DDPM Invert", "'latent'", "batch of 2", "Latent From Batch")
     graph = Graph()
-    refused(graph, concept(graph, 0, latent=two), "Concept", "'latent'", "batch of 2")
+    stops(graph, concept(graph, 0, latent=two), "Concept", "'latent'", "batch of 2")
 
 
 def test_video_latent(model):
     graph = Graph()
     video = {"samples": latent(0)[:, :, None]}
-    refused(graph, invert(graph, model, latent=video), "DDPM Invert", "'latent'", "shape")
+    stops(graph, invert(graph, model, latent=video), "DDPM Invert", "'latent'", "shape")
 
 
 @pytest.mark.parametrize("steps, skip", [(10, 10), (10, 11), (1, 1)])
 def test_skip_steps_leave_nothing(model, steps, skip):
     graph = Graph()
-    refused(graph, invert(graph, model, steps=steps, skip_steps=skip), "DDPM Invert", "'skip_steps'", f"below {steps}")
+    stops(graph, invert(graph, model, steps=steps, skip_steps=skip), "DDPM Invert", "'skip_steps'", f"below {steps}")
 
 
 def test_concept_of_another_size_or_model(model):
@@ -66,29 +63,29 @@ def test_concept_of_another_size_or_model(model):
         graph = Graph()
         link = concept(graph, 0, latent={"samples": wrong})
         mixed = mixer(graph, model, invert(graph, model), link)
-        refused(graph, mixed, "Concept 'concept 0'", "'latent'", *words)
+        stops(graph, mixed, "Concept 'concept 0'", "'latent'", *words)
 
 
 def test_inpainted_background_of_another_size(model):
     graph = Graph()
     patched = dilution(graph, model, latent={"samples": latent(5, HEIGHT, WIDTH + 8)})
     mixed = mixer(graph, patched, invert(graph, model), chain(graph, 1))
-    refused(graph, mixed, "Background Dilution++", "'latent'", "shape")
+    stops(graph, mixed, "Background Dilution++", "'latent'", "shape")
 
 
 def test_mask_that_is_empty(model):
     graph = Graph()
-    refused(graph, concept(graph, 0, mask=torch.zeros(1, HEIGHT, WIDTH)), "Concept", "'mask'", "empty", "white")
+    stops(graph, concept(graph, 0, mask=torch.zeros(1, HEIGHT, WIDTH)), "Concept", "'mask'", "empty", "white")
     speck = torch.zeros(1, HEIGHT, WIDTH)
     speck[0, 20:24, 20:24] = 1  # a quarter of a cell
     graph = Graph()
     mixed = mixer(graph, model, invert(graph, model), concept(graph, 0, mask=speck))
-    refused(graph, mixed, "Concept 'concept 0'", "'mask'", "latent grid", "8 pixels")
+    stops(graph, mixed, "Concept 'concept 0'", "'mask'", "latent grid", "8 pixels")
 
 
 def test_batch_of_masks(model):
     graph = Graph()
-    refused(graph, concept(graph, 0, mask=torch.ones(2, HEIGHT, WIDTH)), "Concept", "'mask'", "batch of 2")
+    stops(graph, concept(graph, 0, mask=torch.ones(2, HEIGHT, WIDTH)), "Concept", "'mask'", "batch of 2")
 
 
 def test_mask_of_another_size_is_resized(model):
@@ -108,17 +105,17 @@ def test_inversion_of_another_family_or_channels(model):
     other = comfy_model(LAYOUTS["SD 2.x eps"])
     graph = Graph()
     mixed = mixer(graph, model, invert(graph, other), chain(graph, 1))
-    refused(graph, mixed, "Mask Noise Mixer", "'inversion'", "SD20 EPS", "SD15 EPS", "Invert the background")
+    stops(graph, mixed, "Mask Noise Mixer", "'inversion'", "SD20 EPS", "SD15 EPS", "Invert the background")
     graph = Graph()
     other = comfy_model(LAYOUTS["SD 2.x v"])
     mixed = mixer(graph, comfy_model(LAYOUTS["SD 2.x eps"]), invert(graph, other), chain(graph, 1))
-    refused(graph, mixed, "Mask Noise Mixer", "'inversion'", "V_PREDICTION")
+    stops(graph, mixed, "Mask Noise Mixer", "'inversion'", "V_PREDICTION")
 
 
 def test_inversion_of_another_shape(model):
     graph = Graph()
     smaller = invert(graph, model, latent={"samples": latent(0, HEIGHT, WIDTH - 16)})
-    refused(graph, mixer(graph, model, smaller, chain(graph, 1)), "'latent'", "not that of the inversion")
+    stops(graph, mixer(graph, model, smaller, chain(graph, 1)), "'latent'", "not that of the inversion")
 
 
 def flow_model():
@@ -159,24 +156,24 @@ def test_models_that_cannot_do_it(make, words):
         ("Background Dilution++", lambda graph, model: dilution(graph, model)),
     ):
         graph = Graph()
-        refused(graph, add(graph, make()), f"{node}, input 'model'", *words)
+        stops(graph, add(graph, make()), f"{node}, input 'model'", *words)
 
 
 def test_mixer_refuses_such_models_too(model):
     graph = Graph()
-    refused(graph, mixer(graph, flow_model(), invert(graph, model), chain(graph, 1)), "Mask Noise Mixer", "'model'")
+    stops(graph, mixer(graph, flow_model(), invert(graph, model), chain(graph, 1)), "Mask Noise Mixer", "'model'")
 
 
 def test_a_checkpoint_patched_to_flow_matching(model):
     graph = Graph()
     patched = graph.add("ModelSamplingSD3", model=model, shift=3.0)
-    refused(graph, invert(graph, patched), "DDPM Invert", "'model'", "flow-matching")
+    stops(graph, invert(graph, patched), "DDPM Invert", "'model'", "flow-matching")
 
 
 def test_percents_reversed(model):
     graph = Graph()
     link = appearance(graph, model, start_percent=0.6, end_percent=0.2)
-    refused(graph, link, "Guided Appearance Attention", "'start_percent'", "0.6", "0.2", "at most end_percent")
+    stops(graph, link, "Guided Appearance Attention", "'start_percent'", "0.6", "0.2", "at most end_percent")
 
 
 def own_prompts():
@@ -194,7 +191,7 @@ def test_special_prompt_of_a_concept(model, kind):
     graph = Graph()
     link = concept(graph, 0, positive=own_prompts()[kind])
     mixed = mixer(graph, model, invert(graph, model), link)
-    refused(graph, mixed, "Concept 'concept 0'", "'positive'", "plain prompt")
+    stops(graph, mixed, "Concept 'concept 0'", "'positive'", "plain prompt")
 
 
 def test_special_prompt_that_every_row_shares(model):
@@ -210,7 +207,7 @@ def test_batch_of_prompts(model):
     batch = conditioning(8)
     batch = [[batch[0][0].repeat(2, 1, 1), batch[0][1]]]
     graph = Graph()
-    refused(graph, invert(graph, model, positive=batch), "DDPM Invert", "'positive'", "batch of 2 prompts")
+    stops(graph, invert(graph, model, positive=batch), "DDPM Invert", "'positive'", "batch of 2 prompts")
     graph = Graph()
     mixed = mixer(graph, model, invert(graph, model), chain(graph, 1), positive=batch, negative=NEGATIVE)
-    refused(graph, mixed, "Mask Noise Mixer", "'positive'")
+    stops(graph, mixed, "Mask Noise Mixer", "'positive'")

@@ -8,7 +8,7 @@ import skimage
 import torch
 from pnpmix.masks import gaussian_blur
 
-from comfy_host import Graph, GraphError, output
+from comfy_host import Graph, output, refused
 from detection_models import ToldDetector, read_bert_folder, small_sam, write_bert_folder
 
 LEFT, RIGHT = (0.05, 0.2, 0.45, 0.9), (0.5, 0.1, 0.95, 0.8)
@@ -156,42 +156,40 @@ def test_alpha_channel_is_ignored(detector_of, segmenter):
     assert with_alpha["preview"].shape == (1, 300, 300, 3)
 
 
-def refused(*inputs, words: tuple[str, ...], **changes) -> None:
-    with pytest.raises(GraphError) as error:
+def stops(*inputs, words: tuple[str, ...], **changes) -> None:
+    with refused("Grounded Mask", *words):
         run(*inputs, **changes)
-    for word in ("Grounded Mask", *words):
-        assert word in str(error.value), str(error.value)
 
 
 def test_nothing_found_says_how_close_it_was(detector_of, segmenter):
     weak = [({"dog": 0.21}, LEFT)]
     words = ("'prompt'", "'dog' (best score 0.21)", "box_threshold is 0.3", "text_threshold 0.25", "Lower")
     for pick in ("best", "all", "each"):
-        refused(photo(), detector_of(weak), segmenter, "dog", pick=pick, words=words)
+        stops(photo(), detector_of(weak), segmenter, "dog", pick=pick, words=words)
     assert segmenter.encoded == 0
-    refused(photo(2), detector_of(DOG_AND_CAT, weak), segmenter, "dog", words=("in picture 2 of 2", "0.21"))
+    stops(photo(2), detector_of(DOG_AND_CAT, weak), segmenter, "dog", words=("in picture 2 of 2", "0.21"))
 
 
 def test_one_of_several_phrases_is_missing(detector_of, segmenter):
     seen = detector_of(DOG_AND_CAT[:1])
     for pick in ("all", "each"):
-        refused(photo(), seen, segmenter, "dog . red cup", pick=pick, words=("'red cup' (best score 0.00)",))
+        stops(photo(), seen, segmenter, "dog . red cup", pick=pick, words=("'red cup' (best score 0.00)",))
     assert run(photo(), seen, segmenter, "dog . red cup", pick="best")["mask"].any(), "any phrase will do"
 
 
 @pytest.mark.parametrize("prompt", ["", "   ", " . .. "])
 def test_prompt_without_words(detector_of, segmenter, prompt):
-    refused(photo(), detector_of(DOG_AND_CAT), segmenter, prompt, words=("'prompt'", "no words", "such as: dog"))
+    stops(photo(), detector_of(DOG_AND_CAT), segmenter, prompt, words=("'prompt'", "no words", "such as: dog"))
 
 
 def test_prompt_that_is_too_long(detector_of, segmenter):
-    refused(photo(), detector_of(DOG_AND_CAT), segmenter, "dog . " * 200, words=("'prompt'", "402 tokens", "256"))
+    stops(photo(), detector_of(DOG_AND_CAT), segmenter, "dog . " * 200, words=("'prompt'", "402 tokens", "256"))
 
 
 def test_grey_picture(detector_of, segmenter):
-    refused(photo()[..., :1], detector_of(DOG_AND_CAT), segmenter, "dog", words=("'image'", "1 channels"))
+    stops(photo()[..., :1], detector_of(DOG_AND_CAT), segmenter, "dog", words=("'image'", "1 channels"))
 
 
 def test_picture_that_is_a_line(detector_of, segmenter):
     line = torch.rand(1, 4, 200, 3)
-    refused(line, detector_of(DOG_AND_CAT), segmenter, "dog", words=("'image'", "200 x 4", "Crop"))
+    stops(line, detector_of(DOG_AND_CAT), segmenter, "dog", words=("'image'", "200 x 4", "Crop"))

@@ -9,7 +9,7 @@ import torch
 from pnpmix.masks import grow
 from spandrel.architectures.LaMa import LaMa
 
-from comfy_host import Graph, GraphError
+from comfy_host import Graph, refused
 
 
 def photo(name: str = "coffee") -> torch.Tensor:
@@ -135,10 +135,8 @@ def test_a_plain_run_tells_how_much_was_removed(messages):
 def test_mask_that_leaves_nothing_to_fill_from(expand):
     image, mask = torch.rand(1, 60, 60, 3), torch.ones(1, 60, 60)
     mask[:, :expand, :expand] = 0
-    with pytest.raises(GraphError) as error:
+    with refused("Inpaint Background, input 'mask'", f"{expand} pixels", "whole picture", "lower expand"):
         run(image, mask, expand=expand)
-    for word in ("Inpaint Background, input 'mask'", f"{expand} pixels", "whole picture", "lower expand"):
-        assert word in str(error.value), str(error.value)
 
 
 def test_mask_of_one_pixel():
@@ -166,7 +164,7 @@ def test_photo_of_eight_megapixels(lama):
 
 
 def test_grey_picture_is_refused():
-    with pytest.raises(GraphError, match="Inpaint Background, input 'image': it has 1 channels"):
+    with refused("Inpaint Background, input 'image': it has 1 channels"):
         run(photo()[..., :1], disc((400, 600), 150, 130, 40))
 
 

@@ -31,7 +31,7 @@ def test_weights_cover_the_mask_and_end_at_the_grown_mask(expand, feather, seed)
     assert (weights[mask == 1] == 1).all()
     assert torch.equal(weights > 0, grown == 1)
     steps = min(feather, expand)
-    assert set((weights * (steps + 1)).round(decimals=4).tolist()[0]) <= set(range(steps + 2))
+    assert set((weights * (steps + 1)).round(decimals=4).flatten().tolist()) <= set(range(steps + 2))
 
 
 def test_weights_fall_in_equal_steps():
@@ -122,7 +122,7 @@ def test_a_small_hole_in_a_large_photo_is_filled_at_full_resolution():
     image, model = torch.rand(2448, 3264, 3), Recorder()
     weights = fill_weights(disc(2448, 3264, 1200, 3200, 100), 8, 4)
     filled = inpaint(image, weights, fill_by_model(model, torch.device("cpu")))
-    assert model.sizes == [(207 + 2 * 103 + 8, 272 + 8)] or max(model.sizes[0]) < 450
+    assert max(model.sizes[0]) < 450
     assert torch.equal(filled[weights == 0], image[weights == 0])
     assert (filled[weights == 1] == 0.5).all()
 
