@@ -1,9 +1,10 @@
 """Starts ComfyUI with this pack in it, or tests the pack.
 
-    python3 run.py [options of ComfyUI]      set up, then start ComfyUI
-    python3 run.py test [options of pytest]  set up, then run every test
+    python3 run.py [options of ComfyUI]         set up, then start ComfyUI
+    python3 run.py test [options of pytest]     set up, then run every test
+    python3 run.py demo [options of the demo]   set up, then run the demo, which needs no ComfyUI
 
-Needs Python and git alone. Finds a ComfyUI in COMFYUI_DIR, round this folder, in ~/comfy/ComfyUI or in
+Needs Python and git alone. The first two find a ComfyUI in COMFYUI_DIR, round this folder, in ~/comfy/ComfyUI or in
 ~/ComfyUI; without one, the first command clones its latest release into ~/ComfyUI.
 """
 
@@ -47,6 +48,11 @@ def find_hosts() -> list[Path]:
     """The ComfyUIs to test with: the one that `find_comfyui` finds and, where there is one, a newer one."""
     newer = Path(os.environ.get("COMFYUI_NEW_DIR", Path.home() / "ComfyUI-new")).expanduser()
     return [folder for folder in (find_comfyui(), newer) if folder is not None and is_comfyui(folder)]
+
+
+def find_browser() -> str | None:
+    """An installed Chromium; None where there is none."""
+    return next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
 
 
 def clone_latest_release(url: str, folder: Path) -> None:
@@ -120,8 +126,15 @@ def start(options: list[str]) -> int:
     has_gpu = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available()))"
     if subprocess.run([python, "-c", has_gpu]).returncode != 0 and "--cpu" not in options:
         options = ["--cpu", *options]
+    if "--preview-method" not in options:
+        options = ["--preview-method", "auto", *options]  # ComfyUI's own default shows none
     print(f"Starting ComfyUI in {comfyui}; stop it with Ctrl+C")
     return subprocess.run([python, "main.py", *options], cwd=comfyui).returncode
+
+
+def demo(options: list[str]) -> int:
+    python = create_environment(PACK / ".venv" / "demo", TORCH[0], PACK / "demo" / "requirements.txt")
+    return subprocess.run([python, "-m", "demo", *options], cwd=PACK).returncode
 
 
 def run_tests(python: Path, options: list[str], comfyui: Path | None = None) -> int:
@@ -138,6 +151,8 @@ def test(options: list[str]) -> int:
         needs = [host / "requirements.txt", *MISSING_IN_COMFYUI] if host else []
         environment = PACK / ".venv" / (host.name if host else "no-host")
         python = create_environment(environment, *TORCH, *needs, PACK / "requirements-dev.txt")
+        if host and find_browser() is None:
+            subprocess.run([python, "-m", "playwright", "install", "chromium"], check=True)
         print(f"\nTesting with {host or 'no ComfyUI'}", flush=True)
         # ruff takes milliseconds, so every environment may check the whole tree
         for check in (["check"], ["format", "--check"]):
@@ -157,8 +172,9 @@ def test(options: list[str]) -> int:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
+    command = {"test": test, "demo": demo}.get(arguments[0] if arguments else "")
     try:
-        sys.exit(test(arguments[1:]) if arguments[:1] == ["test"] else start(arguments))
+        sys.exit(command(arguments[1:]) if command else start(arguments))
     except KeyboardInterrupt:
         sys.exit(130)
     except subprocess.CalledProcessError as error:

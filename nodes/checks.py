@@ -77,3 +77,9 @@ def check_image(node: str, name: str, image: Tensor) -> None:
     """Refuses what is no colour picture; an alpha channel is fine."""
     if image.shape[-1] not in (3, 4):
         raise BadInput(node, name, f"it has {image.shape[-1]} channels.", "Wire a colour picture.")
+
+
+def check_choice(node: str, name: str, value: str, options: list[str]) -> None:
+    """ComfyUI checks it too, but the oldest one that we support does not."""
+    if value not in options:
+        raise BadInput(node, name, f"'{value}' is none of {', '.join(options)}.", "Choose one of these.")

@@ -2,18 +2,27 @@
 
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 from typing_extensions import override
 
 from .checks import BadInput, check_latent
-from .types import CATEGORY, Concept, ConceptsType
+from .types import CATEGORY, Concept, ConceptsType, schema
 
 
 class PnPMixConcept(io.ComfyNode):
     @classmethod
     @override
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="PnPMixConcept",
+            search_aliases=[
+                "multi concept",
+                "multi-concept",
+                "personalization",
+                "subject",
+                "reference image",
+                "pnp-mix",
+            ],
             display_name="Concept",
             category=CATEGORY,
             description="Your own dog, cup or face, and the object of the background that takes its look.",
@@ -35,23 +44,38 @@ class PnPMixConcept(io.ComfyNode):
                     tooltip="Seed of this picture's noise. Keep it different from the background's.",
                 ),
                 io.String.Input("name", default="", tooltip="A name for messages, such as dog."),
+                io.Mask.Input(
+                    "object_mask",
+                    optional=True,
+                    tooltip="Where the object is in your picture. Wired, only the object's look is read and not what "
+                    "surrounds it; adain of Guided Appearance Attention needs it.",
+                ),
             ],
             outputs=[
                 ConceptsType.Output(display_name="concepts", tooltip="For the next Concept or the Mask Noise Mixer.")
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     @override
-    def execute(cls, latent, mask, concepts=(), positive=None, seed=1, name="") -> io.NodeOutput:
+    def execute(cls, latent, mask, concepts=(), positive=None, seed=1, name="", object_mask=None) -> io.NodeOutput:
         name = name or str(len(concepts) + 1)
         node = f"Concept '{name}'"
         samples = check_latent(node, "latent", latent)
-        if mask.ndim == 3 and mask.shape[0] != 1:
-            raise BadInput(
-                node, "mask", f"it is a batch of {mask.shape[0]}.", "Pick one, or join them with Mask Composite (add)."
-            )
-        mask = mask.reshape(mask.shape[-2:]).float().cpu()
-        if not torch.isfinite(mask).all() or mask.max() < 0.5:
-            raise BadInput(node, "mask", "it is empty.", "Mark the object of the background in white.")
-        return io.NodeOutput([*concepts, Concept(samples, mask, positive, seed, name)])
+        mask = check_mask(node, "mask", mask, "Mark the object of the background in white.")
+        if object_mask is not None:
+            object_mask = check_mask(node, "object_mask", object_mask, "Mark the object of your picture in white.")
+        concept = Concept(samples, mask, positive, seed, name, object_mask, cls.hidden.unique_id)
+        return io.NodeOutput([*concepts, concept])
+
+
+def check_mask(node: str, name: str, mask: Tensor, remedy: str) -> Tensor:
+    """The one mask (h, w) of a MASK."""
+    if mask.ndim == 3 and mask.shape[0] != 1:
+        fault = f"it is a batch of {mask.shape[0]}."
+        raise BadInput(node, name, fault, "Pick one, or join them with Mask Composite (add).")
+    mask = mask.reshape(mask.shape[-2:]).float().cpu()
+    if not torch.isfinite(mask).all() or mask.max() < 0.5:
+        raise BadInput(node, name, "it is empty.", remedy)
+    return mask

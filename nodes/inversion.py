@@ -13,17 +13,25 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..pnpmix.inversion import Inversion
-from .checks import BadInput, check_channels, check_conditioning, check_latent, check_model, model_family
+from .checks import BadInput, check_channels, check_choice, check_conditioning, check_latent, check_model, model_family
 from .sampling import MAX_ROWS, InvertSampler, RowGuider, acts_by_time
-from .types import CATEGORY, InversionType, InvertedLatent
+from .types import CATEGORY, InversionType, InvertedLatent, schema
 
 
 class PnPMixDDPMInvert(io.ComfyNode):
     @classmethod
     @override
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="PnPMixDDPMInvert",
+            search_aliases=[
+                "inversion",
+                "edit-friendly inversion",
+                "ddpm inversion",
+                "invert image",
+                "noise maps",
+                "pnp-mix",
+            ],
             display_name="DDPM Invert",
             category=CATEGORY,
             description="Finds the noise that leads the model back to this picture (Edit-Friendly DDPM inversion).",
@@ -105,6 +113,7 @@ def falling_sigmas(model, scheduler: str, steps: int, skip_steps: int) -> torch.
     node = "DDPM Invert"
     if skip_steps >= steps:
         raise BadInput(node, "skip_steps", f"it leaves no step of {steps}.", f"Set it below {steps}, or raise steps.")
+    check_choice(node, "scheduler", scheduler, comfy.samplers.SCHEDULER_NAMES)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
     sigmas = sigmas[-(steps - skip_steps + 1) :].float().cpu()
     if sigmas[-1] != 0 or len(sigmas) < 2 or (sigmas[1:] > sigmas[:-1]).any() or (sigmas[:-1] <= 0).any():
@@ -128,8 +137,9 @@ class PnPMixSaveInversion(io.ComfyNode):
     @classmethod
     @override
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="PnPMixSaveInversion",
+            search_aliases=["inversion", "keep inversion"],
             display_name="Save Inversion",
             category=CATEGORY,
             description="Keeps an inversion in the folder inversions of ComfyUI's output for later runs.",
@@ -171,8 +181,9 @@ class PnPMixLoadInversion(io.ComfyNode):
     @classmethod
     @override
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="PnPMixLoadInversion",
+            search_aliases=["inversion", "cached inversion"],
             display_name="Load Inversion",
             category=CATEGORY,
             description="Takes an inversion from the inversions folder of ComfyUI's output.",

@@ -2,7 +2,10 @@
 
 import logging
 
+import comfy.utils
+from comfy_api.latest import ui
 from server import PromptServer
+from torch import Tensor
 
 
 def show(node: str, unique_id: str, messages: list[str]) -> None:
@@ -10,3 +13,12 @@ def show(node: str, unique_id: str, messages: list[str]) -> None:
     for message in messages:
         logging.log(logging.WARNING if message.startswith("Warning") else logging.INFO, "%s: %s", node, message)
     PromptServer.instance.send_progress_text("\n".join(messages), unique_id)
+
+
+def thumbnails(images: Tensor, longest: int = 256) -> list[dict]:
+    """Copies of at most `longest` pixels in ComfyUI's temporary folder, as the editor asks the server for them."""
+    height, width = images.shape[1:3]
+    scale = min(1, longest / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = comfy.utils.common_upscale(images.movedim(-1, 1), *size, "area", "disabled").movedim(1, -1)
+    return ui.PreviewImage(small).values

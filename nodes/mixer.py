@@ -7,20 +7,33 @@ from comfy_api.latest import io
 from torch import Tensor
 from typing_extensions import override
 
-from ..pnpmix.masks import expanded_box_mask, object_mask, share_overlaps, to_image_size
-from .checks import BadInput, check_channels, check_conditioning, check_model, model_family
+from ..pnpmix.masks import expanded_box_mask, last_in_front, object_mask, share_overlaps, to_image_size
+from .checks import BadInput, check_channels, check_choice, check_conditioning, check_model, model_family
+from .concept_overlay import show_concepts
 from .sampling import ROWS_PER_CONCEPT, MixSampler, RowGuider, is_timed
-from .types import CATEGORY, DILUTION, Concept, ConceptsType, InpaintedBackground, InversionType, InvertedLatent
+from .types import (
+    APPEARANCE,
+    CATEGORY,
+    DILUTION,
+    Appearance,
+    Concept,
+    ConceptsType,
+    InpaintedBackground,
+    InversionType,
+    InvertedLatent,
+    schema,
+)
 
-NODE = "Mask Noise Mixer"
+NODE, OVERLAP = "Mask Noise Mixer", ["shared", "last in front"]
 
 
 class PnPMixSampler(io.ComfyNode):
     @classmethod
     @override
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="PnPMixSampler",
+            search_aliases=["multi concept", "multi-concept", "blend concepts", "regional", "sampler", "pnp-mix"],
             display_name=NODE,
             category=CATEGORY,
             description="Renders each masked object of the background with the look of its concept (PnP-MIX).",
@@ -63,18 +76,37 @@ class PnPMixSampler(io.ComfyNode):
                     max=512,
                     tooltip="Softens the masks' borders, in image pixels. Higher: smoother seams, less exact outlines.",
                 ),
+                io.Combo.Input(
+                    "overlap",
+                    optional=True,
+                    options=OVERLAP,
+                    default="shared",
+                    tooltip="Where masks overlap: all concepts in equal parts, or the last one in the chain alone.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The finished picture, for VAE Decode."),
                 io.Latent.Output(display_name="references", tooltip="The branch of each concept, as a batch."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     @override
     def execute(
-        cls, model, inversion, concepts, positive, negative, cfg, swap_guidance, mix_reference_noise, feather
+        cls,
+        model,
+        inversion,
+        concepts,
+        positive,
+        negative,
+        cfg,
+        swap_guidance,
+        mix_reference_noise,
+        feather,
+        overlap="shared",
     ) -> io.NodeOutput:
+        check_choice(NODE, "overlap", overlap, OVERLAP)
         check_model(NODE, model)
         check_inversion(model, inversion)
         for concept in concepts:
@@ -86,13 +118,31 @@ class PnPMixSampler(io.ComfyNode):
             remedy = "Encode the inpainted background in the background's size."
             check_shape("Background Dilution++", inpainted.latent, inversion, remedy)
 
-        latent_shape = inversion.inversion.eps.shape[1:]
-        masks, boxes = regions(concepts, latent_shape[1:], model, feather, inpainted.expand if inpainted else 0)
+        normalised = check_object_masks(concepts, model)
+
+        latent_shape, ratio = inversion.inversion.eps.shape[1:], downscale_ratio(model)
+        grid, expand = tuple(latent_shape[1:]), inpainted.expand if inpainted else 0
+        concepts = [in_pixels(concept, grid[0] * ratio, grid[1] * ratio) for concept in concepts]
+        if overlap == "last in front":
+            concepts = visible_parts(concepts)
+        masks = torch.stack([on_grid(concept, "mask", grid, ratio, feather) for concept in concepts])
+        boxes = torch.stack([expanded_box_mask(concept.mask, grid, expand)[None] for concept in concepts])
+        wired = [concept for concept in concepts if concept.object_mask is not None]
+        object_masks = [on_grid(concept, "object_mask", grid, ratio) for concept in wired]
         own_prompts = [None if concept.positive is positive else concept.positive for concept in concepts]
         guider = RowGuider(model, positive, negative, cfg, own_prompts)
-        sampler = MixSampler(inversion.inversion, concepts, masks, boxes, swap_guidance, mix_reference_noise)
+        sampler = MixSampler(
+            inversion.inversion,
+            concepts,
+            share_overlaps(masks),
+            boxes,
+            torch.stack(object_masks) if normalised else None,
+            swap_guidance,
+            mix_reference_noise,
+        )
         sigmas = inversion.inversion.sigmas
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+        show_concepts(cls.hidden.unique_id, concepts, inversion.inversion.trajectory[-1], model.model.latent_format)
         noise = torch.zeros((ROWS_PER_CONCEPT, *latent_shape))  # ComfyUI frees memory for this shape
         result = guider.sample(
             noise, torch.zeros_like(noise[:1]), sampler, sigmas, callback=callback, seed=inversion.inversion.seed
@@ -129,15 +179,48 @@ def check_concept(concept: Concept, positive: list, model, inversion: InvertedLa
         raise BadInput(node, "positive", fault, "Wire a plain prompt, or the one that the Mask Noise Mixer uses.")
 
 
-def regions(concepts: list[Concept], grid: tuple[int, int], model, feather: int, expand: int) -> tuple[Tensor, Tensor]:
-    """Weights M_k and boxes M_E, each (n, 1, *grid)."""
-    ratio = getattr(model.model.latent_format, "spacial_downscale_ratio", 8)  # older hosts: always 8
-    masks, boxes = [], []
+def in_pixels(concept: Concept, height: int, width: int) -> Concept:
+    """With masks of the picture's size."""
+    own = None if concept.object_mask is None else to_image_size(concept.object_mask, height, width)
+    return concept._replace(mask=to_image_size(concept.mask, height, width), object_mask=own)
+
+
+def visible_parts(concepts: list[Concept]) -> list[Concept]:
+    """With masks of what those later in the chain do not cover."""
+    masks = last_in_front(torch.stack([concept.mask for concept in concepts]))
+    for concept, mask in zip(concepts, masks, strict=True):
+        if mask.max() < 0.5:
+            remedy = "Move it to a later place in the chain, or set overlap to shared."
+            raise BadInput(f"Concept '{concept.name}'", "mask", "concepts in front of it cover all of it.", remedy)
+    return [concept._replace(mask=mask) for concept, mask in zip(concepts, masks, strict=True)]
+
+
+def on_grid(concept: Concept, name: str, grid: tuple[int, int], ratio: int, feather: int = 0) -> Tensor:
+    """(1, *grid) weights of one of the concept's masks.
+
+    Raises:
+        BadInput: no cell of the grid is left of it.
+    """
+    weights = object_mask(getattr(concept, name), grid, feather)[None]
+    if not weights.any():
+        fault = f"nothing of it is left on the latent grid of {grid[0]} × {grid[1]} cells."
+        raise BadInput(f"Concept '{concept.name}'", name, fault, f"Mark an object of at least {ratio} pixels.")
+    return weights
+
+
+def check_object_masks(concepts: list[Concept], model) -> bool:
+    """Whether AdaIN is on, for which each concept needs one."""
+    appearance: Appearance | None = model.model_options.get(APPEARANCE)
+    if appearance is None or not appearance.adain:
+        return False
     for concept in concepts:
-        mask = to_image_size(concept.mask, grid[0] * ratio, grid[1] * ratio)
-        masks.append(object_mask(mask, grid, feather))
-        boxes.append(expanded_box_mask(mask, grid, expand))
-        if not masks[-1].any():
-            fault = f"nothing of it is left on the latent grid of {grid[1]} × {grid[0]} cells."
-            raise BadInput(f"Concept '{concept.name}'", "mask", fault, f"Mark an object of at least {ratio} pixels.")
-    return share_overlaps(torch.stack(masks)[:, None]), torch.stack(boxes)[:, None]
+        if concept.object_mask is None:
+            fault = "it is not wired, and adain of Guided Appearance Attention is on."
+            remedy = "Wire the mask of the object in your picture, or switch adain off."
+            raise BadInput(f"Concept '{concept.name}'", "object_mask", fault, remedy)
+    return True
+
+
+def downscale_ratio(model) -> int:
+    """Image pixels to a cell of the latent grid."""
+    return getattr(model.model.latent_format, "spacial_downscale_ratio", 8)  # older hosts: always 8

@@ -3,16 +3,26 @@
 from comfy_api.latest import io
 from typing_extensions import override
 
-from .checks import BadInput, check_channels, check_latent, check_model
-from .types import APPEARANCE, CATEGORY, DILUTION, Appearance, InpaintedBackground
+from .checks import BadInput, check_channels, check_choice, check_latent, check_model
+from .types import APPEARANCE, CATEGORY, DILUTION, Appearance, InpaintedBackground, schema
+
+LAYERS, OUTSIDE = ["all", "decoder"], ["scaled", "blended"]
 
 
 class PnPMixAppearance(io.ComfyNode):
     @classmethod
     @override
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="PnPMixAppearance",
+            search_aliases=[
+                "cross-image attention",
+                "self-attention",
+                "appearance transfer",
+                "style transfer",
+                "adain",
+                "pnp-mix",
+            ],
             display_name="Guided Appearance Attention",
             category=CATEGORY,
             description="Lets each object of the background read the look of its concept in the UNet's self-attention.",
@@ -29,7 +39,7 @@ class PnPMixAppearance(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "layers",
-                    options=["all", "decoder"],
+                    options=LAYERS,
                     default="all",
                     tooltip="Self-attention layers that read it. decoder keeps more of the background object's shape.",
                 ),
@@ -51,20 +61,28 @@ class PnPMixAppearance(io.ComfyNode):
                     round=0.001,
                     tooltip="Where in the whole schedule guidance ends. Earlier: faster, less detail of the concept.",
                 ),
+                io.Boolean.Input(
+                    "adain",
+                    optional=True,
+                    default=False,
+                    tooltip="Also give each object the colour statistics of its concept's object (AdaIN), in every "
+                    "guided step. Needs the object_mask of each Concept. On: colours closer to the concept's.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For the Mask Noise Mixer.")],
         )
 
     @classmethod
     @override
-    def execute(cls, model, alpha, layers, start_percent, end_percent) -> io.NodeOutput:
+    def execute(cls, model, alpha, layers, start_percent, end_percent, adain=False) -> io.NodeOutput:
         node = "Guided Appearance Attention"
         check_model(node, model)
+        check_choice(node, "layers", layers, LAYERS)
         if start_percent > end_percent:
             fault = f"{start_percent:g} is after end_percent {end_percent:g}."
             raise BadInput(node, "start_percent", fault, "Set it to at most end_percent.")
         patched = model.clone()
-        patched.model_options[APPEARANCE] = Appearance(alpha, layers, start_percent, end_percent)
+        patched.model_options[APPEARANCE] = Appearance(alpha, layers, start_percent, end_percent, adain)
         return io.NodeOutput(patched)
 
 
@@ -72,8 +90,9 @@ class PnPMixDilution(io.ComfyNode):
     @classmethod
     @override
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="PnPMixDilution",
+            search_aliases=["background dilution", "concept leakage", "bleeding", "pnp-mix"],
             display_name="Background Dilution++",
             category=CATEGORY,
             description="Puts the emptied background round each object, so that concepts do not leak into each other.",
@@ -98,7 +117,7 @@ class PnPMixDilution(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "outside",
-                    options=["scaled", "blended"],
+                    options=OUTSIDE,
                     default="scaled",
                     tooltip="Outside the rectangle: beta × emptied background (the paper's equation), or that plus "
                     "(1 − beta) × what was there (its prose).",
@@ -112,6 +131,7 @@ class PnPMixDilution(io.ComfyNode):
     def execute(cls, model, latent, beta, expand, outside) -> io.NodeOutput:
         node = "Background Dilution++"
         check_model(node, model)
+        check_choice(node, "outside", outside, OUTSIDE)
         samples = check_latent(node, "latent", latent)
         check_channels(node, "latent", samples, model)
         patched = model.clone()

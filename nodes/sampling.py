@@ -6,18 +6,19 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
 import torch
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 
-from ..pnpmix.attention import guided_appearance_attention
 from ..pnpmix.dilution import Dilution
 from ..pnpmix.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
 from ..pnpmix.sampling import Rows, sample_pnp_mix
+from .attention import ROWS, install_appearance
 from .types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground
 
 # Timesteps of an inversion in one call, at most: between calls progress, preview and Cancel get their turn.
 MAX_ROWS = 16
 ROWS_PER_CONCEPT = 3
-ROWS = "pnpmix_rows"  # in transformer_options, for the length of one call
+SMALL_SHARE = 0.05  # of the free memory, above which trajectories stay on the CPU
 
 
 class RowGuider(comfy.samplers.CFGGuider):
@@ -51,12 +52,27 @@ class RowGuider(comfy.samplers.CFGGuider):
         return {**entry, "model_conds": stacked}
 
 
-def rows_that_fit(guider: RowGuider, shape: torch.Size) -> int:
-    """How many latents of `shape` (C, H, W) one model call may take, by ComfyUI's own estimate."""
-    model, device = guider.inner_model, guider.model_patcher.load_device
+def free_memory(guider: RowGuider) -> float:
+    """Bytes, by ComfyUI's own estimate."""
     # newer hosts ask the patcher, which may hold weights that it can give up
-    free_memory = getattr(guider.model_patcher, "get_free_memory", comfy.model_management.get_free_memory)(device)
-    return int(free_memory / (1.5 * model.memory_required([1, *shape])))
+    ask = getattr(guider.model_patcher, "get_free_memory", comfy.model_management.get_free_memory)
+    return ask(guider.model_patcher.load_device)
+
+
+def rows_that_fit(guider: RowGuider, shape: torch.Size) -> int:
+    """How many latents of `shape` (C, H, W) one model call may take."""
+    return int(free_memory(guider) / (1.5 * guider.inner_model.memory_required([1, *shape])))
+
+
+def place_for(trajectories: int, inversion: Inversion, guider: RowGuider, device: torch.device) -> torch.device:
+    """Where so many trajectories are kept while mixing: on the device, unless rows of the model need the room."""
+    size = trajectories * inversion.trajectory.numel() * inversion.trajectory.element_size()
+    return device if size < SMALL_SHARE * free_memory(guider) else torch.device("cpu")
+
+
+def pinned(x: Tensor, device: torch.device) -> Tensor:
+    """For copies to a GPU that nobody waits for."""
+    return x.pin_memory() if x.device.type == "cpu" and device.type == "cuda" else x
 
 
 class InvertSampler(comfy.samplers.Sampler):
@@ -84,7 +100,8 @@ class InvertSampler(comfy.samplers.Sampler):
 class MixSampler(comfy.samplers.Sampler):
     """PnP-MIX: the output in row 0 of the result, then the references.
 
-    `masks` and `boxes` are (n, 1, H, W) on the latent grid.
+    The masks of `concepts` have the picture's size; `masks`, `boxes` and `object_masks` (None: no AdaIN) are
+    (n, 1, H, W) on the latent grid.
     """
 
     def __init__(
@@ -93,28 +110,37 @@ class MixSampler(comfy.samplers.Sampler):
         concepts: list[Concept],
         masks: Tensor,
         boxes: Tensor,
+        object_masks: Tensor | None,
         swap_guidance: float,
         mix_references: bool,
     ):
         self.inversion, self.concepts, self.masks, self.boxes = inversion, concepts, masks, boxes
+        self.object_masks = object_masks
         self.swap_guidance, self.mix_references = swap_guidance, mix_references
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
     ):
         model, device, steps = model_wrap.inner_model, sigmas.device, len(sigmas) - 1
-        inversion = Inversion(*(x.to(device) for x in self.inversion[:3]), self.inversion.seed)
+        # of the background also the predictions, and the emptied background
+        place = place_for(len(self.concepts) + 3, self.inversion, model_wrap, device)
+        stored = (pinned(x.to(place), device) for x in self.inversion[1:3])
+        inversion = Inversion(sigmas, *stored, self.inversion.seed)
 
         def trajectory(latent: Tensor, seed: int) -> Tensor:
-            return edit_friendly_trajectory(model.process_latent_in(latent.to(device))[0], sigmas, seed)
+            x0 = model.process_latent_in(latent.to(place))[0]
+            return edit_friendly_trajectory(x0, sigmas.to(place), seed)
 
         model_options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
-        guided = install_appearance(model_options, model, self.inversion.sigmas)
+        appearance: Appearance | None = model_options.get(APPEARANCE)
+        if appearance is not None:
+            grid = tuple(latent_image.shape[-2:])
+            install_appearance(model_options, model.diffusion_model, appearance, self.concepts, grid, device)
         inpainted: InpaintedBackground | None = model_options.get(DILUTION)
         dilution = None
         if inpainted is not None:
             # with the background's own noise, so that the two agree wherever inpainting changed nothing
-            inpaint = trajectory(inpainted.latent, inversion.seed)
+            inpaint = pinned(trajectory(inpainted.latent, inversion.seed), device)
             dilution = Dilution(inpaint, self.boxes.to(device), inpainted.beta, inpainted.outside)
 
         def denoise(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
@@ -128,54 +154,35 @@ class MixSampler(comfy.samplers.Sampler):
         output, references = sample_pnp_mix(
             denoise,
             inversion,
-            torch.stack([trajectory(concept.latent, concept.seed) for concept in self.concepts]),
+            pinned(torch.stack([trajectory(x.latent, x.seed) for x in self.concepts], dim=1), device),
             self.masks.to(device),
-            guided,
+            guided_steps(appearance, model, self.inversion.sigmas),
             self.swap_guidance,
             self.mix_references,
             dilution,
+            None if self.object_masks is None else self.object_masks.to(device),
             concepts_per_call=max(1, rows_that_fit(model_wrap, noise.shape[1:]) // ROWS_PER_CONCEPT),
             callback=preview,
         )
         return torch.cat([output[None], references])
 
 
-def install_appearance(model_options: dict, model, sigmas: Tensor) -> list[bool]:
-    """Adds the attention patch, if the MODEL asks for it.
-
-    Returns:
-        whether appearance is guided, for each step.
-    """
-    appearance: Appearance | None = model_options.get(APPEARANCE)
+def guided_steps(appearance: Appearance | None, model, sigmas: Tensor) -> list[bool]:
+    """Whether appearance is guided, for each step."""
     if appearance is None:
         return [False] * (len(sigmas) - 1)
-
-    patches = model_options["transformer_options"].setdefault("patches", {})
-    patches["attn1_patch"] = [*patches.get("attn1_patch", []), appearance_patch(appearance)]
     percents = (appearance.start_percent, appearance.end_percent)
     start, end = (float(model.model_sampling.percent_to_sigma(percent)) for percent in percents)
     return [end <= sigma <= start for sigma in sigmas[:-1].tolist()]
-
-
-def appearance_patch(appearance: Appearance):
-    """attn1_patch that does nothing in a call whose rows were not laid out by the mixer."""
-
-    def patch(q, key, value, extra_options):
-        rows: Rows | None = extra_options.get(ROWS)
-        in_layer = appearance.layers == "all" or extra_options["block"][0] == "output"
-        if rows is None or "swap" not in rows.roles or not in_layer:
-            return q, key, value
-        chunks = len(extra_options["cond_or_uncond"])
-        return q, *guided_appearance_attention(key, value, appearance.alpha, rows.roles, chunks)
-
-    return patch
 
 
 def acts_by_time(model, conditionings: list[list]) -> bool:
     """Whether anything may look at the noise level of a call: it would see only the first of several."""
     known = {"transformer_options", APPEARANCE, DILUTION}
     patched = model.model_options.keys() - known or any(model.model_options["transformer_options"].values())
-    wrapped = any(functions for by_key in model.wrappers.values() for functions in by_key.values())
+    wrapped = any(
+        functions for by_key in model.wrappers.values() for key, functions in by_key.items() if key != COMPILE_KEY
+    )
     return bool(patched or wrapped or any(is_timed(options) for cond in conditionings for _, options in cond))
 
 

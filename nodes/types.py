@@ -1,5 +1,6 @@
 """What travels between the nodes of this pack."""
 
+import dataclasses
 from typing import NamedTuple
 
 from comfy_api.latest import io
@@ -14,6 +15,13 @@ ConceptsType = io.Custom("PNPMIX_CONCEPTS")
 DetectorType = io.Custom("PNPMIX_DETECTOR")  # ModelPatcher of a pnpmix.grounding.GroundingDino
 SegmenterType = io.Custom("PNPMIX_SEGMENTER")  # grounding_models.Segmenter
 InpaintModelType = io.Custom("INPAINT_MODEL")  # spandrel's descriptor, as in comfyui-inpaint-nodes
+
+
+def schema(search_aliases: list[str], **fields) -> io.Schema:
+    """With the words that people search for, where ComfyUI has a place for them; versions before raise a TypeError."""
+    later = {"search_aliases": search_aliases}
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    return io.Schema(**fields, **{name: value for name, value in later.items() if name in known})
 
 
 class InvertedLatent(NamedTuple):
@@ -32,6 +40,8 @@ class Concept(NamedTuple):
     positive: list | None  # CONDITIONING; None: the mixer's
     seed: int
     name: str
+    object_mask: Tensor | None = None  # (h, w) of the object in the person's picture
+    node_id: str | None = None  # of its node in the graph, which takes the concept's colour
 
 
 class Appearance(NamedTuple):
@@ -41,6 +51,7 @@ class Appearance(NamedTuple):
     layers: str  # "all" or "decoder"
     start_percent: float
     end_percent: float
+    adain: bool = False
 
 
 class InpaintedBackground(NamedTuple):

@@ -1,4 +1,6 @@
-"""Guided appearance attention (eq. 3.3)."""
+"""Guided appearance attention (eq. 3.3), and beyond the paper its limit to the concepts' objects."""
+
+from collections.abc import Callable, Sequence
 
 from einops import rearrange
 from torch import Tensor
@@ -28,3 +30,36 @@ def guided_appearance_attention(
     key[:, swap] = key[:, personal]
     value[:, swap] = value[:, personal] + alpha * (value[:, personal] - value[:, swap])
     return key.flatten(0, 2), value.flatten(0, 2)
+
+
+def attend_to_objects(
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cells: Sequence[tuple[Tensor, Tensor] | None],
+    roles: tuple[str, ...],
+    chunks: int = 1,
+) -> Tensor:
+    """Lets the target of each swap row read nothing but its concept's object in one self-attention layer.
+
+    What surrounds the target still reads the concept's whole picture; otherwise it would take the object's look too.
+
+    Args:
+        attend: attention of (B, tokens, channels) queries to as many keys and values as given.
+        output: attend(query, key, value); changed in place.
+        query, key, value: (chunks * len(roles) * concepts, tokens, channels), swap rows as eq. 3.3 has them.
+        cells: for each concept the tokens of its target and those of its object, (t,) and (o,) indices; None
+            leaves its row as it is.
+    Returns:
+        output.
+    """
+    swap, blocks = roles.index("swap"), (chunks, len(roles), len(cells))
+    for k, target_and_object in enumerate(cells):
+        if target_and_object is not None:
+            target, own = target_and_object
+            query_k, key_k, value_k = (x.unflatten(0, blocks)[:, swap, k] for x in (query, key, value))
+            seen = attend(query_k[:, target], key_k[:, own], value_k[:, own])
+            output.unflatten(0, blocks)[:, swap, k].index_copy_(1, target, seen)
+    return output

@@ -68,15 +68,31 @@ def ddpm_invert(
     return Inversion(sigmas, trajectory, eps, seed)
 
 
-def edit_friendly_step(x: Tensor, eps: Tensor, inversion: Inversion, i: int) -> Tensor:
-    """One step down from noise level i with the residual of the inverted picture (eq. 3.2).
+class InversionStep(NamedTuple):
+    """One step of an inversion, on the device that it is needed on."""
+
+    sigma: Tensor  # ()
+    sigma_next: Tensor  # ()
+    x: Tensor  # (C, H, W) the picture at `sigma`
+    x_next: Tensor  # (C, H, W) at `sigma_next`
+    eps: Tensor  # (C, H, W) noise prediction for `x`
+
+
+def inversion_step(inversion: Inversion, i: int, device: torch.device) -> InversionStep:
+    trajectory, eps = inversion.trajectory, inversion.eps
+    back, back_next, eps_back = (x.to(device, non_blocking=True) for x in (trajectory[i], trajectory[i + 1], eps[i]))
+    return InversionStep(inversion.sigmas[i], inversion.sigmas[i + 1], back, back_next, eps_back)
+
+
+def edit_friendly_step(x: Tensor, eps: Tensor, background: InversionStep) -> Tensor:
+    """One step down with the residual of the inverted picture (eq. 3.2).
 
     x_{i+1} = mu(x, eps) + r_i, summed in the order in which a latent that is still on the picture's
     own trajectory stays on it to the last bit.
 
     Args:
-        x, eps: (..., C, H, W) latent at level i and the noise predicted for it.
+        x, eps: (..., C, H, W) latent at the background's noise level and the noise predicted for it.
     """
-    sigma, sigma_next = inversion.sigmas[i], inversion.sigmas[i + 1]
-    mean = posterior_mean(inversion.trajectory[i], inversion.eps[i], sigma, sigma_next)
-    return inversion.trajectory[i + 1] + (posterior_mean(x, eps, sigma, sigma_next) - mean)
+    sigma, sigma_next = background.sigma, background.sigma_next
+    mean = posterior_mean(background.x, background.eps, sigma, sigma_next)
+    return background.x_next + (posterior_mean(x, eps, sigma, sigma_next) - mean)

@@ -1,6 +1,7 @@
 """Where each concept goes: from image masks to weights on the latent grid."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,36 @@ def object_mask(mask: Tensor, grid: tuple[int, int], feather: float = 0) -> Tens
     return (to_latent_grid(mask, *grid) >= 0.5).float()
 
 
+def covered_cells(mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Indices (m,) of the grid's cells of which the mask (H, W) covers at least half, or else the most."""
+    share = to_latent_grid(mask, *grid).flatten()
+    return (share >= min(0.5, float(share.max()))).nonzero()[:, 0]
+
+
+def layer_grids(latent_grid: tuple[int, int]) -> list[tuple[int, int]]:
+    """Height and width of every level of a UNet, down to a single cell: each halves the one before, upwards."""
+    grids = [latent_grid]
+    while max(grids[-1]) > 1:
+        height, width = grids[-1]
+        grids.append(((height + 1) // 2, (width + 1) // 2))
+    return grids
+
+
+def readable_cells(
+    masks: Sequence[Tensor], object_masks: Sequence[Tensor | None], latent_grid: tuple[int, int]
+) -> dict[int, list[tuple[Tensor, Tensor] | None]]:
+    """Number of a layer's tokens → for each concept its target's and its object's, as `attend_to_objects` takes them.
+
+    Args:
+        masks, object_masks: of each concept, (H, W) in image pixels.
+    """
+    pairs = [None if own is None else (mask, own) for mask, own in zip(masks, object_masks, strict=True)]
+    return {
+        grid[0] * grid[1]: [pair and tuple(covered_cells(mask, grid) for mask in pair) for pair in pairs]
+        for grid in layer_grids(latent_grid)
+    }
+
+
 def expanded_box_mask(mask: Tensor, grid: tuple[int, int], expand: int) -> Tensor:
     """M_E: the smallest rectangle round the image-size mask, grown by `expand` pixels on each side.
 
@@ -60,6 +91,12 @@ def expanded_box_mask(mask: Tensor, grid: tuple[int, int], expand: int) -> Tenso
         bottom, right = (int(x[-1]) + 1 + expand for x in (rows, columns))
         box[top:bottom, left:right] = 1
     return (to_latent_grid(box, *grid) >= 0.5).float()
+
+
+def last_in_front(masks: Tensor) -> Tensor:
+    """(n, H, W) masks, each without what those after it cover."""
+    visible = [mask * (1 - masks[k + 1 :]).prod(0) for k, mask in enumerate(masks)]
+    return torch.stack(visible) if visible else masks
 
 
 def share_overlaps(masks: Tensor) -> Tensor:

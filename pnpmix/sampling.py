@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .batching import in_groups
 from .dilution import Dilution, background_dilution
-from .inversion import Inversion, edit_friendly_step
+from .inversion import Inversion, edit_friendly_step, inversion_step
 from .mixing import mix_noise, mix_reference_noise
+from .normalisation import adain
 from .schedule import swap_guidance_scale, to_denoised, to_eps
 
 
@@ -61,6 +62,7 @@ def sample_pnp_mix(
     swap_guidance: float = 3.5,
     mix_references: bool = True,
     dilution: Dilution | None = None,
+    object_masks: Tensor | None = None,
     concepts_per_call: int = 1,
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -70,37 +72,47 @@ def sample_pnp_mix(
         denoise: denoise(x, sigma, rows) of (B, C, H, W) and (B,), the denoised estimate; its swap
             rows go through `guided_appearance_attention`.
         inversion: of the background, N steps.
-        personal: (n, N + 1, C, H, W) trajectory of each concept.
-        masks: (n, 1, H, W) weights M_k whose sum is at most 1.
+        personal: (N + 1, n, C, H, W) trajectories of the concepts.
+        masks: (n, 1, H, W) weights M_k whose sum is at most 1, on the device to work on; trajectories may lie
+            elsewhere and are then fetched level by level.
         guided: for each step, whether appearance is guided in it.
         swap_guidance: first weight of the guided prediction, see `swap_guidance_scale`.
         mix_references: whether references get the background's noise outside their object.
         dilution: inpainted background, boxes and strength; None leaves the references as they are.
+        object_masks: (n, 1, H, W) where the object of each concept is in its own picture. Given, AdaIN after each
+            guided step brings the rendered objects to the channel statistics of the concepts' objects.
         concepts_per_call: how many concepts share a model call; halved when they do not fit.
         callback: called with (step, denoised output (C, H, W), denoised references (n, C, H, W)).
     Returns:
         output latent (C, H, W) and reference latents (n, C, H, W).
     """
-    sigmas, steps, concepts = inversion.sigmas, len(inversion.eps), len(personal)
-    output = inversion.trajectory[0]
-    references = output.expand(concepts, *output.shape)
+    device, steps, concepts = masks.device, len(inversion.eps), len(masks)
+    latents = inversion.trajectory[0].to(device).expand(1 + concepts, -1, -1, -1)  # output, references
 
     for i in range(steps):
-        eps_back, eps_ref = inversion.eps[i], torch.zeros_like(references)
+        back, references = inversion_step(inversion, i, device), latents[1:]
+        eps_ref = torch.zeros_like(references)
         if concepts > 0:
             weight = swap_guidance_scale(swap_guidance, i, steps)
-            predict = partial(predict_noise, denoise, personal[:, i], references, sigmas[i], guided[i], weight)
+            x_per = personal[i].to(device, non_blocking=True)
+            predict = partial(predict_noise, denoise, x_per, references, back.sigma, guided[i], weight)
             eps_ref, concepts_per_call = in_groups(predict, concepts, concepts_per_call)
 
-        eps = mix_noise(eps_back, eps_ref, masks)
+        eps = mix_noise(back.eps, eps_ref, masks)
         if mix_references:
-            eps_ref = mix_reference_noise(eps_back, eps_ref, masks)
+            eps_ref = mix_reference_noise(back.eps, eps_ref, masks)
+        eps = torch.cat([eps[None], eps_ref])
         if callback is not None:
-            callback(i, to_denoised(output, eps, sigmas[i]), to_denoised(references, eps_ref, sigmas[i]))
+            denoised = to_denoised(latents, eps, back.sigma)
+            callback(i, denoised[0], denoised[1:])
 
-        output = edit_friendly_step(output, eps, inversion, i)
-        references = edit_friendly_step(references, eps_ref, inversion, i)
+        latents = edit_friendly_step(latents, eps, back)
+        if object_masks is not None and guided[i]:
+            x_per, references = personal[i + 1].to(device, non_blocking=True), latents[1:]
+            change = (adain(references, masks, x_per, object_masks) - references) * masks
+            latents = latents + torch.cat([change.sum(0, keepdim=True), change])
         if dilution is not None:
-            references = background_dilution(references, dilution.trajectory[i + 1], dilution)
+            inpaint = dilution.trajectory[i + 1].to(device, non_blocking=True)
+            latents = torch.cat([latents[:1], background_dilution(latents[1:], inpaint, dilution)])
 
-    return output, references
+    return latents[0], latents[1:]

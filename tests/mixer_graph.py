@@ -37,7 +37,7 @@ def chain(graph: Graph, count: int, **inputs) -> list:
 
 
 def appearance(graph: Graph, model, **inputs) -> list:
-    defaults = dict(alpha=0.15, layers="all", start_percent=0.0, end_percent=1.0)
+    defaults = dict(alpha=0.15, layers="all", start_percent=0.0, end_percent=1.0, adain=False)
     return graph.add("PnPMixAppearance", model=model, **(defaults | inputs))
 
 
@@ -48,16 +48,23 @@ def dilution(graph: Graph, model, **inputs) -> list:
 
 def mixer(graph: Graph, model, inversion, concepts, **inputs) -> list:
     defaults = dict(
-        positive=POSITIVE, negative=NEGATIVE, cfg=1.0, swap_guidance=3.5, mix_reference_noise=True, feather=0
+        positive=POSITIVE,
+        negative=NEGATIVE,
+        cfg=1.0,
+        swap_guidance=3.5,
+        mix_reference_noise=True,
+        feather=0,
+        overlap="shared",
     )
     return graph.add("PnPMixSampler", model=model, inversion=inversion, concepts=concepts, **(defaults | inputs))
 
 
-def run_pnp_mix(model, concepts: int = 2, positive=POSITIVE, own_positive=None, **inputs) -> dict:
+def run_pnp_mix(model, concepts: int = 2, positive=POSITIVE, own_positive=None, object_mask=None, **inputs) -> dict:
     """The whole graph with both patches; `inputs` go to the mixer. Returns the samples of both outputs."""
     graph = Graph()
     inversion = invert(graph, model, positive=positive)
     patched = dilution(graph, appearance(graph, model))
-    mixed = mixer(graph, patched, inversion, chain(graph, concepts, positive=own_positive), positive=positive, **inputs)
+    link = chain(graph, concepts, positive=own_positive, object_mask=object_mask)
+    mixed = mixer(graph, patched, inversion, link, positive=positive, **inputs)
     results = graph.run(latent=mixed, references=output(mixed, 1))
     return {name: result["samples"] for name, result in results.items()}

@@ -49,8 +49,14 @@ class Attention:
             key = attn.to_k(personal)
             value_personal = attn.to_v(personal)
             value = value_personal + self.notes["alpha"] * (value_personal - value)
+            reading = self.notes["reading"]
+        else:
+            reading = None
         query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        weights = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).softmax(-1)
+        weights = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        if reading is not None:
+            weights = weights.masked_fill(~reading(weights.shape[-1]), -math.inf)
+        weights = weights.softmax(-1)
         out = (weights @ value).transpose(1, 2).flatten(2)
         return attn.to_out[0](out)
 
@@ -59,6 +65,8 @@ class Attention:
 class ReferenceConcept:
     x0: torch.Tensor  # (1, C, H, W)
     mask: np.ndarray  # image size
+    object_mask: np.ndarray  # of the object in its own picture
+    object_only: bool = False  # whether nothing else of this picture is read
     seed: int = 1
     prompt: Prompt | None = None
 
@@ -84,6 +92,8 @@ class PnPMix:
     outside: str = "scaled"
     mix_references: bool = True
     feather: int = 0
+    overlap: str = "shared"
+    adain: bool = False
     notes: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -123,8 +133,9 @@ class PnPMix:
 
     # The model
 
-    def eps(self, x, i, prompt: Prompt, mode="off"):
-        self.notes.update(mode=mode, alpha=self.alpha, layers="up_blocks" if self.layers == "decoder" else "")
+    def eps(self, x, i, prompt: Prompt, mode="off", reading=None):
+        layers = "up_blocks" if self.layers == "decoder" else ""
+        self.notes.update(mode=mode, alpha=self.alpha, layers=layers, reading=reading)
         t = self.timesteps[i]
         out = self.unet(x, t, **prompt.for_unet(), return_dict=False)[0]
         if self.prediction == "v_prediction":
@@ -132,7 +143,7 @@ class PnPMix:
             out = math.sqrt(now) * out + math.sqrt(1 - now) * x
         return out
 
-    def guided_eps(self, x, i, cfg, prompt=None, personal=None, personal_prompt=None):
+    def guided_eps(self, x, i, cfg, prompt=None, personal=None, personal_prompt=None, reading=None):
         """Classifier-free guidance; with `personal`, each pass reads that of the personal latent."""
         predictions = []
         for ours, theirs in (
@@ -141,13 +152,41 @@ class PnPMix:
         ):
             if personal is not None:
                 self.eps(personal, i, theirs, mode="note")
-            predictions.append(self.eps(x, i, ours, mode="off" if personal is None else "guide"))
+            predictions.append(self.eps(x, i, ours, "off" if personal is None else "guide", reading))
             if cfg == 1:
                 return predictions[0]
         positive, negative = predictions
         return negative + cfg * (positive - negative)
 
     # Masks
+
+    def shares(self, mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
+        """Mean of the mask under each of a layer's tokens, which may share pixels where the layer does not divide."""
+        height, width = mask.shape
+        means = [
+            mask[
+                math.floor(i * height / rows) : math.ceil((i + 1) * height / rows),
+                math.floor(j * width / columns) : math.ceil((j + 1) * width / columns),
+            ].mean()
+            for i in range(rows)
+            for j in range(columns)
+        ]
+        return np.array(means)
+
+    def reading(self, concept: ReferenceConcept, shape):
+        """For a layer of so many tokens, which of the concept's (column) each of ours (row) may read."""
+        if not concept.object_only:
+            return None
+
+        def allowed(tokens: int) -> torch.Tensor:
+            rows, columns = shape[-2:]
+            while rows * columns != tokens:  # each level halves the grid, upwards
+                rows, columns = math.ceil(rows / 2), math.ceil(columns / 2)
+            target, own = (self.shares(mask, rows, columns) for mask in (concept.mask, concept.object_mask))
+            inside, of_object = (torch.tensor(x >= min(0.5, x.max())) for x in (target, own))
+            return ~inside[:, None] | of_object[None, :]
+
+        return allowed
 
     def cells(self, mask: np.ndarray, shape) -> np.ndarray:
         """Mean over the 8 × 8 pixels of each latent cell."""
@@ -167,6 +206,17 @@ class PnPMix:
         box[top : ys.max() + self.expand + 1, left : xs.max() + self.expand + 1] = 1
         return torch.tensor(self.cells(box, shape) >= 0.5, dtype=torch.float32)
 
+    def normalise(self, x, mask, target, target_mask):
+        """AdaIN of what the mask weighs in x, channel by channel."""
+        x = x.clone()
+        for channel in range(x.shape[1]):
+            ours, theirs = x[0, channel], target[0, channel][target_mask > 0]
+            mean = (ours * mask).sum() / mask.sum()
+            std = math.sqrt(((ours - mean) ** 2 * mask).sum() / mask.sum())
+            styled = (ours - mean) / std * theirs.std(correction=0) + theirs.mean()
+            x[0, channel] = styled * mask + ours * (1 - mask)
+        return x
+
     def weights(self, step: int) -> float:
         first, last = self.swap_guidance, max(self.swap_guidance / 2, 1)
         return first + (last - first) * step / max(len(self.timesteps) - 1, 1)
@@ -183,6 +233,10 @@ class PnPMix:
 
     def run(self, background, concepts: list[ReferenceConcept], inpainted=None):
         """Output (1, C, H, W) and references, one a concept."""
+        if self.overlap == "last in front":
+            for k, concept in enumerate(concepts):
+                for front in concepts[k + 1 :]:
+                    concept.mask = np.where(front.mask > 0, 0, concept.mask)
         back = self.trajectory(background, self.seed)
         eps_back, residuals = [], []
         for i in range(len(self.timesteps)):
@@ -196,6 +250,7 @@ class PnPMix:
         personal = [self.trajectory(concept.x0, concept.seed) for concept in concepts]
         inpaint = self.trajectory(inpainted, self.seed) if self.beta is not None else None
         masks = [self.object_mask(concept.mask, background.shape) for concept in concepts]
+        own_objects = [torch.tensor(self.cells(c.object_mask, background.shape) >= 0.5) for c in concepts]
         total = sum(masks)
         masks = [torch.where(total > 1, mask / total.clamp(min=1e-9), mask) for mask in masks]
         boxes = [self.box_mask(concept.mask, background.shape) for concept in concepts]
@@ -206,9 +261,9 @@ class PnPMix:
             for k, concept in enumerate(concepts):
                 eps = self.guided_eps(references[k], i, self.cfg)
                 if self.is_guided(i):
-                    swap = self.guided_eps(
-                        references[k], i, self.cfg, personal=personal[k][i], personal_prompt=concept.prompt
-                    )
+                    theirs = dict(personal=personal[k][i], personal_prompt=concept.prompt)
+                    reading = self.reading(concept, background.shape)
+                    swap = self.guided_eps(references[k], i, self.cfg, **theirs, reading=reading)
                     eps = eps + self.weights(i) * (swap - eps)
                 eps_refs.append(eps)
 
@@ -216,12 +271,17 @@ class PnPMix:
             for eps, mask in zip(eps_refs, masks, strict=True):
                 mixed = mixed + eps * mask
             output = self.mean(output, mixed, i) + residuals[i]
+            if self.adain and self.is_guided(i):
+                for k in range(len(concepts)):  # masks are disjoint where this is used
+                    output = self.normalise(output, masks[k], personal[k][i + 1], own_objects[k])
 
             for k in range(len(concepts)):
                 eps = eps_refs[k]
                 if self.mix_references:
                     eps = eps * masks[k] + eps_back[i] * (1 - masks[k])
                 references[k] = self.mean(references[k], eps, i) + residuals[i]
+                if self.adain and self.is_guided(i):
+                    references[k] = self.normalise(references[k], masks[k], personal[k][i + 1], own_objects[k])
                 if self.beta is not None:  # eq. 3.5
                     outside = self.beta * inpaint[i + 1]
                     if self.outside == "blended":

@@ -7,22 +7,24 @@ import torch
 
 from comfy_host import Graph, output
 from mixer_graph import NEGATIVE, POSITIVE, SKIP, STEPS, appearance, concept, dilution, invert, mixer
-from pictures import HEIGHT, WIDTH, ellipse, latent
+from pictures import HEIGHT, WIDTH, ellipse, latent, mask_batch
 from reference import PnPMix, Prompt, ReferenceConcept, relative_error
 from small_models import LAYOUTS, comfy_model, conditioning, diffusers_unet
 
 OWN_PROMPT = conditioning(3, tokens=14)
 
 
-def graph_result(layout: str, model, concepts=2, own_prompt=False, **settings) -> torch.Tensor:
+def graph_result(layout: str, model, concepts=2, own_prompt=False, object_only=(), **settings) -> torch.Tensor:
     """Output and references of the nodes, (1 + concepts, C, H, W)."""
     graph, link, patched = Graph(), None, model
     inversion = invert(graph, model, cfg=settings.pop("inversion_cfg", 3.5))
     for k in range(concepts):
         own = {"positive": OWN_PROMPT} if own_prompt and k == concepts - 1 else {}
+        if k in object_only or settings.get("adain"):
+            own["object_mask"] = mask_batch(1 - k % 2)
         link = concept(graph, k, link, **own)
 
-    names = ("alpha", "layers", "start_percent", "end_percent")
+    names = ("alpha", "layers", "start_percent", "end_percent", "adain")
     settings = {"alpha": 0.15, "beta": 0.8} | settings
     guidance = {name: settings.pop(name) for name in names if name in settings}
     if guidance["alpha"] is not None:
@@ -38,7 +40,9 @@ def graph_result(layout: str, model, concepts=2, own_prompt=False, **settings) -
     return torch.cat([result["latent"]["samples"], result["references"]["samples"]])
 
 
-def reference_result(layout: str, unet, scale: float, concepts=2, own_prompt=False, **settings) -> torch.Tensor:
+def reference_result(
+    layout: str, unet, scale: float, concepts=2, own_prompt=False, object_only=(), **settings
+) -> torch.Tensor:
     """The same from the equations."""
 
     def prompt(cond) -> Prompt:
@@ -48,7 +52,17 @@ def reference_result(layout: str, unet, scale: float, concepts=2, own_prompt=Fal
     settings = {"beta": 0.8, "seed": 7} | settings
     method = PnPMix(unet, prediction, prompt(POSITIVE), prompt(NEGATIVE), STEPS, SKIP, **settings)
     own = [prompt(OWN_PROMPT) if own_prompt and k == concepts - 1 else None for k in range(concepts)]
-    given = [ReferenceConcept(latent(10 + k) * scale, ellipse(k), 1 + k, own[k]) for k in range(concepts)]
+    given = [
+        ReferenceConcept(
+            latent(10 + k) * scale,
+            ellipse(k),
+            ellipse(1 - k % 2),
+            object_only=k in object_only or bool(settings.get("adain")),
+            seed=1 + k,
+            prompt=own[k],
+        )
+        for k in range(concepts)
+    ]
     expected, references = method.run(latent(0) * scale, given, inpainted=latent(5) * scale)
     return torch.cat([expected, *references]) / scale
 
@@ -109,7 +123,12 @@ def test_sdxl_with_a_prompt_of_its_own():
         dict(outside="blended", expand=4),
         dict(mix_references=False),
         dict(own_prompt=True),
+        dict(object_only=(0,)),
+        dict(object_only=(0, 1, 2), layers="decoder", concepts=3, cfg=2.0),
+        dict(adain=True),
+        dict(adain=True, start_percent=0.3, cfg=2.0, concepts=1),
         dict(feather=12, concepts=3),
+        dict(overlap="last in front", concepts=3),
     ],
     ids=str,
 )

@@ -41,12 +41,16 @@ def scenes(draw, min_concepts=0):
 
 @st.composite
 def options(draw):
-    return dict(
-        guided=draw(st.lists(st.booleans(), min_size=STEPS, max_size=STEPS)),
-        swap_guidance=draw(st.sampled_from([1.0, 2.0, 3.5])),
-        mix_references=draw(st.booleans()),
-        concepts_per_call=draw(st.integers(1, 4)),
-    ), draw(st.sampled_from([None, "scaled", "blended"]))
+    return (
+        dict(
+            guided=draw(st.lists(st.booleans(), min_size=STEPS, max_size=STEPS)),
+            swap_guidance=draw(st.sampled_from([1.0, 2.0, 3.5])),
+            mix_references=draw(st.booleans()),
+            concepts_per_call=draw(st.integers(1, 4)),
+        ),
+        draw(st.sampled_from([None, "scaled", "blended"])),
+        draw(st.booleans()),
+    )
 
 
 def stack(tensors, grid):
@@ -55,7 +59,7 @@ def stack(tensors, grid):
 
 def run(scene, chosen, order=None):
     seed, grid, pixels = scene
-    given_options, outside = chosen
+    given_options, outside, normalised = chosen
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.randn(len(pixels) + 2, CHANNELS, *grid, generator=generator)
     background, inpainted, *own = pictures
@@ -65,12 +69,15 @@ def run(scene, chosen, order=None):
     # two that cover exactly half of a cell both claim it
     masks = share_overlaps(stack([object_mask(pixels[k], grid) for k in order], grid))
     personal = [edit_friendly_trajectory(own[k], SIGMAS, seed=1 + k) for k in order]
-    personal = torch.stack(personal) if personal else torch.zeros(0, STEPS + 1, CHANNELS, *grid)
+    personal = torch.stack(personal, 1) if personal else torch.zeros(STEPS + 1, 0, CHANNELS, *grid)
     dilution = None
     if outside is not None:
         boxes = stack([expanded_box_mask(pixels[k], grid, expand=4) for k in order], grid)
         dilution = Dilution(edit_friendly_trajectory(inpainted, SIGMAS, seed=0), boxes, 0.8, outside)
-    output, references = sample_pnp_mix(toy_denoise, inversion, personal, masks, dilution=dilution, **given_options)
+    object_masks = torch.ones(len(order), 1, *grid) if normalised else None
+    output, references = sample_pnp_mix(
+        toy_denoise, inversion, personal, masks, dilution=dilution, object_masks=object_masks, **given_options
+    )
     return background, masks, output, references
 
 
@@ -115,6 +122,6 @@ def test_without_concepts_or_with_empty_masks_nothing_changes(scene, chosen, n):
 @settings(deadline=None)
 @given(scenes(min_concepts=1), options())
 def test_how_many_concepts_share_a_call_changes_rounding_only(scene, chosen):
-    given_options, outside = chosen
-    results = [run(scene, (given_options | {"concepts_per_call": size}, outside))[2] for size in (1, 4)]
+    given_options, *others = chosen
+    results = [run(scene, (given_options | {"concepts_per_call": size}, *others))[2] for size in (1, 4)]
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)

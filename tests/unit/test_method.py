@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
-from pnpmix.attention import guided_appearance_attention
+from pnpmix.attention import attend_to_objects, guided_appearance_attention
 from pnpmix.batching import in_groups
 from pnpmix.dilution import Dilution, background_dilution
-from pnpmix.inversion import ddpm_invert, edit_friendly_trajectory
-from pnpmix.masks import expanded_box_mask, gaussian_blur, object_mask, share_overlaps, to_image_size
+from pnpmix.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
+from pnpmix.masks import covered_cells, expanded_box_mask, gaussian_blur, object_mask, share_overlaps, to_image_size
 from pnpmix.mixing import mix_noise, mix_reference_noise
-from pnpmix.sampling import roles_needed
+from pnpmix.sampling import roles_needed, sample_pnp_mix
 from pnpmix.schedule import posterior_mean, swap_guidance_scale
 
 
@@ -59,6 +59,35 @@ def test_swap_rows_read_their_own_concept_only():
     assert key[:, 0, 0].tolist() == [0, 1, 0, 1, 4, 5, 6, 7, 6, 7, 10, 11]
     assert value[:, 0, 0].tolist() == [0, 1, -1, 0, 4, 5, 6, 7, 5, 6, 10, 11]
     assert rows[2, 0, 0] == 2, "the layer's own input must stay as it is"
+
+
+def test_targets_read_nothing_but_their_concepts_object():
+    """Two concepts, of which only the second says where its object is."""
+    roles, heads = ("personal", "swap", "plain"), torch.nn.functional.scaled_dot_product_attention
+    query, key, value = torch.randn(3, 6, 4, 8)
+    target, own = torch.tensor([1, 2]), torch.tensor([0, 3])
+    before = heads(query, key, value)
+
+    def result(key, value):
+        return attend_to_objects(heads, heads(query, key, value), query, key, value, [None, (target, own)], roles)
+
+    after = result(key, value)
+    changed = (after != before).any(-1)
+    assert changed.nonzero().tolist() == [[3, 1], [3, 2]]  # row 3: the second concept's swap row
+    scores = query[3, 1] @ key[3, own].T / math.sqrt(8)
+    torch.testing.assert_close(after[3, 1], scores.softmax(-1) @ value[3, own])
+    elsewhere = [x.clone() for x in (key, value)]
+    for x in elsewhere:
+        x[3, 1:3] = 9
+    assert torch.equal(result(*elsewhere)[3, target], after[3, target])
+
+
+def test_an_object_always_has_a_cell():
+    mask = torch.zeros(16, 16)
+    mask[:8, :8], mask[8:11, 8:10] = 1, 1
+    assert covered_cells(mask, (2, 2)).tolist() == [0]
+    mask[:8, :8] = 0
+    assert covered_cells(mask, (2, 2)).tolist() == [3], "the most covered one"
 
 
 def test_linear_projections_make_inputs_as_good_as_keys_and_values():
@@ -165,3 +194,24 @@ def test_the_method_does_not_know_comfyui():
     modules = ", ".join(f"pnpmix.{path.stem}" for path in package.glob("[a-z]*.py"))
     code = f"import sys, {modules}; assert not any(m.split('.')[0] in ('comfy', 'nodes') for m in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=package.parent, check=True)
+
+
+@pytest.mark.parametrize("adain", [False, True])
+def test_the_loop_never_waits_for_the_device(adain):
+    """Numbers of the meta device cannot be read, so a step that asks for one would stop here. Trajectories that stay
+    on the CPU are fetched level by level."""
+    sigmas, n, device = torch.tensor([5.0, 3.0, 1.0, 0.0]), 2, torch.device("meta")
+    inversion = Inversion(sigmas.to(device), torch.zeros(4, 4, 8, 8), torch.zeros(3, 4, 8, 8), 0)
+    masks = torch.zeros(n, 1, 8, 8, device=device)
+    output, references = sample_pnp_mix(
+        lambda x, sigma, rows: x * 0.5,
+        inversion,
+        torch.zeros(4, n, 4, 8, 8),
+        masks,
+        guided=[True] * 3,
+        dilution=Dilution(torch.zeros(4, 4, 8, 8), masks, 0.8, "blended"),
+        object_masks=masks if adain else None,
+        callback=lambda step, output, references: None,
+    )
+    assert output.device == references.device == device
+    assert references.shape == (n, *output.shape) == (n, 4, 8, 8)

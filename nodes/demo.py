@@ -1,0 +1,223 @@
+"""Load Demo Model and Demo Scene: the whole pack without a download."""
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from comfy_api.latest import io
+from comfy_execution.graph import ExecutionBlocker
+from typing_extensions import override
+
+from ..demo import model as demo
+from ..demo.scenes import MAX_THINGS, draw_concepts, draw_scene, random_blend
+from .types import CATEGORY, schema
+
+WORDS = ", ".join((*demo.COLOURS, *demo.TEXTURES, *demo.NOUNS))
+
+
+class PnPMixDemoModel(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixDemoModel",
+            search_aliases=["demo", "tiny model", "pnp-mix"],
+            display_name="Load Demo Model",
+            category=CATEGORY,
+            description="A tiny diffusion model of drawn scenes that comes with this pack, in the place of Load "
+            "Checkpoint. It takes pictures of 64 × 64 pixels.",
+            inputs=[],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The UNet."),
+                io.Clip.Output(display_name="clip", tooltip=f"For CLIP Text Encode. Its words: {WORDS}."),
+                io.Vae.Output(display_name="vae", tooltip="For VAE Encode and VAE Decode. It loses nothing."),
+            ],
+        )
+
+    @classmethod
+    @override
+    def execute(cls) -> io.NodeOutput:
+        weights = demo.load_weights(demo.WEIGHTS)
+        clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(DemoTokenizer, DemoTextEncoder))
+        clip.cond_stage_model.load_sd(comfy.utils.state_dict_prefix_replace(weights, {"words.": ""}, filter_keys=True))
+        unet = comfy.utils.state_dict_prefix_replace(weights, {"unet.": ""}, filter_keys=True)
+        return io.NodeOutput(load_unet(unet), clip, DemoVAE())
+
+
+class PnPMixDemoScene(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        numbers = range(1, MAX_THINGS + 1)
+        return schema(
+            node_id="PnPMixDemoScene",
+            search_aliases=["demo", "example pictures", "pnp-mix"],
+            display_name="Demo Scene",
+            category=CATEGORY,
+            description="Draws a scene and concepts for the demo model, 64 × 64 pixels, with true masks and words.",
+            inputs=[
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Another seed: another scene and other concepts.",
+                ),
+                io.Int.Input(
+                    "concepts",
+                    default=2,
+                    min=1,
+                    max=MAX_THINGS,
+                    tooltip="How many things the scene holds; each has a concept. More: a fuller scene.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="background", tooltip="The scene, with things of its own look."),
+                *(
+                    io.Image.Output(display_name=f"concept {k}", tooltip=f"The look that thing {k} is to take.")
+                    for k in numbers
+                ),
+                *(io.Mask.Output(display_name=f"mask {k}", tooltip=f"Where thing {k} is.") for k in numbers),
+                io.String.Output(display_name="prompt", tooltip="What is in the scene, in the demo model's words."),
+                *(
+                    io.Mask.Output(display_name=f"object mask {k}", tooltip=f"Where the object is in concept {k}.")
+                    for k in numbers
+                ),
+            ],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, seed, concepts) -> io.NodeOutput:
+        task = random_blend(seed, concepts)
+        background, masks = draw_scene(task.scene)
+        fault = f"Demo Scene, input 'concepts': it is {concepts}, and a further one is wired. Raise it."
+        missing = [ExecutionBlocker(fault)] * (MAX_THINGS - concepts)
+        pictures, own_masks = draw_concepts(task)
+        return io.NodeOutput(
+            background[None],
+            *(picture[None] for picture in pictures),
+            *missing,
+            *masks[:, None],
+            *missing,
+            task.scene.nouns(),
+            *own_masks[:, None],
+            *missing,
+        )
+
+
+class DemoLatent(comfy.latent_formats.LatentFormat):
+    latent_channels = demo.CHANNELS
+    spacial_downscale_ratio = demo.DOWNSCALE
+    # a preview shows the mean of the pixels in a cell; channels hold four pixels of red, then green, then blue
+    latent_rgb_factors = torch.eye(3).repeat_interleave(4, 0).div(4 * demo.SCALE).tolist()
+    latent_rgb_factors_bias = [demo.SHIFT] * 3
+
+    def process_in(self, latent):
+        return demo.normalise(latent)
+
+    def process_out(self, latent):
+        return demo.denormalise(latent)
+
+
+class DemoConfig(comfy.supported_models_base.BASE):
+    """`demo.model.UNET` in the words of ComfyUI's UNetModel."""
+
+    unet_config = dict(
+        image_size=demo.GRID,
+        in_channels=demo.CHANNELS,
+        out_channels=demo.CHANNELS,
+        model_channels=64,
+        num_res_blocks=[1, 1, 1],
+        channel_mult=[1, 2, 2],
+        transformer_depth=[0, 1, 1],
+        transformer_depth_output=[1] * 6,
+        transformer_depth_middle=1,
+        context_dim=demo.CONTEXT,
+        use_spatial_transformer=True,
+        use_linear_in_transformer=True,
+        adm_in_channels=None,
+        legacy=False,
+        dtype=torch.float32,
+    )
+    latent_format = DemoLatent
+
+    def model_type(self, state_dict, prefix=""):
+        return comfy.model_base.ModelType.V_PREDICTION
+
+    def inpaint_model(self):
+        return False
+
+
+def load_unet(weights: dict):
+    """MODEL from weights in diffusers' names."""
+    config = DemoConfig(DemoConfig.unet_config)
+    offload_device = comfy.model_management.unet_offload_device()
+    model = config.get_model(weights, device=offload_device)
+    names = comfy.utils.unet_to_diffusers(config.unet_config)
+    renamed = {name: weights[theirs] for theirs, name in names.items() if theirs in weights}
+    model.diffusion_model.load_state_dict(renamed)
+    return comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), offload_device)
+
+
+class DemoTokenizer:
+    def __init__(self, **_):
+        pass
+
+    def tokenize_with_weights(self, text, return_word_ids=False, **_):
+        return {"words": [[(row, 1.0) for row in phrase] for phrase in demo.parse(text)]}
+
+
+class DemoTextEncoder(demo.Words):
+    """The table of words as a CLIP of ComfyUI holds it."""
+
+    dtypes = {torch.float32}
+
+    def __init__(self, **_):
+        super().__init__()
+
+    def set_clip_options(self, options):
+        pass
+
+    def reset_clip_options(self):
+        pass
+
+    def load_sd(self, weights):
+        return self.load_state_dict(weights)
+
+    def encode_token_weights(self, tokens):
+        table = self.table.weight.detach().cpu()
+        phrases = [sum(weight * table[row] for row, weight in phrase) for phrase in tokens["words"]]
+        return torch.stack(phrases)[None], None
+
+
+class DemoVAE(comfy.sd.VAE):
+    """`demo.fold` and `demo.unfold`; they have no weights, so nothing of a VAE's own loading applies."""
+
+    downscale_ratio = upscale_ratio = demo.DOWNSCALE
+    latent_channels = demo.CHANNELS
+    output_channels = 3
+    crop_input = True
+
+    def __init__(self):
+        pass
+
+    def encode(self, pixel_samples):
+        return demo.fold(self.vae_encode_crop_pixels(pixel_samples)[..., :3])
+
+    def decode(self, samples_in, vae_options=None):
+        return demo.unfold(samples_in)
+
+    def encode_tiled(self, pixel_samples, **_):
+        return self.encode(pixel_samples)
+
+    def decode_tiled(self, samples, **_):
+        return self.decode(samples)
+
+    def get_sd(self):
+        return {}
