@@ -6,9 +6,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from comfy_host import Graph, output
+from comfy_host import Graph, output, refused
 from mixer_graph import NEGATIVE, POSITIVE, run_pnp_mix
-from pictures import HEIGHT, WIDTH, ellipse, latent
+from pictures import HEIGHT, WIDTH, ellipse, latent, mask_batch
 from reference import relative_error
 from small_models import LAYOUTS, comfy_model, conditioning
 
@@ -101,6 +101,47 @@ def test_another_attn1_patch(model, plain):
     patched.set_model_attn1_patch(other_pack)
     assert_invariants(run_pnp_mix(patched), plain)
     assert 6 in seen
+
+
+def test_another_attn1_replacement_beside_object_masks(model):
+    """Both have their effect."""
+    from comfy.ldm.modules.attention import optimized_attention
+
+    def other_pack(q, key, value, extra_options):
+        return optimized_attention(q, key, value * 2, extra_options["n_heads"])
+
+    patched = model.clone()
+    patched.set_model_attn1_replace(other_pack, "middle", 0)
+    own = run_pnp_mix(model, object_mask=mask_batch(1))
+    assert_invariants(run_pnp_mix(patched, object_mask=mask_batch(1)), own)
+    assert_invariants(run_pnp_mix(patched, object_mask=mask_batch(1)), run_pnp_mix(patched))
+
+
+def test_torch_compile(model, plain):
+    """The patches are part of the compiled graph."""
+    from comfy.ldm.modules.attention import attention_pytorch
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    def as_on_a_gpu(_, *arguments, **options):  # ComfyUI's attention for CPUs is no graph either
+        return attention_pytorch(
+            *arguments, **{name: options[name] for name in options if name != "transformer_options"}
+        )
+
+    compiled = model.clone()
+    compiled.model_options["transformer_options"]["optimized_attention_override"] = as_on_a_gpu
+    set_torch_compile_wrapper(compiled, backend="eager", fullgraph=True)  # stops where the graph would break
+    result = run_pnp_mix(compiled, object_mask=mask_batch(1))
+    expected = run_pnp_mix(model, object_mask=mask_batch(1))
+    assert relative_error(result["latent"], expected["latent"]) < 1e-4
+
+
+def test_merged_tokens(model, plain):
+    """Their cells cannot be told apart, which matters to object masks only."""
+    graph = Graph()
+    merging = graph.run(model=graph.add("TomePatchModel", model=model, ratio=0.5))["model"]
+    assert_invariants(run_pnp_mix(merging), plain)
+    with refused("Mask Noise Mixer", "'model'", "merges", "object_mask"):
+        run_pnp_mix(merging, object_mask=mask_batch(1))
 
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0])

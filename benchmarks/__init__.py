@@ -1,0 +1,1 @@
+"""What the method gains and costs, measured."""

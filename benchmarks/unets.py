@@ -1,0 +1,68 @@
+"""UNets with random weights for the benchmarks: small ones, and the full size of SD 2.1 and SDXL."""
+
+import torch
+
+_COMMON = dict(
+    image_size=32,
+    in_channels=4,
+    out_channels=4,
+    use_spatial_transformer=True,
+    use_linear_in_transformer=True,
+    num_heads=-1,
+    legacy=False,
+)
+_SD = dict(
+    num_res_blocks=[2] * 4,
+    channel_mult=[1, 2, 4, 4],
+    transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+    transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    transformer_depth_middle=1,
+    adm_in_channels=None,
+)
+_SDXL = dict(
+    num_res_blocks=[2] * 3,
+    channel_mult=[1, 2, 4],
+    transformer_depth=[0, 0, 2, 2, 10, 10],
+    transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
+    transformer_depth_middle=10,
+    adm_in_channels=2816,
+    num_classes="sequential",
+)
+# name → class in comfy.supported_models, and its UNet
+LAYOUTS = {
+    "small": ("SD20", _COMMON | _SD | dict(model_channels=64, num_head_channels=32, context_dim=64)),
+    "sd21": ("SD20", _COMMON | _SD | dict(model_channels=320, num_head_channels=64, context_dim=1024)),
+    "sdxl": ("SDXL", _COMMON | _SDXL | dict(model_channels=320, num_head_channels=64, context_dim=2048)),
+}
+
+
+def random_model(layout: str, dtype: torch.dtype, device: torch.device):
+    """A ModelPatcher of one of LAYOUTS, with weights that keep activations in range."""
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    name, unet = LAYOUTS[layout]
+    config = getattr(comfy.supported_models, name)(dict(unet))
+    config.unet_config.update(unet)
+    config.set_inference_dtype(dtype, None)
+    base = comfy.model_base.SDXL if name == "SDXL" else comfy.model_base.BaseModel
+    torch.manual_seed(0)
+    model = base(config, device=device)
+    for parameter in model.diffusion_model.parameters():
+        if parameter.ndim < 2:
+            parameter.data.zero_()
+        else:
+            parameter.data.normal_(std=parameter[0].numel() ** -0.5)
+    for module in model.diffusion_model.modules():
+        if type(module).__name__ in ("GroupNorm", "LayerNorm"):
+            module.weight.data.fill_(1)
+    model.eval().requires_grad_(False)
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
+
+
+def random_prompt(layout: str, seed: int) -> list:
+    """A CONDITIONING of 77 random tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(1, 77, LAYOUTS[layout][1]["context_dim"], generator=generator)
+    return [[tokens, {"pooled_output": torch.randn(1, 1280, generator=generator)}]]
