@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from .nodes.concept import PnPMixConcept
+from .nodes.demo import PnPMixDemoModel, PnPMixDemoScene
 from .nodes.grounded_mask import PnPMixGroundedMask
 from .nodes.grounding_models import BERT, PnPMixGroundingDinoLoader, PnPMixSamLoader
 from .nodes.inpaint import PnPMixInpaintBackground, PnPMixInpaintModelLoader
@@ -12,6 +13,8 @@ from .nodes.loading import MODEL_FILES, register_folder
 from .nodes.mixer import PnPMixSampler
 from .nodes.patches import PnPMixAppearance, PnPMixDilution
 from .nodes.picker import PnPMixBackgroundPicker
+
+WEB_DIRECTORY = "./js"
 
 for folder in ("grounding-dino", "sams", "inpaint"):
     register_folder(folder, MODEL_FILES)
@@ -35,6 +38,8 @@ class PnPMixExtension(ComfyExtension):
             PnPMixInpaintModelLoader,
             PnPMixInpaintBackground,
             PnPMixBackgroundPicker,
+            PnPMixDemoModel,
+            PnPMixDemoScene,
         ]
 
 

@@ -9,18 +9,27 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..pnpmix.masks import gaussian_blur, grow
-from .checks import BadInput, check_image
-from .types import CATEGORY, DetectorType, SegmenterType
+from .checks import BadInput, check_choice, check_image
+from .types import CATEGORY, DetectorType, SegmenterType, schema
 
 NODE = "Grounded Mask"
+PICK = ["best", "all", "each"]
 
 
 class PnPMixGroundedMask(io.ComfyNode):
     @classmethod
     @override
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="PnPMixGroundedMask",
+            search_aliases=[
+                "grounded sam",
+                "segment anything",
+                "mask from text",
+                "text to mask",
+                "grounding dino",
+                "background mask",
+            ],
             display_name=NODE,
             category=CATEGORY,
             description="Finds objects by words and outlines them (Grounding DINO and Segment Anything).",
@@ -49,7 +58,7 @@ class PnPMixGroundedMask(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "pick",
-                    options=["best", "all", "each"],
+                    options=PICK,
                     default="best",
                     tooltip="best: the one with the highest score. all: one mask that joins all objects. each: a mask "
                     "for each object, from left to right. all and each stop if a phrase finds nothing.",
@@ -76,6 +85,7 @@ class PnPMixGroundedMask(io.ComfyNode):
         from ..pnpmix.overlay import draw_objects
 
         check_image(NODE, "image", image)
+        check_choice(NODE, "pick", pick, PICK)
         height, width = image.shape[1:3]
         if max(height, width) > 30 * min(height, width):  # Grounding DINO would have too few places to look at
             remedy = "Crop it to at most 30 times its shorter side."

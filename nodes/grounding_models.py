@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from .checks import BadInput
 from .loading import load_weights, patcher_of
-from .types import CATEGORY, DetectorType, SegmenterType
+from .types import CATEGORY, DetectorType, SegmenterType, schema
 
 BERT = "bert-base-uncased"
 
@@ -23,8 +23,9 @@ class PnPMixGroundingDinoLoader(io.ComfyNode):
     @classmethod
     @override
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="PnPMixGroundingDinoLoader",
+            search_aliases=["grounding dino", "grounded sam", "detector"],
             display_name="Load Grounding DINO",
             category=CATEGORY,
             description="Loads the detector that finds objects by words.",
@@ -103,8 +104,9 @@ class PnPMixSamLoader(io.ComfyNode):
     @classmethod
     @override
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="PnPMixSamLoader",
+            search_aliases=["segment anything", "grounded sam", "sam model"],
             display_name="Load SAM",
             category=CATEGORY,
             description="Loads Segment Anything, which outlines the object in a box.",

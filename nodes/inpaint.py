@@ -15,7 +15,7 @@ from ..pnpmix.masks import to_image_size
 from .checks import BadInput, check_image
 from .loading import load_weights, patcher_of
 from .messages import show
-from .types import CATEGORY, InpaintModelType
+from .types import CATEGORY, InpaintModelType, schema
 
 NODE = "Inpaint Background"
 
@@ -24,8 +24,9 @@ class PnPMixInpaintModelLoader(io.ComfyNode):
     @classmethod
     @override
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="PnPMixInpaintModelLoader",
+            search_aliases=["lama", "big-lama", "object removal"],
             display_name="Load Inpaint Model",
             category=CATEGORY,
             description="Loads LaMa, which paints an object out of a picture.",
@@ -60,8 +61,9 @@ class PnPMixInpaintBackground(io.ComfyNode):
     @classmethod
     @override
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="PnPMixInpaintBackground",
+            search_aliases=["lama", "remove object", "erase", "empty background"],
             display_name=NODE,
             category=CATEGORY,
             description="Paints the objects out of the background. Everything outside the grown mask stays as it is.",

@@ -4,15 +4,17 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from .checks import BadInput
-from .types import CATEGORY
+from .messages import thumbnails
+from .types import CATEGORY, schema
 
 
 class PnPMixBackgroundPicker(io.ComfyNode):
     @classmethod
     @override
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="PnPMixBackgroundPicker",
+            search_aliases=["choose image", "select from batch", "candidates"],
             display_name="Background Picker",
             category=CATEGORY,
             description="Passes on the candidate that you choose. Only what follows it runs again when you change it.",
@@ -24,6 +26,7 @@ class PnPMixBackgroundPicker(io.ComfyNode):
                 io.Image.Output(display_name="image", tooltip="The chosen background."),
                 io.Int.Output(display_name="index", tooltip="Its place in the batch."),
             ],
+            is_output_node=True,  # shows its pictures while nothing follows it yet, and again after a reload
         )
 
     @classmethod
@@ -32,4 +35,5 @@ class PnPMixBackgroundPicker(io.ComfyNode):
         if not 0 <= index < len(images):
             fault = f"{index} is not in the batch of {len(images)}."
             raise BadInput("Background Picker", "index", fault, f"Choose from 0 to {len(images) - 1}.")
-        return io.NodeOutput(images[index : index + 1], index)
+        shown = {"candidates": thumbnails(images), "chosen": [index]}
+        return io.NodeOutput(images[index : index + 1], index, ui=shown)

@@ -16,9 +16,9 @@ PACK = Path(__file__).resolve().parents[1]
 COMFYUI: Path | None = runpy.run_path(str(PACK / "run.py"))["find_comfyui"]()
 
 
-def boot(base_directory: Path) -> None:
-    """Imports ComfyUI on the CPU, with models, input and output below `base_directory`, and loads the pack."""
-    sys.argv = ["main.py", "--cpu", "--base-directory", str(base_directory)]
+def boot(base_directory: Path, *options: str) -> None:
+    """Imports ComfyUI, with models, input and output below `base_directory`, and loads the pack."""
+    sys.argv = ["main.py", "--base-directory", str(base_directory), *options]
     sys.path.insert(0, str(COMFYUI))
     os.chdir(base_directory)
     for name in ("models", "input", "output", "custom_nodes", "user"):

@@ -12,7 +12,7 @@ def comfyui(tmp_path_factory):
     if COMFYUI is None:
         pytest.skip("no ComfyUI: set COMFYUI_DIR")
     where = os.getcwd()
-    boot(tmp_path_factory.mktemp("comfyui"))
+    boot(tmp_path_factory.mktemp("comfyui"), "--cpu")
     yield
     os.chdir(where)
     Given.values, Capture.values = {}, {}

@@ -83,6 +83,28 @@ def test_mask_that_is_empty(model):
     stops(graph, mixed, "Concept 'concept 0'", "'mask'", "latent grid", "8 pixels")
 
 
+def test_object_mask_that_is_missing_or_empty(model):
+    graph = Graph()
+    mixed = mixer(graph, appearance(graph, model, adain=True), invert(graph, model), concept(graph, 0))
+    stops(graph, mixed, "Concept 'concept 0'", "'object_mask'", "not wired", "switch adain off")
+    graph = Graph()
+    empty = torch.zeros(1, HEIGHT, WIDTH)
+    stops(graph, concept(graph, 0, object_mask=empty), "Concept 'concept 0'", "'object_mask'", "empty", "your picture")
+    graph = Graph()
+    speck = torch.zeros(1, HEIGHT, WIDTH)
+    speck[0, 20:24, 20:24] = 1  # a quarter of a cell
+    mixed = mixer(graph, model, invert(graph, model), concept(graph, 0, object_mask=speck))
+    stops(graph, mixed, "Concept 'concept 0'", "'object_mask'", "latent grid", "8 pixels")
+
+
+def test_concept_hidden_by_those_in_front(model):
+    graph = Graph()
+    everywhere = torch.ones(1, HEIGHT, WIDTH)
+    link = concept(graph, 1, concept(graph, 0), mask=everywhere)
+    mixed = mixer(graph, model, invert(graph, model), link, overlap="last in front")
+    stops(graph, mixed, "Concept 'concept 0'", "'mask'", "in front", "later place", "shared")
+
+
 def test_batch_of_masks(model):
     graph = Graph()
     stops(graph, concept(graph, 0, mask=torch.ones(2, HEIGHT, WIDTH)), "Concept", "'mask'", "batch of 2")
@@ -211,3 +233,13 @@ def test_batch_of_prompts(model):
     graph = Graph()
     mixed = mixer(graph, model, invert(graph, model), chain(graph, 1), positive=batch, negative=NEGATIVE)
     stops(graph, mixed, "Mask Noise Mixer", "'positive'")
+
+
+def test_choice_that_does_not_exist(model):
+    """Newer hosts refuse it themselves."""
+    graph = Graph()
+    stops(graph, appearance(graph, model, layers="encoder"), "layers", "'encoder'", "all")
+    graph = Graph()
+    stops(graph, dilution(graph, model, outside="sideways"), "outside", "'sideways'", "scaled")
+    graph = Graph()
+    stops(graph, invert(graph, model, scheduler="fast"), "scheduler", "'fast'")

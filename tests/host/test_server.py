@@ -1,14 +1,9 @@
 """The shipped graph on files as people have them, in the real server: photos in, picture out."""
 
-import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -20,63 +15,12 @@ from PIL import Image
 
 from comfy_host import COMFYUI, PACK
 from reference import relative_error
+from server_process import Server
 from workflow_files import read, to_api
 
 SIZE = 128
 # one at a time: each of them takes about 8 GB
 pytestmark = pytest.mark.xdist_group("full-size models")
-
-
-class Server:
-    """ComfyUI as a user starts it, with its own folder of models, pictures and custom nodes."""
-
-    def __init__(self, base: Path):
-        self.base, self.log = base, base / "server.log"
-        for name in ("custom_nodes", "models/checkpoints", "input", "output", "user", "temp"):
-            (base / name).mkdir(parents=True)
-        (base / "custom_nodes" / "pnp-mix").symlink_to(PACK)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        # where people with several programs keep their models
-        elsewhere = base / "extra_model_paths.yaml"
-        elsewhere.write_text(f"elsewhere:\n  base_path: {base}\n  sams: segmenters\n")
-        command = [sys.executable, "main.py", "--cpu", "--port", str(port), "--base-directory", str(base)]
-        command += ["--extra-model-paths-config", str(elsewhere)]
-        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=COMFYUI, stdout=log, stderr=log, env=environment)
-
-    def get(self, path: str):
-        try:
-            with urllib.request.urlopen(self.url + path, timeout=30) as answer:
-                return json.load(answer)
-        except (urllib.error.URLError, ConnectionError):
-            return None
-
-    def wait(self, question, seconds: float):
-        """The first answer that is not empty."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            assert self.process.poll() is None, self.log.read_text()
-            if answer := question():
-                return answer
-            time.sleep(0.5)
-        raise TimeoutError(self.log.read_text())
-
-    def run(self, prompt: dict) -> dict:
-        """Queues a graph and returns the outputs of its nodes."""
-        request = urllib.request.Request(self.url + "/prompt", json.dumps({"prompt": prompt}).encode())
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            prompt_id = json.load(answer)["prompt_id"]
-        entry = self.wait(lambda: (self.get(f"/history/{prompt_id}") or {}).get(prompt_id), 600)
-        assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1][1]["exception_message"]
-        return entry["outputs"]
-
-    def stop(self):
-        self.process.terminate()
-        self.process.wait(30)
 
 
 def save_pictures(folder: Path) -> dict[str, np.ndarray]:
@@ -107,7 +51,11 @@ def largest(mask: np.ndarray) -> np.ndarray:
 def server(request, tmp_path_factory):
     """A server with full-size models of random weights."""
     base = tmp_path_factory.mktemp(request.param)
-    server = Server(base)
+    # where people with several programs keep their models
+    elsewhere = base / "extra_model_paths.yaml"
+    elsewhere.write_text(f"elsewhere:\n  base_path: {base}\n  sams: segmenters\n")
+    variables = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # all cores
+    server = Server(base, "--extra-model-paths-config", str(elsewhere), environment=variables)
     try:
         write = [sys.executable, PACK / "tests" / "write_checkpoint.py", request.param]
         environment = os.environ | {"COMFYUI_DIR": str(COMFYUI)}
@@ -219,6 +167,31 @@ def test_two_concepts_from_photos_to_picture(server):
     unchanged, round_trip = (picture(saved(server, outputs, node, "images")) for node in ("unchanged", "round trip"))
     assert round_trip.std() > 0.05
     assert np.abs(unchanged - round_trip).max() <= 2 / 255
+
+
+@pytest.mark.parametrize("server", ["SD20", "SD15"], indirect=True, scope="module")
+def test_checkpoints_and_the_demo_model_stand_in_for_each_other(server):
+    save_pictures(server.base / "input")
+    few_steps = {"steps": 4, "skip_steps": 1}
+
+    prompt = to_api(read("try_it_without_downloads"))
+    (demo,) = (node_id for node_id, node in prompt.items() if node["class_type"] == "PnPMixDemoModel")
+    prompt[demo] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "random.safetensors"}}
+    ids = {node["class_type"]: node_id for node_id, node in prompt.items()}
+    prompt[ids["PnPMixDDPMInvert"]]["inputs"] |= few_steps
+    outputs = server.run(prompt)
+    assert picture(saved(server, outputs, ids["SaveImage"], "images")).shape == (512, 512, 3)
+
+    prompt, ids = with_given_masks()
+    prompt[ids["CheckpointLoaderSimple"]] = {"class_type": "PnPMixDemoModel", "inputs": {}}
+    prompt[ids["PnPMixDDPMInvert"]]["inputs"] |= few_steps
+    for node in prompt.values():
+        if node["class_type"] == "ImageScale":
+            node["inputs"] |= {"width": 64, "height": 64}
+        if node["class_type"] == "CLIPTextEncode":
+            node["inputs"]["text"] = "a cup and a fish in the room"
+    outputs = server.run(prompt)
+    assert picture(saved(server, outputs, ids["SaveImage"], "images")).shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("server", ["SD20"], indirect=True, scope="module")

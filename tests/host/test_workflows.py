@@ -31,6 +31,7 @@ CONTRACT = {
         "positive": ("CONDITIONING", None),
         "seed": ("INT", 1),
         "name": ("STRING", ""),
+        "object_mask": ("MASK", None),
     },
     "PnPMixAppearance": {
         "model": ("MODEL", None),
@@ -38,6 +39,7 @@ CONTRACT = {
         "layers": ("COMBO", "all"),
         "start_percent": ("FLOAT", 0.0),
         "end_percent": ("FLOAT", 1.0),
+        "adain": ("BOOLEAN", False),
     },
     "PnPMixDilution": {
         "model": ("MODEL", None),
@@ -56,6 +58,7 @@ CONTRACT = {
         "swap_guidance": ("FLOAT", 3.5),
         "mix_reference_noise": ("BOOLEAN", True),
         "feather": ("INT", 0),
+        "overlap": ("COMBO", "shared"),
     },
     "PnPMixGroundingDinoLoader": {"model_name": ("COMBO", None)},
     "PnPMixSamLoader": {"model_name": ("COMBO", None)},
@@ -79,6 +82,8 @@ CONTRACT = {
         "feather": ("INT", 4),
     },
     "PnPMixBackgroundPicker": {"images": ("IMAGE", None), "index": ("INT", 0)},
+    "PnPMixDemoModel": {},
+    "PnPMixDemoScene": {"seed": ("INT", 0), "concepts": ("INT", 2)},
 }
 OUTPUTS = {
     "PnPMixDDPMInvert": [("PNPMIX_INVERSION", "inversion")],
@@ -94,6 +99,14 @@ OUTPUTS = {
     "PnPMixInpaintModelLoader": [("INPAINT_MODEL", "inpaint_model")],
     "PnPMixInpaintBackground": [("IMAGE", "image")],
     "PnPMixBackgroundPicker": [("IMAGE", "image"), ("INT", "index")],
+    "PnPMixDemoModel": [("MODEL", "model"), ("CLIP", "clip"), ("VAE", "vae")],
+    "PnPMixDemoScene": [
+        ("IMAGE", "background"),
+        *(("IMAGE", f"concept {k}") for k in (1, 2, 3)),
+        *(("MASK", f"mask {k}") for k in (1, 2, 3)),
+        ("STRING", "prompt"),
+        *(("MASK", f"object mask {k}") for k in (1, 2, 3)),
+    ],
 }
 # Widgets that name files of the user, and the folder of models or pictures that they are in
 FILES = {
@@ -102,6 +115,8 @@ FILES = {
     ("PnPMixGroundingDinoLoader", "model_name"): "grounding-dino",
     ("PnPMixSamLoader", "model_name"): "sams",
 }
+SHOWN = ("SaveImage", "PreviewImage", "MaskPreview", "PnPMixBackgroundPicker")
+DEMO = "try_it_without_downloads"
 
 
 def node_class(name: str):
@@ -137,7 +152,7 @@ def test_all_nodes_of_the_pack_are_in_the_contract():
 
 def test_there_is_a_workflow_for_each_number_of_concepts_and_each_way_to_start():
     assert {f"pnp_mix_{number}" for number in ("one_concept", "two_concepts", "three_concepts")} <= set(WORKFLOWS)
-    others = {"pnp_mix_two_concepts_sdxl", "pnp_mix_two_concepts_sam3", "background_candidates"}
+    others = {DEMO, "pnp_mix_two_concepts_sdxl", "pnp_mix_two_concepts_sam3", "background_candidates"}
     assert others <= set(WORKFLOWS)
     assert all((FOLDER / f"{name}.jpg").is_file() for name in WORKFLOWS), "the template browser shows a picture"
 
@@ -171,7 +186,7 @@ def test_workflow_is_valid_in_this_comfyui(name):
             path.touch()
     valid, error, outputs, node_errors = asyncio.run(execution.validate_prompt("test", to_api(workflow), None))
     assert valid, (error, node_errors)
-    assert len(outputs) == sum(n["type"] in ("SaveImage", "PreviewImage", "MaskPreview") for n in workflow["nodes"])
+    assert len(outputs) == sum(n["type"] in SHOWN for n in workflow["nodes"])
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
@@ -180,13 +195,17 @@ def test_workflow_keeps_to_the_contract(name):
     ours = [node for node in workflow["nodes"] if node["type"].startswith("PnPMix")]
     assert {"PnPMixDDPMInvert", "PnPMixConcept", "PnPMixSampler"} <= {node["type"] for node in ours}
     for node in ours:
-        assert [i["name"] for i in node["inputs"]] == list(CONTRACT[node["type"]])
+        known, names = list(CONTRACT[node["type"]]), [i["name"] for i in node["inputs"]]
+        assert sorted(names, key=known.index) == known[: len(names)], "earlier versions lack what came later"
+        widgets = [i["name"] for i in node["inputs"] if "widget" in i]
+        assert widgets == sorted(widgets, key=known.index), "values are saved in this order"
         for key, value in widget_values(node).items():
-            if key not in ("name", "seed", "prompt", "model_name"):
+            in_pixels = key in ("expand", "feather") and name == DEMO  # its pictures are an eighth as large
+            if key not in ("name", "seed", "prompt", "model_name") and not in_pixels:
                 assert value == CONTRACT[node["type"]][key][1], "shipped graphs start from the defaults"
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize("name", [name for name in WORKFLOWS if name != DEMO])
 def test_workflow_leads_from_photos_to_a_picture_with_the_original_pixels(name):
     """Masks from words, an emptied background, and every file named in the note."""
     workflow = read(name)

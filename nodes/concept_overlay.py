@@ -1,0 +1,38 @@
+"""What the editor shows of the concepts as soon as the mixer starts; js/concept_overlay.js draws it."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from latent_preview import Latent2RGBPreviewer
+from server import PromptServer
+from torch import Tensor
+
+from ..pnpmix.overlay import colour, draw_masks, overlaps
+from .messages import thumbnails
+from .types import Concept
+
+
+def show_concepts(node_id: str, concepts: list[Concept], background: Tensor, latent_format) -> None:
+    """Sends each concept's colour, their masks over the (C, H, W) latent of the background, and where they overlap."""
+    server = PromptServer.instance
+    if server.client_id is None:  # queued by a program, nobody is looking
+        return
+    masks = torch.stack([concept.mask for concept in concepts]) >= 0.5
+    picture = draw_masks(rough_picture(background, latent_format, masks.shape[1:]), masks)
+    shown = {
+        "node": node_id,
+        "picture": thumbnails(picture[None], longest=512)[0],
+        "concepts": [{"node": x.node_id, "name": x.name, "colour": colour(k)} for k, x in enumerate(concepts)],
+        "overlaps": overlaps(masks),
+    }
+    server.send_sync("pnpmix.concepts", shown, server.client_id)
+
+
+def rough_picture(latent: Tensor, latent_format, size: tuple[int, int]) -> Tensor:
+    """(*size, 3): what ComfyUI's quickest preview shows of a latent."""
+    factors = latent_format.latent_rgb_factors
+    if factors is None:
+        return torch.full((*size, 3), 0.5)
+    preview = Latent2RGBPreviewer(factors, latent_format.latent_rgb_factors_bias).decode_latent_to_preview(latent[None])
+    pixels = torch.from_numpy(np.asarray(preview).astype(np.float32) / 255).movedim(-1, 0)[None]
+    return F.interpolate(pixels, size, mode="bilinear")[0].movedim(0, -1)

@@ -1,0 +1,115 @@
+"""While the mixer runs, its node shows where each concept goes and what its branches look like."""
+
+import importlib.metadata
+import random
+
+import pytest
+
+from editor import Editor
+from workflow_files import read
+
+ORANGE, SKY_BLUE = "rgb(230, 159, 0)", "rgb(86, 180, 233)"
+
+
+def quick_demo(names: tuple[str, str] = ("heart", "star")) -> dict:
+    """The template that needs no files, with few steps and a seed that no other test has run."""
+    workflow = read("try_it_without_downloads")
+    concepts = [node for node in workflow["nodes"] if node["type"] == "PnPMixConcept"]
+    for node, name in zip(concepts, names, strict=True):
+        node["widgets_values"] = [random.randrange(2**31), name]
+    (invert,) = [node for node in workflow["nodes"] if node["type"] == "PnPMixDDPMInvert"]
+    invert["widgets_values"][:2] = 12, 4
+    return workflow
+
+
+def ids(workflow: dict, kind: str) -> list[int]:
+    return [node["id"] for node in workflow["nodes"] if node["type"] == kind]
+
+
+@pytest.fixture
+def previews(editor: Editor):
+    """(node id, width / height) of every preview that the server sends."""
+    editor.page.evaluate(
+        """() => {
+            window.previews = [];
+            window.note = ({ detail: { blob, displayNodeId } }) => createImageBitmap(blob).then(
+                ({ width, height }) => previews.push([Number(displayNodeId), Math.round((10 * width) / height) / 10]));
+            app.api.addEventListener("b_preview_with_metadata", note);
+        }"""
+    )
+    yield lambda: editor.page.evaluate("previews")
+    editor.page.evaluate("app.api.removeEventListener('b_preview_with_metadata', note)")
+
+
+# Editors before 1.33 had the newer rendering as an experiment, which showed no elements of extensions.
+FRONTEND = tuple(map(int, importlib.metadata.version("comfyui_frontend_package").split(".")))
+RENDERINGS = ["classic", "vue"] if FRONTEND >= (1, 33) else ["classic"]
+
+
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_the_demo_shows_masks_branches_and_the_finished_picture(editor: Editor, previews, rendering):
+    editor.render(rendering)
+    workflow = quick_demo()
+    editor.load(workflow)
+    (mixer,), (save,) = (ids(workflow, x) for x in ("PnPMixSampler", "SaveImage"))
+    editor.look_at(mixer)
+    before = editor.graph()
+    entry = editor.run()
+    assert entry["status"]["status_str"] == "success"
+
+    panel = editor.page.locator(".pnpmix-overlay")
+    overlay = panel.get_by_role("img", name="The masks over the background")
+    assert overlay.is_visible() and overlay.bounding_box()["height"] > 40
+    assert overlay.evaluate("x => x.decode().then(() => [x.naturalWidth, x.naturalHeight])") == [64, 64]
+    branches = panel.get_by_role("listitem")
+    assert branches.all_inner_texts() == ["picture", "heart", "star"]
+    colours = [x.evaluate("x => getComputedStyle(x).borderTopColor") for x in branches.all()[1:]]
+    assert colours == [ORANGE, SKY_BLUE]
+    assert panel.get_by_role("paragraph").count() == 0, "nothing overlaps"
+
+    swatches = editor.page.locator(".pnpmix-colour div").all()
+    assert [x.evaluate("x => getComputedStyle(x).backgroundColor") for x in swatches] == [ORANGE, SKY_BLUE]
+    of_mixer = [shape for node, shape in previews() if node == mixer]
+    assert len(of_mixer) >= 6 and set(of_mixer) == {3.0}, "the picture and two branches side by side"
+
+    (file,) = entry["outputs"][str(save)]["images"]
+    assert (editor.server.base / "output" / file["filename"]).is_file()
+    editor.look_at(save)
+    editor.wait_until(f"app.nodeOutputs[{save}]?.images.length === 1")
+    assert widgets(editor.graph()) == widgets(before), "what is shown is not saved"
+
+
+def widgets(workflow: dict) -> dict:
+    kinds = ("PnPMixSampler", "PnPMixConcept")
+    return {node["id"]: node["widgets_values"] for node in workflow["nodes"] if node["type"] in kinds}
+
+
+def test_it_warns_where_concepts_overlap(editor: Editor):
+    workflow = quick_demo()
+    editor.load(workflow)
+    (scene,), concepts = (ids(workflow, x) for x in ("PnPMixDemoScene", "PnPMixConcept"))
+    editor.connect(scene, 4, concepts[1], "mask")
+    editor.run()
+    warning = editor.page.locator(".pnpmix-overlay").get_by_role("paragraph")
+    assert warning.inner_text() == "heart and star overlap: 100 % of the smaller mask."
+
+
+def test_names_are_text_and_nothing_else(editor: Editor):
+    name = "<img src=x onerror=alert(1)>"
+    editor.load(quick_demo(names=(name, "star")))
+    editor.run()
+    assert editor.page.locator(".pnpmix-overlay li").all_inner_texts() == ["picture", name, "star"]
+
+
+def test_it_finds_its_nodes_in_a_subgraph(editor: Editor):
+    workflow = quick_demo()
+    editor.load(workflow)
+    inner = [*ids(workflow, "PnPMixSampler"), *ids(workflow, "PnPMixConcept")]
+    editor.page.evaluate("ids => app.canvas.selectItems(ids.map((id) => app.graph.getNodeById(id)))", inner)
+    editor.page.evaluate("app.extensionManager.command.execute('Comfy.Graph.ConvertToSubgraph')")
+    editor.run()
+    texts = editor.page.evaluate(
+        """app.graph.nodes.find((node) => node.subgraph).subgraph.nodes
+            .find((node) => node.type === "PnPMixSampler").widgets.at(-1).element.textContent"""
+    )
+    assert texts == "pictureheartstar"
