@@ -185,8 +185,16 @@ class Editor:
         button.and_(self.page.locator("button")).or_(button.locator("button")).first.click()
 
     def run(self, seconds: float = 120) -> dict:
-        """Queues the graph with the button and waits; the server's account of it."""
-        before = self.server.get("/history").keys()
+        """Queues the graph with the button and waits until the editor has heard of its end; the server's account of it."""
+        self.page.evaluate(
+            """() => {
+                window.ended = null;
+                for (const event of ["execution_success", "execution_error", "execution_interrupted"])
+                    app.api.addEventListener(event, ({ detail }) => (window.ended = detail.prompt_id), { once: true });
+            }"""
+        )
         self.press_queue()
-        done = self.server.wait(lambda: self.server.get("/history").keys() - before, seconds)
-        return self.server.get("/history")[done.pop()]
+        self.wait_until("!!window.ended", seconds=seconds)
+        prompt = self.page.evaluate("window.ended")
+        # the server writes its history after it has told the editor
+        return self.server.wait(lambda: (self.server.get(f"/history/{prompt}") or {}).get(prompt), 30)
