@@ -1,6 +1,6 @@
 // Background Picker: the candidates as pictures on the node; the chosen one is the value of its `index`.
 import { app } from "../../scripts/app.js";
-import { addPanel, pictureUrl } from "./panel.js";
+import { addPanel, onOutput, pictureUrl, text } from "./panel.js";
 
 const NODE = "PnPMixBackgroundPicker";
 const KEYS = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 };
@@ -9,8 +9,8 @@ function addPicker(node) {
   const index = node.widgets.find((widget) => widget.name === "index");
   const panel = addPanel(node, "candidates", () => 150);
   panel.setAttribute("role", "radiogroup");
-  panel.setAttribute("aria-label", "Candidates");
-  panel.textContent = "Queue the graph to see the candidates here.";
+  panel.setAttribute("aria-label", text("candidates"));
+  panel.textContent = text("queueToSeeCandidates");
   let buttons = [];
 
   function mark(chosen) {
@@ -36,7 +36,7 @@ function addPicker(node) {
       button.type = "button";
       button.disabled = isWired; // then another node chooses
       button.setAttribute("role", "radio");
-      button.setAttribute("aria-label", `Candidate ${k}`);
+      button.setAttribute("aria-label", text("candidate", { k }));
       const picture = document.createElement("img");
       picture.src = pictureUrl(file);
       picture.alt = "";
@@ -64,23 +64,12 @@ function addPicker(node) {
     mark(value);
     return callback?.call(this, value, ...rest);
   };
-  const { onExecuted } = node;
-  node.onExecuted = function (output) {
-    onExecuted?.call(this, output);
-    if (output?.candidates) show(output);
-  };
+  onOutput(node, "candidates", show);
 }
 
 app.registerExtension({
   name: "PnPMix.BackgroundPicker",
   nodeCreated(node) {
     if (node.comfyClass === NODE) addPicker(node);
-  },
-  afterConfigureGraph() {
-    // undo builds all nodes anew; what they showed is still known
-    for (const node of app.graph.nodes) {
-      const output = node.comfyClass === NODE && app.nodeOutputs[node.id];
-      if (output) node.onExecuted(output);
-    }
   },
 });

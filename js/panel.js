@@ -1,10 +1,20 @@
 // What this pack adds to a node: an element of the page, because only those show in both of the editor's renderings.
 import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
 
 const style = document.createElement("link");
 style.rel = "stylesheet";
 style.href = new URL("panel.css", import.meta.url).href;
 document.head.append(style);
+
+// The pack's part of locales/<language>/main.json
+const texts = await api.getCustomNodesI18n();
+const words = { ...texts.en.pnpmix, ...texts[app.ui.settings.getSettingValue("Comfy.Locale")]?.pnpmix };
+
+/** The text of this name in the editor's language, with its {places} filled in. */
+export function text(name, values = {}) {
+  return words[name].replace(/\{(\w+)\}/g, (_, key) => values[key]);
+}
 
 /** An empty element at the end of the node, `height()` pixels high at least; nothing of it is saved. */
 export function addPanel(node, name, height) {
@@ -30,3 +40,34 @@ export function fit(node) {
 export function pictureUrl({ filename, subfolder, type }) {
   return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
 }
+
+const shows = new WeakMap(); // by node
+
+/** `show(output)` for what the node returns under `key`, after a run and whenever the editor builds the node anew. */
+export function onOutput(node, key, show) {
+  shows.set(node, (output) => output?.[key] && show(output));
+  const { onExecuted } = node;
+  node.onExecuted = function (output) {
+    onExecuted?.call(this, output);
+    shows.get(node)(output);
+  };
+}
+
+/** The node of an id such as "7", or node 7 of a subgraph: by its node, "3:7", or by the subgraph's own id. */
+export function findNode(id) {
+  const [last, ...outer] = String(id).split(":").reverse();
+  const into = (graph, key) => graph?.subgraphs?.get(key) ?? graph?.getNodeById(key)?.subgraph;
+  return outer.reduceRight(into, app.rootGraph ?? app.graph)?.getNodeById(last);
+}
+
+function showAgain(outputs) {
+  for (const [id, output] of Object.entries(outputs)) shows.get(findNode(id))?.(output);
+}
+
+app.registerExtension({
+  name: "PnPMix.Panel",
+  // undo builds the graph anew, and what its nodes returned stays
+  afterConfigureGraph: () => showAgain(app.nodeOutputs),
+  // another tab's graph comes first, what its nodes returned after it
+  onNodeOutputsUpdated: showAgain,
+});

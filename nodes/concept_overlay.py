@@ -12,20 +12,21 @@ from .messages import thumbnails
 from .types import Concept
 
 
-def show_concepts(node_id: str, concepts: list[Concept], background: Tensor, latent_format) -> None:
-    """Sends each concept's colour, their masks over the (C, H, W) latent of the background, and where they overlap."""
-    server = PromptServer.instance
-    if server.client_id is None:  # queued by a program, nobody is looking
-        return
+def concept_overlay(concepts: list[Concept], background: Tensor, latent_format) -> dict:
+    """Each concept's colour, their masks over the (C, H, W) latent of the background, and where they overlap."""
     masks = torch.stack([concept.mask for concept in concepts]) >= 0.5
     picture = draw_masks(rough_picture(background, latent_format, masks.shape[1:]), masks)
-    shown = {
-        "node": node_id,
+    return {
         "picture": thumbnails(picture[None], longest=512)[0],
         "concepts": [{"node": x.node_id, "name": x.name, "colour": colour(k)} for k, x in enumerate(concepts)],
         "overlaps": overlaps(masks),
     }
-    server.send_sync("pnpmix.concepts", shown, server.client_id)
+
+
+def show_at_once(node_id: str, overlay: dict) -> None:
+    """Sends it to the editor before the node is done, which is when ComfyUI sends what a node returns for it."""
+    server = PromptServer.instance
+    server.send_sync("pnpmix.concepts", {"node": node_id, "overlay": overlay}, server.client_id)
 
 
 def rough_picture(latent: Tensor, latent_format, size: tuple[int, int]) -> Tensor:

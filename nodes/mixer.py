@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from ..pnpmix.masks import expanded_box_mask, last_in_front, object_mask, share_overlaps, to_image_size
 from .checks import BadInput, check_channels, check_choice, check_conditioning, check_model, model_family
-from .concept_overlay import show_concepts
+from .concept_overlay import concept_overlay, show_at_once
 from .sampling import ROWS_PER_CONCEPT, MixSampler, RowGuider, is_timed
 from .types import (
     APPEARANCE,
@@ -142,13 +142,14 @@ class PnPMixSampler(io.ComfyNode):
         )
         sigmas = inversion.inversion.sigmas
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
-        show_concepts(cls.hidden.unique_id, concepts, inversion.inversion.trajectory[-1], model.model.latent_format)
+        overlay = concept_overlay(concepts, inversion.inversion.trajectory[-1], model.model.latent_format)
+        show_at_once(cls.hidden.unique_id, overlay)
         noise = torch.zeros((ROWS_PER_CONCEPT, *latent_shape))  # ComfyUI frees memory for this shape
         result = guider.sample(
             noise, torch.zeros_like(noise[:1]), sampler, sigmas, callback=callback, seed=inversion.inversion.seed
         )
         result = result.to(comfy.model_management.intermediate_device())
-        return io.NodeOutput({"samples": result[:1]}, {"samples": result[1:]})
+        return io.NodeOutput({"samples": result[:1]}, {"samples": result[1:]}, ui={"overlay": [overlay]})
 
 
 def check_inversion(model, inversion: InvertedLatent) -> None:

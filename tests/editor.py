@@ -62,7 +62,7 @@ class Editor:
 
     def open_template(self, name: str) -> None:
         """From the template browser, where the pack has a shelf of its own, with a picture for each template."""
-        self.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        self.command("Comfy.BrowseTemplates")
         dialog = self.page.get_by_role("dialog").last
         dialog.get_by_text("pnp-mix", exact=True).first.click()
         card = dialog.get_by_text(name, exact=True).first
@@ -71,6 +71,16 @@ class Editor:
         card.click()
         self.wait_until("app.graph.nodes.length > 0")
         self.close_dialogs()
+
+    def command(self, name: str) -> None:
+        self.page.evaluate("name => app.extensionManager.command.execute(name)", name)
+
+    def to_another_tab_and_back(self) -> None:
+        count = self.page.evaluate("app.graph.nodes.length")
+        self.command("Comfy.NewBlankWorkflow")
+        self.wait_until("app.graph.nodes.length === 0")
+        self.command("Workspace.PreviousOpenedWorkflow")
+        self.wait_until("count => app.graph.nodes.length === count", count)
 
     def select(self, node: int) -> None:
         self.page.evaluate("id => app.canvas.selectNode(app.graph.getNodeById(id))", node)

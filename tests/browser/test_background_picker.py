@@ -1,5 +1,7 @@
 """Background Picker shows its candidates; a click or an arrow key chooses, and the graph goes on from there."""
 
+import random
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,8 +11,8 @@ from editor import Editor
 
 @pytest.fixture
 def picker(editor: Editor) -> int:
-    """Three candidates, and a file for the one that is picked."""
-    scene = editor.add("PnPMixDemoScene", 20, 50, control_after_generate="fixed")
+    """Three candidates that no other test has drawn, and a file for the one that is picked."""
+    scene = editor.add("PnPMixDemoScene", 20, 50, seed=random.randrange(2**31), control_after_generate="fixed")
     two, three = (editor.add("ImageBatch", 320, y) for y in (50, 250))
     picker, save = editor.add("PnPMixBackgroundPicker", 560, 50), editor.add("SaveImage", 900, 50)
     for origin, output, target, name in (
@@ -84,6 +86,14 @@ def test_the_choice_is_saved_and_nothing_else(editor, picker):
     editor.run()
     assert chosen(editor) == [2]
     assert candidates(editor).count() == 3, "shown again although nothing had to run again"
+
+
+def test_candidates_come_back_with_their_tab(editor, picker):
+    editor.run()
+    candidates(editor).nth(1).click()
+    editor.to_another_tab_and_back()
+    candidates(editor).nth(2).wait_for()
+    assert chosen(editor) == [1]
 
 
 def test_another_node_may_choose(editor, picker):

@@ -101,15 +101,31 @@ def test_names_are_text_and_nothing_else(editor: Editor):
     assert editor.page.locator(".pnpmix-overlay li").all_inner_texts() == ["picture", name, "star"]
 
 
+def test_what_it_shows_comes_back_with_its_tab_and_after_undo(editor: Editor):
+    editor.load(quick_demo())
+    branches, swatches = (editor.page.locator(x) for x in (".pnpmix-overlay li", ".pnpmix-colour div"))
+    editor.run()
+    editor.to_another_tab_and_back()
+    branches.nth(2).wait_for()
+    assert branches.all_inner_texts() == ["picture", "heart", "star"] and swatches.count() == 2
+
+    editor.add("PreviewImage")
+    editor.page.mouse.click(1200, 700)  # the editor notes a change when the mouse is released
+    editor.page.keyboard.press("Control+z")
+    editor.wait_until("!app.graph.nodes.some((node) => node.type === 'PreviewImage' && !node.inputs[0].link)")
+    branches.nth(2).wait_for()
+    assert swatches.count() == 2
+
+
 def test_it_finds_its_nodes_in_a_subgraph(editor: Editor):
     workflow = quick_demo()
     editor.load(workflow)
     inner = [*ids(workflow, "PnPMixSampler"), *ids(workflow, "PnPMixConcept")]
     editor.page.evaluate("ids => app.canvas.selectItems(ids.map((id) => app.graph.getNodeById(id)))", inner)
-    editor.page.evaluate("app.extensionManager.command.execute('Comfy.Graph.ConvertToSubgraph')")
+    editor.command("Comfy.Graph.ConvertToSubgraph")
     editor.run()
-    texts = editor.page.evaluate(
-        """app.graph.nodes.find((node) => node.subgraph).subgraph.nodes
-            .find((node) => node.type === "PnPMixSampler").widgets.at(-1).element.textContent"""
-    )
-    assert texts == "pictureheartstar"
+    shown = """app.graph.nodes.find((node) => node.subgraph).subgraph.nodes
+        .find((node) => node.type === "PnPMixSampler").widgets.at(-1).element.textContent === "pictureheartstar\""""
+    assert editor.page.evaluate(shown)
+    editor.to_another_tab_and_back()
+    editor.wait_until(shown)

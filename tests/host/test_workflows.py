@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workflow_files import FOLDER, WORKFLOWS, read, to_api, widget_values
+from workflow_files import FOLDER, SHOWN, WORKFLOWS, read, to_api, widget_values, with_demo_model
 
 # Node → input → (type, default). Saved graphs depend on it: only ever add to the end.
 CONTRACT = {
@@ -115,7 +115,6 @@ FILES = {
     ("PnPMixGroundingDinoLoader", "model_name"): "grounding-dino",
     ("PnPMixSamLoader", "model_name"): "sams",
 }
-SHOWN = ("SaveImage", "PreviewImage", "MaskPreview", "PnPMixBackgroundPicker")
 DEMO = "try_it_without_downloads"
 
 
