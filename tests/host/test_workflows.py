@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from comfy_host import Graph
 from workflow_files import FOLDER, SHOWN, WORKFLOWS, read, to_api, widget_values, with_demo_model
 
 # Node → input → (type, default). Saved graphs depend on it: only ever add to the end.
@@ -220,6 +223,23 @@ def test_workflow_leads_from_photos_to_a_picture_with_the_original_pixels(name):
     assert source(workflow, encoded, "pixels")["type"] == "PnPMixInpaintBackground"
     (save,) = by_type["SaveImage"]
     assert source(workflow, save, "images")["type"] == "ImageCompositeMasked"
+
+
+@pytest.mark.parametrize("name", [name for name in WORKFLOWS if name != DEMO])
+def test_workflow_works_with_the_demo_model_in_the_place_of_its_files(name):
+    """Objects take another look, and everything else keeps its pixels."""
+    graph = Graph()
+    graph.prompt = with_demo_model(name, seed=27)
+    nodes = {node["class_type"]: node["inputs"] for node in graph.prompt.values()}
+    nodes["PnPMixDDPMInvert"] |= dict(steps=12, skip_steps=4)
+    concepts = sum(node["class_type"] == "PnPMixConcept" for node in graph.prompt.values())
+    masks = {f"mask {k}": ["demo scene", 4 + k] for k in range(concepts)}
+    results = graph.run(finished=nodes["SaveImage"]["images"], scene=["demo scene", 0], **masks)
+    change = (results["finished"] - results["scene"])[0].abs().amax(-1)
+    masks = torch.cat([results[name] for name in masks])
+    assert all(change[mask > 0.5].mean() > 0.1 for mask in masks)
+    grown = F.max_pool2d(masks.amax(0)[None], 9, stride=1, padding=4)[0]
+    assert change[grown == 0].max() < 1 / 255
 
 
 def source(workflow: dict, node: dict, name: str) -> dict:
