@@ -184,6 +184,11 @@ class Editor:
         if self.page.evaluate(f"{setting}.get('Comfy.VueNodes.Enabled')") != (how == "vue"):
             self.page.evaluate(f"on => {setting}.set('Comfy.VueNodes.Enabled', on)", how == "vue")
 
+    def speak(self, language: str) -> None:
+        """Changes the editor's language; extensions read it when the page loads."""
+        self.page.evaluate("x => app.extensionManager.setting.set('Comfy.Locale', x)", language)
+        self.open()
+
     def widget(self, node: int, name: str):
         """A widget's value."""
         return self.page.evaluate(
@@ -195,7 +200,7 @@ class Editor:
         button.and_(self.page.locator("button")).or_(button.locator("button")).first.click()
 
     def run(self, seconds: float = 120) -> dict:
-        """Queues the graph with the button and waits until the editor has heard of its end; the server's account of it."""
+        """Queues the graph and waits until the editor has heard of its end; the server's account of it."""
         self.page.evaluate(
             """() => {
                 window.ended = null;

@@ -9,9 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-import conftest  # noqa: F401: makes the pack's packages importable
 from comfy_host import Graph, boot
-from demo.pictures import to_image
 from workflow_files import FOLDER, read, to_api, with_demo_model
 
 SCENES = {
@@ -49,12 +47,16 @@ def compose(column: list[Tensor], result: Tensor, chosen: int | None) -> Image.I
     size = HEIGHT // len(column)
     left = (WIDTH - size - HEIGHT) // 2
     for k, picture in enumerate(column):
-        sheet.paste(to_image(picture, 1).resize((size - GAP, size - GAP), Image.Resampling.NEAREST), (left, k * size))
+        sheet.paste(enlarged(picture, size - GAP), (left, k * size))
         if k == chosen:
             box = left, k * size, left + size - GAP - 1, (k + 1) * size - GAP - 1
             ImageDraw.Draw(sheet).rectangle(box, outline=CHOSEN, width=5)
-    sheet.paste(to_image(result, 1).resize((HEIGHT, HEIGHT), Image.Resampling.NEAREST), (left + size, 0))
+    sheet.paste(enlarged(result, HEIGHT), (left + size, 0))
     return sheet
+
+
+def enlarged(picture: Tensor, size: int) -> Image.Image:
+    return Image.fromarray((picture * 255).round().byte().numpy()).resize((size, size), Image.Resampling.NEAREST)
 
 
 if __name__ == "__main__":
