@@ -71,5 +71,6 @@ def editor(shared_editor):
     shared_editor.render("classic")
     shared_editor.errors.clear()
     shared_editor.load(EMPTY)
+    shared_editor.page.evaluate("app.canvas.ds.reset()")  # wherever the last test looked
     yield shared_editor
     assert not shared_editor.errors
