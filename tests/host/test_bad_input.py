@@ -243,3 +243,6 @@ def test_choice_that_does_not_exist(model):
     stops(graph, dilution(graph, model, outside="sideways"), "outside", "'sideways'", "scaled")
     graph = Graph()
     stops(graph, invert(graph, model, scheduler="fast"), "scheduler", "'fast'")
+    graph = Graph()
+    mixed = mixer(graph, model, invert(graph, model), chain(graph, 1), overlap="hidden")
+    stops(graph, mixed, "overlap", "'hidden'", "shared")

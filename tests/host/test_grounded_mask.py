@@ -161,6 +161,12 @@ def stops(*inputs, words: tuple[str, ...], **changes) -> None:
         run(*inputs, **changes)
 
 
+def test_choice_that_does_not_exist(detector_of, segmenter):
+    """Newer hosts refuse it themselves."""
+    with refused("pick", "'first'", "best"):
+        run(photo(), detector_of(DOG_AND_CAT), segmenter, "dog", pick="first")
+
+
 def test_nothing_found_says_how_close_it_was(detector_of, segmenter):
     weak = [({"dog": 0.21}, LEFT)]
     words = ("'prompt'", "'dog' (best score 0.21)", "box_threshold is 0.3", "text_threshold 0.25", "Lower")
