@@ -153,7 +153,7 @@ def machine_kind(device: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__)
-    parser.add_argument("--steps", type=int, default=8500, help="of 16 scenes each; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=12300, help="of 16 scenes each; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and of all scenes")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--folder", type=Path, default=Path("training"), help="where to keep and find the state")

@@ -50,7 +50,7 @@ class Editor:
     def complaint(self) -> str:
         """What the editor shows of an error, with its details where it offers some."""
         message = self.page.locator("[role=dialog]:visible, [data-testid=error-overlay]").last
-        message.filter(has_text=re.compile(r"\w")).wait_for(timeout=20000)
+        message.filter(has_text=re.compile(r"\w")).wait_for(timeout=60000)
         text = message.inner_text()
         details = self.page.get_by_test_id("error-overlay-see-errors")
         if details.is_visible():
