@@ -19,7 +19,7 @@ class Editor:
 
     def __init__(self, page: Page, server: Server):
         self.page, self.server, self.errors = page, server, []
-        page.set_default_timeout(8000)
+        page.set_default_timeout(30000)
         url = server.url
         page.on("console", lambda message: self.report(f"{message.text} {message.location['url']}", message.type))
         page.on("pageerror", lambda error: self.report(str(error), "error"))
@@ -47,16 +47,16 @@ class Editor:
         if dismiss:
             self.close_dialogs()
 
-    def complaint(self) -> str:
-        """What the editor shows of an error, with its details where it offers some."""
+    def complaint(self, *words: str) -> str:
+        """What the editor shows of an error, with its details, in lower case, once one of `words` is there."""
         message = self.page.locator("[role=dialog]:visible, [data-testid=error-overlay]").last
         message.filter(has_text=re.compile(r"\w")).wait_for(timeout=60000)
-        text = message.inner_text()
         details = self.page.get_by_test_id("error-overlay-see-errors")
         if details.is_visible():
             details.click()
-            self.page.wait_for_timeout(500)
-            text += self.page.locator("body").inner_text()
+        shown = "document.body.innerText.toLowerCase()"
+        self.wait_until(f"words => words.some((word) => {shown}.includes(word))", [*words])
+        text = self.page.evaluate(shown)
         self.close_dialogs()
         return text
 
