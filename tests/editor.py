@@ -51,12 +51,14 @@ class Editor:
         """What the editor shows of an error, with its details, in lower case, once one of `words` is there."""
         message = self.page.locator("[role=dialog]:visible, [data-testid=error-overlay]").last
         message.filter(has_text=re.compile(r"\w")).wait_for(timeout=60000)
+        said, shown = "", "document.body.innerText.toLowerCase()"
         details = self.page.get_by_test_id("error-overlay-see-errors")
         if details.is_visible():
+            said = message.inner_text().lower()  # which makes way for the details
             details.click()
-        shown = "document.body.innerText.toLowerCase()"
-        self.wait_until(f"words => words.some((word) => {shown}.includes(word))", [*words])
-        text = self.page.evaluate(shown)
+        found = f"([said, words]) => words.some((word) => (said + {shown}).includes(word))"
+        self.wait_until(found, [said, words])
+        text = said + self.page.evaluate(shown)
         self.close_dialogs()
         return text
 
