@@ -183,7 +183,7 @@ def table(results: list[dict[str, Measures]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__)
-    parser.add_argument("--scenes", type=int, default=60)
+    parser.add_argument("--scenes", type=int, default=50)
     parser.add_argument("--concepts", type=int, default=2)
     parser.add_argument("--rows", nargs="*", help="parts of the rows' names; default: all")
     parser.add_argument("--output", type=Path, default=RESULTS)

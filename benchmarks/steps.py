@@ -38,7 +38,7 @@ def run(model, seed: int, settings: Settings) -> tuple[torch.Tensor, torch.Tenso
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__)
-    parser.add_argument("--scenes", type=int, default=20)
+    parser.add_argument("--scenes", type=int, default=10)
     options = parser.parse_args()
     model, values = load_model(), {row: [] for row in ROWS}
     model.unet.forward = torch.autocast("cpu", torch.bfloat16)(model.unet.forward)

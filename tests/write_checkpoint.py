@@ -9,21 +9,9 @@ import sys
 import safetensors.torch
 import torch
 
+import conftest  # noqa: F401 makes benchmarks known under its own name
 from comfy_host import COMFYUI
 
-UNET = dict(
-    image_size=32,
-    in_channels=4,
-    out_channels=4,
-    model_channels=320,
-    num_res_blocks=[2, 2, 2, 2],
-    channel_mult=[1, 2, 4, 4],
-    transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
-    transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    transformer_depth_middle=1,
-    use_spatial_transformer=True,
-    legacy=False,
-)
 VAE = dict(
     double_z=True,
     z_channels=4,
@@ -56,11 +44,12 @@ def write(config: str, path: str) -> None:
     import comfy.sd1_clip
     import comfy.supported_models
     import comfy.text_encoders.sd2_clip
+    from benchmarks.unets import LAYOUTS
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     family = getattr(comfy.supported_models, config)
     text_encoder = {"SD15": comfy.sd1_clip.SD1ClipModel, "SD20": comfy.text_encoders.sd2_clip.SD2ClipModel}[config]
-    unet_config = UNET | family.unet_config | family.unet_extra_config
+    unet_config = LAYOUTS["sd21"][1] | family.unet_config | family.unet_extra_config
     for other in ("use_temporal_attention", "attn_precision"):
         unet_config.pop(other, None)
 
