@@ -160,7 +160,7 @@ def test_the_command_says_what_is_wrong(tmp_path, options, message):
 def mean_fidelity(model, seeds, **inputs):
     settings, values = Settings(steps=25, skip_steps=8, **inputs), []
     for seed in seeds:
-        task = random_blend(seed, 2)
+        task = random_blend(seed, 3)
         scene, masks = draw_scene(task.scene)
         pictures, own_masks = draw_concepts(task)
         inversion = invert(model, scene, task.scene.nouns(), settings)
@@ -171,7 +171,8 @@ def mean_fidelity(model, seeds, **inputs):
     return float(np.mean(values))
 
 
-def test_the_method_works_in_the_papers_order():
+def test_three_concepts_come_out_in_the_papers_order():
+    # with two concepts, (a) and (e) differ by less than the interval: see the README's table
     model, seeds = load_model(), range(500, 505)
     without = mean_fidelity(model, seeds, guided=False)
     a = mean_fidelity(model, seeds, alpha=0.0, mix_reference_noise=False, diluted=False)
