@@ -12,7 +12,7 @@ from reference import relative_error
 from workflow_files import read, to_api
 
 STEPS = dict(steps=20, skip_steps=6)
-FEW = Settings(steps=5, skip_steps=3)  # half precision is slow on a CPU
+FEW = Settings(steps=8, skip_steps=3)  # half precision is slow on a CPU
 
 
 def demo_graph(settings: Settings, seed: int, concepts: int, unet=None) -> tuple[Graph, list]:
