@@ -45,6 +45,9 @@ class Server:
             time.sleep(0.5)
         raise TimeoutError(self.log.read_text())
 
+    def wait_for_pack(self) -> None:
+        self.wait(lambda: self.get("/object_info/PnPMixSampler"), 300)
+
     def run(self, prompt: dict) -> dict:
         """Queues a graph and returns the outputs of its nodes."""
         request = urllib.request.Request(self.url + "/prompt", json.dumps({"prompt": prompt}).encode())

@@ -47,7 +47,7 @@ def server(tmp_path_factory):
         Image.new("RGB", (8, 8)).save(base / "input" / f"{name}.png")
     server = Server(base, "--preview-method", "auto", environment=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
-        server.wait(lambda: server.get("/object_info/PnPMixSampler"), 300)
+        server.wait_for_pack()
         yield server
     finally:
         server.stop()

@@ -62,7 +62,7 @@ def server(request, tmp_path_factory):
         subprocess.run([*write, base / "models/checkpoints/random.safetensors"], check=True, env=environment)
         write = [sys.executable, PACK / "tests" / "write_detection_models.py"]
         subprocess.run([*write, base / "models", base / "segmenters"], check=True)
-        server.wait(lambda: server.get("/object_info/PnPMixSampler"), 300)
+        server.wait_for_pack()
         yield server
     finally:
         server.stop()
