@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from benchmarks.ablation import draw_case
 from demo import train as training
-from demo.diffusers_host import Settings, blend, empty, invert, load_model
+from demo.diffusers_host import Settings, blend, invert, load_model
 from demo.measures import measure
 from demo.model import NOUNS, PHRASES, WEIGHTS, fold, load_weights, parse, unfold
-from demo.scenes import MAX_THINGS, SIZE, draw_concepts, draw_scene, random_blend, random_scene
+from demo.scenes import MAX_THINGS, SIZE, draw_scene, random_blend, random_scene
 from PIL import Image
 
 from comfy_host import PACK
@@ -160,14 +161,12 @@ def test_the_command_says_what_is_wrong(tmp_path, options, message):
 def mean_fidelity(model, seeds, **inputs):
     settings, values = Settings(steps=25, skip_steps=8, **inputs), []
     for seed in seeds:
-        task = random_blend(seed, 3)
-        scene, masks = draw_scene(task.scene)
-        pictures, own_masks = draw_concepts(task)
-        inversion = invert(model, scene, task.scene.nouns(), settings)
-        result, _ = blend(
-            model, inversion, empty(scene, masks), masks, pictures, own_masks, task.scene.nouns(), settings
-        )
-        values.append(measure(task, result).fidelity)
+        case = draw_case(seed, 3, overlapping=False)
+        prompt = case.task.scene.nouns()
+        inversion = invert(model, case.scene, prompt, settings)
+        concepts = (case.masks, case.pictures, case.own_masks)
+        result, _ = blend(model, inversion, case.inpainted, *concepts, prompt, settings)
+        values.append(measure(case.task, result).fidelity)
     return float(np.mean(values))
 
 
