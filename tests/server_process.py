@@ -48,11 +48,15 @@ class Server:
     def wait_for_pack(self) -> None:
         self.wait(lambda: self.get("/object_info/PnPMixSampler"), 300)
 
-    def run(self, prompt: dict) -> dict:
-        """Queues a graph and returns the outputs of its nodes."""
+    def queue(self, prompt: dict) -> str:
+        """Queues a graph; the server's id of it."""
         request = urllib.request.Request(self.url + "/prompt", json.dumps({"prompt": prompt}).encode())
         with urllib.request.urlopen(request, timeout=30) as answer:
-            prompt_id = json.load(answer)["prompt_id"]
+            return json.load(answer)["prompt_id"]
+
+    def run(self, prompt: dict) -> dict:
+        """Queues a graph and returns the outputs of its nodes."""
+        prompt_id = self.queue(prompt)
         entry = self.wait(lambda: (self.get(f"/history/{prompt_id}") or {}).get(prompt_id), 600)
         assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1][1]["exception_message"]
         return entry["outputs"]
