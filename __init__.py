@@ -1,46 +1,44 @@
 """PnP-MIX for ComfyUI: several of your own concepts in a scene you chose, without training."""
 
+import logging
+from importlib import import_module
+
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from .nodes.concept import PnPMixConcept
-from .nodes.demo import PnPMixDemoModel, PnPMixDemoScene
-from .nodes.grounded_mask import PnPMixGroundedMask
-from .nodes.grounding_models import BERT, PnPMixGroundingDinoLoader, PnPMixSamLoader
-from .nodes.inpaint import PnPMixInpaintBackground, PnPMixInpaintModelLoader
-from .nodes.inversion import PnPMixDDPMInvert, PnPMixLoadInversion, PnPMixSaveInversion
-from .nodes.loading import MODEL_FILES, register_folder
-from .nodes.mixer import PnPMixSampler
-from .nodes.patches import PnPMixAppearance, PnPMixDilution
-from .nodes.picker import PnPMixBackgroundPicker
+from .nodes.host.loading import register_folders
 
 WEB_DIRECTORY = "./js"
+PARTS = (  # files of nodes/, each of which ends in a list NODES
+    "mixer.inversion",
+    "mixer.inversion_files",
+    "mixer.concept",
+    "mixer.settings",
+    "mixer.mixing",
+    "vision.detection",
+    "vision.segmentation",
+    "vision.grounded_mask",
+    "vision.inpainting",
+    "vision.picker",
+    "demo",
+)
 
-for folder in ("grounding-dino", "sams", "inpaint"):
-    register_folder(folder, MODEL_FILES)
-register_folder(BERT, set())
+register_folders()
+
+
+def nodes_of(part: str) -> list[type[io.ComfyNode]]:
+    """The nodes of a part; none where it does not load, because a package that only it needs is missing or broken."""
+    try:
+        return import_module(f".nodes.{part}", __name__).NODES
+    except Exception as error:
+        logging.warning("PnP-MIX: the nodes of nodes/%s are left out: %s", part.replace(".", "/") + ".py", error)
+        return []
 
 
 class PnPMixExtension(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [
-            PnPMixDDPMInvert,
-            PnPMixSaveInversion,
-            PnPMixLoadInversion,
-            PnPMixConcept,
-            PnPMixAppearance,
-            PnPMixDilution,
-            PnPMixSampler,
-            PnPMixGroundingDinoLoader,
-            PnPMixSamLoader,
-            PnPMixGroundedMask,
-            PnPMixInpaintModelLoader,
-            PnPMixInpaintBackground,
-            PnPMixBackgroundPicker,
-            PnPMixDemoModel,
-            PnPMixDemoScene,
-        ]
+        return [node for part in PARTS for node in nodes_of(part)]
 
 
 async def comfy_entrypoint() -> PnPMixExtension:

@@ -1,6 +1,6 @@
 """What each part of the method contributes, measured on the demo model: python -m benchmarks.ablation
 
-The paper's rows (a) to (e), what the paper leaves open, and ideas beyond it, on the same scenes. Writes
+The paper's rows (a) to (e), what the paper leaves open, and inputs beyond it, on the same scenes. Writes
 benchmarks/results/ablation.json and prints the table.
 """
 
@@ -10,19 +10,24 @@ import math
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
-from benchmarks import candidates
-from benchmarks.candidates import Candidate, Case
+from demo import diffusers_host
 from demo.diffusers_host import Settings, blend, empty, invert, load_model
 from demo.measures import Measures, measure
-from demo.scenes import SIZE, Scene, draw_concepts, draw_scene, random_blend
+from demo.scenes import SIZE, Blend, Scene, draw_concepts, draw_scene, random_blend
+from pnpmix.masks import grow
+from pnpmix.mixer.inversion import Inversion, edit_friendly_trajectory
+from torch import Tensor
 from tqdm import tqdm
 
 FIRST_SEED = 1000  # scenes that nobody looked at while choosing anything
@@ -31,16 +36,57 @@ RESULTS = Path(__file__).parent / "results" / "ablation.json"
 SHARED = "overlap shared evenly"
 FULL = "(e) (d) + background dilution++: the defaults"
 
-# group → row → inputs that differ from the defaults, or a candidate
-ROWS: dict[str, dict[str, dict | Candidate]] = {
+
+class Case(NamedTuple):
+    """One scene and its concepts."""
+
+    task: Blend
+    scene: Tensor  # (H, W, 3)
+    masks: Tensor  # (n, H, W) of the scene's things
+    pictures: list[Tensor]  # n concepts (H, W, 3)
+    own_masks: Tensor  # (n, H, W) of the concepts' things in their pictures
+    inpainted: Tensor  # (H, W, 3)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table: what differs from the defaults."""
+
+    inputs: dict = field(default_factory=dict)  # of the nodes
+    applied: Callable = lambda case, inversion: nullcontext(case)  # context manager that gives the case to run
+    overlapping: bool = False  # run on scenes whose things overlap, with a mask of all of each thing
+
+
+def dilution_without_inpainting(**inputs) -> Variant:
+    """The author's earlier dilution has no equation in the paper; taken as eq. 3.5 with the scene's own latent."""
+    return Variant(inputs, lambda case, inversion: nullcontext(case._replace(inpainted=case.scene)))
+
+
+def same_noise() -> Variant:
+    @contextmanager
+    def applied(case: Case, inversion: Inversion) -> Iterator[Case]:
+        def with_the_scenes_noise(x0: Tensor, sigmas: Tensor, seed: int) -> Tensor:
+            return edit_friendly_trajectory(x0, sigmas, inversion.seed)
+
+        with patch.object(diffusers_host, "edit_friendly_trajectory", with_the_scenes_noise):
+            yield case
+
+    return Variant({}, applied)
+
+
+def grown_masks(pixels: int) -> Variant:
+    """As Grow Mask before Concept does."""
+    return Variant({}, lambda case, inversion: nullcontext(case._replace(masks=grow(case.masks, pixels))))
+
+
+# group → row → inputs that differ from the defaults, or a variant
+ROWS: dict[str, dict[str, dict | Variant]] = {
     "The paper's ablation": {
         "no guided appearance": dict(guided=False),
         "(a) key and value replaced, noise mixed": dict(alpha=0.0, mix_reference_noise=False, diluted=False),
         "(b) (a) + guided appearance (alpha 0.15)": dict(mix_reference_noise=False, diluted=False),
-        "(c) (b) + earlier dilution (the scene itself, scaled)": candidates.dilution_without_inpainting(
-            mix_reference_noise=False
-        ),
-        "(d) (c) + reference noise mixing": candidates.dilution_without_inpainting(),
+        "(c) (b) + earlier dilution (the scene itself, scaled)": dilution_without_inpainting(mix_reference_noise=False),
+        "(d) (c) + reference noise mixing": dilution_without_inpainting(),
         FULL: {},
     },
     "What the paper leaves open": {
@@ -54,32 +100,25 @@ ROWS: dict[str, dict[str, dict | Candidate]] = {
         **{f"swap_guidance {scale}, cfg 3": dict(swap_guidance=scale, cfg=3.0) for scale in (1.0, 2.0, 3.5, 6.0)},
         "inversion cfg 1": dict(inversion_cfg=1.0),
         **{f"skip {steps} of 25 steps": dict(skip_steps=steps) for steps in (0, 4, 12)},
-        "the concepts' noise is the scene's": candidates.same_noise(),
-        "masks grown by 1 pixel": candidates.grown_masks(1),
+        "the concepts' noise is the scene's": same_noise(),
+        "masks grown by 1 pixel": grown_masks(1),
         **{f"feather {pixels} pixels of 64": dict(feather=pixels) for pixels in (1, 2, 4)},
     },
     "Beyond the paper": {
         "AdaIN towards the concept's object": dict(adain=True),
-        **{f"attention contrast {scale}": candidates.attention_contrast(scale) for scale in (1.3, 1.67)},
         "appearance up to 80 % of the steps": dict(end_percent=0.8),
         "appearance from 10 % to 90 %": dict(start_percent=0.1, end_percent=0.9),
-        "only the concept's object is read": candidates.only_the_object(),
         "only the concept's object is read, by the target": dict(object_mask=True),
-        "the concept fitted to the target": candidates.fitted(),
-        "masks soft at their border cells": candidates.soft_masks(),
         "inversion cfg 1 and AdaIN": dict(inversion_cfg=1.0, adain=True),
-        "AdaIN, and the concept fitted to the target": candidates.fitted(adain=True),
     },
     "Beyond the paper, where things overlap": {
-        SHARED: Candidate(overlapping=True),
-        "overlap goes to the last concept, which is in front": Candidate(
-            dict(overlap="last in front"), overlapping=True
-        ),
+        SHARED: Variant(overlapping=True),
+        "overlap goes to the last concept, which is in front": Variant(dict(overlap="last in front"), overlapping=True),
     },
 }
 
 
-def variants() -> dict[str, tuple[str, dict | Candidate]]:
+def variants() -> dict[str, tuple[str, dict | Variant]]:
     return {row: (group, variant) for group, rows in ROWS.items() for row, variant in rows.items()}
 
 
@@ -112,13 +151,13 @@ def run_scene(seed: int, concepts: int, rows: list[str]) -> dict[str, Measures]:
     model.unet.forward = torch.autocast("cpu", torch.bfloat16)(model.unet.forward)
     for row in rows:
         _, variant = variants()[row]
-        candidate = Candidate(variant) if isinstance(variant, dict) else variant
-        case, settings = draw_case(seed, concepts, candidate.overlapping), replace(BASE, **candidate.inputs)
+        variant = Variant(variant) if isinstance(variant, dict) else variant
+        case, settings = draw_case(seed, concepts, variant.overlapping), replace(BASE, **variant.inputs)
         prompt = case.task.scene.nouns()
-        key = (candidate.overlapping, settings.skip_steps, settings.inversion_cfg)
+        key = (variant.overlapping, settings.skip_steps, settings.inversion_cfg)
         if key not in inversions:
             inversions[key] = invert(model, case.scene, prompt, settings)
-        with candidate.applied(case, inversions[key]) as changed:
+        with variant.applied(case, inversions[key]) as changed:
             inputs = (changed.inpainted, changed.masks, changed.pictures, changed.own_masks, prompt, settings)
             result, _ = blend(model, inversions[key], *inputs)
         results[row] = measure(case.task, result)

@@ -1,4 +1,4 @@
-"""How fast the pack is, beside a plain reference on the same weights: python -m benchmarks.speed
+"""How fast the pack is, beside a plain loop on the same weights: python -m benchmarks.speed
 
 Needs a ComfyUI, which is found as the tests find it. Writes benchmarks/results/speed-<machine>-<layout>.json.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
+TESTS = Path(__file__).resolve().parents[1] / "tests" / "tools"
 RESULTS = Path(__file__).parent / "results"
 SIZES = {"small": 128, "sd21": 512, "sdxl": 1024}  # of the square pictures, in pixels
 
@@ -30,7 +30,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--skip-steps", type=int, default=32)
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16" if gpu else "float32")
-    parser.add_argument("--reference-up-to", type=int, default=2, help="concepts; the reference is slow")
+    parser.add_argument("--loop-up-to", type=int, default=2, help="concepts; the plain loop is slow")
     parser.add_argument("--memory", type=float, help="GiB that the GPU's allocator may take")
     parser.add_argument("--compile", action="store_true", help="through ComfyUI's TorchCompileModel")
     parser.add_argument("--profile", action="store_true", help="also where one step of two concepts spends its time")
@@ -142,17 +142,17 @@ def run_pack(task: Task, stage: Callable[[str], None]) -> torch.Tensor:
     return torch.cat([results["latent"]["samples"], results["references"]["samples"]])
 
 
-def run_reference(task: Task, stage: Callable[[str], None]) -> torch.Tensor:
-    """The same by the plain reference."""
+def run_plain_loop(task: Task, stage: Callable[[str], None]) -> torch.Tensor:
+    """The same by the plain loop."""
     import comfy.samplers
-    from benchmarks.plain_reference import PlainSampler
-    from pnpmix.masks import expanded_box_mask, object_mask, share_overlaps
+    from benchmarks.plain_loop import PlainSampler
+    from pnpmix.masks import cell_weights, expanded_box_mask, share_overlaps
 
     grid, count = tuple(task.latents.shape[-2:]), len(task.masks)
     sampler = PlainSampler(
         task.latents[1:],
         [7, 7, *range(1, 1 + count)],
-        share_overlaps(torch.stack([object_mask(mask, grid)[None] for mask in task.masks])),
+        share_overlaps(torch.stack([cell_weights(mask, grid)[None] for mask in task.masks])),
         torch.stack([expanded_box_mask(mask, grid, 16)[None] for mask in task.masks]),
         inversion_cfg=3.5,
         alpha=0.15,
@@ -258,7 +258,7 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     options = read_options()
     sys.path.insert(0, str(TESTS))
-    import conftest  # noqa: F401 makes pnpmix known under its own name
+    import packages  # noqa: F401
     from comfy_host import COMFYUI, boot
 
     if COMFYUI is None:
@@ -292,12 +292,12 @@ def report(options: argparse.Namespace, model, device: torch.device, dtype: torc
         meter.measure(run_pack, few)  # warms up
         stages, result = meter.measure(run_pack, task)
         rows.append(row(count, "pack", stages, flops, rate))
-        if count <= options.reference_up_to:
-            stages, expected = meter.measure(run_reference, task)
-            rows.append(row(count, "plain reference", stages, flops, rate))
+        if count <= options.loop_up_to:
+            stages, expected = meter.measure(run_plain_loop, task)
+            rows.append(row(count, "plain loop", stages, flops, rate))
             distances[count] = float((result - expected).norm() / expected.norm())
 
-    pack, reference = ({r["concepts"]: r for r in rows if r["who"] == who} for who in ("pack", "plain reference"))
+    pack, loop = ({r["concepts"]: r for r in rows if r["who"] == who} for who in ("pack", "plain loop"))
     steps = options.steps - options.skip_steps
     rise, start = slope(list(pack), [r["seconds blending"] / steps for r in pack.values()]) if len(pack) > 1 else (0, 0)
     results = {
@@ -315,9 +315,7 @@ def report(options: argparse.Namespace, model, device: torch.device, dtype: torc
         "TFLOP a row": flops / 1e12,
         "measured matrix TFLOP/s": rate / 1e12,
         "seconds a step": {"a concept more": rise, "without concepts": start},
-        "pack / reference": {
-            n: {name: pack[n][name] / reference[n][name] for name in ("rows", "seconds")} for n in reference
-        },
+        "pack / loop": {n: {name: pack[n][name] / loop[n][name] for name in ("rows", "seconds")} for n in loop},
         "relative distance of the results": distances,
         "rows": rows,
     }

@@ -45,8 +45,8 @@ def main() -> None:
 
     estimates: list[Tensor] = []
 
-    def keep(result: Tensor, references: Tensor) -> None:
-        estimates.append(side_by_side(torch.stack([result, *references])))
+    def keep(result: Tensor, branches: Tensor) -> None:
+        estimates.append(side_by_side(torch.stack([result, *branches])))
 
     model, inpainted = load_model(), empty(scene, masks)
     inversion = invert(model, scene, prompt, settings)

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from pnpmix.attention import attend_to_objects, guided_appearance_attention
-from pnpmix.dilution import Dilution
-from pnpmix.inpainting import fill_smoothly, fill_weights, inpaint
-from pnpmix.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
-from pnpmix.masks import expanded_box_mask, last_in_front, object_mask, readable_cells, share_overlaps
-from pnpmix.sampling import Rows, sample_pnp_mix
+from pnpmix.masks import cell_weights, expanded_box_mask, last_in_front, readable_cells, share_overlaps
+from pnpmix.mixer.attention import attend_to_objects, guided_appearance_attention
+from pnpmix.mixer.dilution import Dilution
+from pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
+from pnpmix.mixer.sampling import Rows, sample_pnp_mix
 from pnpmix.schedule import posterior_mean, to_eps
+from pnpmix.vision.inpainting import fill_smoothly, fill_weights, inpaint
 from torch import Tensor, nn
 
 from .model import (
@@ -205,9 +205,9 @@ def blend(
         masks: (n, H, W) of the things that are to take the look of the concepts.
         concepts: n pictures (H, W, 3).
         own_masks: (n, H, W) of the concepts' things in these pictures.
-        callback: called in each step with the estimate of the result (H, W, 3) and of the references (n, H, W, 3).
+        callback: called in each step with the estimate of the result (H, W, 3) and of the branches (n, H, W, 3).
     Returns:
-        result (H, W, 3) and references (n, H, W, 3).
+        result (H, W, 3) and branches (n, H, W, 3).
     """
     positive, negative = model.words([prompt]), model.words([""])
     sigmas, grid = inversion.sigmas, (GRID, GRID)
@@ -215,7 +215,7 @@ def blend(
         masks = last_in_front(masks)
     own = enumerate(concepts, settings.concept_seed)
     personal = [edit_friendly_trajectory(to_latent(picture), sigmas, seed) for seed, picture in own]
-    weights = share_overlaps(torch.stack([object_mask(mask, grid, settings.feather) for mask in masks])[:, None])
+    weights = share_overlaps(torch.stack([cell_weights(mask, grid, settings.feather) for mask in masks])[:, None])
     dilution = None
     if settings.diluted:
         boxes = torch.stack([expanded_box_mask(mask, grid, settings.expand) for mask in masks])[:, None]
@@ -224,9 +224,9 @@ def blend(
     start, end = percent_to_sigma(settings.start_percent), percent_to_sigma(settings.end_percent)
     guided = [settings.guided and end <= sigma <= start for sigma in sigmas[:-1].tolist()]
 
-    def show(_, output: Tensor, references: Tensor) -> None:
+    def show(_, output: Tensor, branches: Tensor) -> None:
         if callback is not None:
-            result, *others = to_pictures(torch.cat([output[None], references]))
+            result, *others = to_pictures(torch.cat([output[None], branches]))
             callback(result, torch.stack(others))
 
     wired = settings.object_mask or settings.adain
@@ -237,7 +237,7 @@ def blend(
             tell_rows(rows)
             return denoise_with_cfg(model, x, sigma, positive, negative, settings.cfg)
 
-        output, references = sample_pnp_mix(
+        output, branches = sample_pnp_mix(
             predict_rows,
             inversion,
             torch.stack(personal, dim=1),
@@ -246,11 +246,11 @@ def blend(
             settings.swap_guidance,
             settings.mix_reference_noise,
             dilution,
-            torch.stack([object_mask(mask, grid) for mask in own_masks])[:, None] if settings.adain else None,
+            torch.stack([cell_weights(mask, grid) for mask in own_masks])[:, None] if settings.adain else None,
             concepts_per_call=len(concepts),
             callback=show,
         )
-    result, *others = to_pictures(torch.cat([output[None], references]))
+    result, *others = to_pictures(torch.cat([output[None], branches]))
     return result, torch.stack(others)
 
 

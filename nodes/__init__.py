@@ -1,1 +1,1 @@
-"""ComfyUI adapters: schema, checks and conversion. The method itself is in `pnpmix`."""
+"""ComfyUI adapters: schema, checks and conversion. The methods themselves are in `pnpmix`."""

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from ..demo import model as demo
 from ..demo.scenes import MAX_THINGS, draw_concepts, draw_scene, random_blend
-from .types import CATEGORY, schema
+from .host.types import CATEGORY, schema
 
 WORDS = ", ".join((*demo.COLOURS, *demo.TEXTURES, *demo.NOUNS))
 
@@ -221,3 +221,6 @@ class DemoVAE(comfy.sd.VAE):
 
     def get_sd(self):
         return {}
+
+
+NODES = [PnPMixDemoModel, PnPMixDemoScene]

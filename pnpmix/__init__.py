@@ -1,5 +1,1 @@
-"""PnP-MIX (arXiv 2511.17615): several personal concepts blended into one scene, without training.
-
-Plain torch. Every latent here is in the space the UNet was trained in (after the host's
-latent scaling), float32, and noisy as x = x0 + sigma * eps.
-"""
+"""The pack's methods in plain torch, a folder each, and what they share. Nothing here knows ComfyUI."""

@@ -37,8 +37,8 @@ def grow(mask: Tensor, pixels: int) -> Tensor:
     return F.max_pool2d(mask, (size, 1), stride=1, padding=(pixels, 0))[:, 0]
 
 
-def object_mask(mask: Tensor, grid: tuple[int, int], feather: float = 0) -> Tensor:
-    """M_k: image-size mask (H, W) → weights on the latent grid.
+def cell_weights(mask: Tensor, grid: tuple[int, int], feather: float = 0) -> Tensor:
+    """Image-size mask (H, W) of a target (then this is M_k) or of an object → weights on the latent grid.
 
     Hard (at least half of a cell is covered) without `feather`; with it, soft: blurred with
     standard deviation feather / 2 image pixels.

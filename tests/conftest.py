@@ -1,16 +1,4 @@
-"""The packages for the tests; the repository itself stays off sys.path (its `nodes` is not ComfyUI's)."""
-
-import importlib.util
-import sys
-from pathlib import Path
-
-for name in ("pnpmix", "demo", "benchmarks"):
-    folder = Path(__file__).resolve().parents[1] / name
-    spec = importlib.util.spec_from_file_location(
-        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
+import packages  # noqa: F401 the pack's libraries, for every test
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from benchmarks.speed import Meter, draw_task, run_pack, run_reference
+from benchmarks.speed import Meter, draw_task, run_pack, run_plain_loop
 from benchmarks.unets import random_model
 
-from reference import relative_error
+from oracle import relative_error
 
 STEPS, SKIP = 10, 4
 
@@ -20,7 +20,7 @@ def test_a_third_of_the_rows_for_the_same_result(model, concepts):
     task = draw_task(model, "small", 64, concepts, STEPS, SKIP)
     meter, n = Meter(model.model.diffusion_model, torch.device("cpu")), STEPS - SKIP
     ours, result = meter.measure(run_pack, task)
-    plain, expected = meter.measure(run_reference, task)
+    plain, expected = meter.measure(run_plain_loop, task)
     assert relative_error(result, expected) < 2e-4
     assert (ours["invert"].rows, ours["blend"].rows) == (2 * n, 3 * concepts * n)
     assert (plain["invert"].rows, plain["blend"].rows) == (2 * (concepts + 2) * n, 4 * (2 * concepts + 3) * n)

@@ -8,8 +8,8 @@ import torch
 
 from comfy_host import Graph, output, refused
 from mixer_graph import NEGATIVE, POSITIVE, run_pnp_mix
+from oracle import relative_error
 from pictures import HEIGHT, WIDTH, ellipse, latent, mask_batch
-from reference import relative_error
 from small_models import LAYOUTS, comfy_model, conditioning
 
 

@@ -8,7 +8,7 @@ from demo.diffusers_host import Settings, blend, empty, invert, load_model
 from demo.scenes import draw_concepts, draw_scene, random_blend
 
 from comfy_host import Graph, output, refused
-from reference import relative_error
+from oracle import relative_error
 from workflow_files import read, to_api
 
 STEPS = dict(steps=20, skip_steps=6)

@@ -29,7 +29,7 @@ def wordings(value) -> list[str]:
 
 
 def test_english_is_what_the_nodes_say():
-    assert read(ENGLISH) == english(), "python tests/write_locale.py writes it"
+    assert read(ENGLISH) == english(), "python tests/tools/write_locale.py writes it"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

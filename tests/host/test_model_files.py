@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import spandrel
 import torch
-from pnpmix.grounding import CONFIGS, GroundingDino
+from pnpmix.vision.detection import CONFIGS, GroundingDino
 from segment_anything import sam_model_registry
 from spandrel.architectures.LaMa import LaMa
 

@@ -5,7 +5,7 @@ import torch
 
 from comfy_host import Graph
 from mixer_graph import SKIP, STEPS, appearance, chain, dilution, invert, mixer
-from reference import relative_error
+from oracle import relative_error
 from small_models import LAYOUTS, comfy_model
 
 N = STEPS - SKIP

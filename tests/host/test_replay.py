@@ -7,8 +7,8 @@ import torch
 
 from comfy_host import Graph
 from mixer_graph import chain, invert, mixer
+from oracle import relative_error
 from pictures import ellipse, latent
-from reference import relative_error
 from small_models import LAYOUTS, comfy_model
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from comfy_host import COMFYUI, PACK
-from reference import relative_error
+from oracle import relative_error
 from server_process import Server
 from workflow_files import read, to_api
 
@@ -57,10 +57,10 @@ def server(request, tmp_path_factory):
     variables = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # all cores
     server = Server(base, "--extra-model-paths-config", str(elsewhere), environment=variables)
     try:
-        write = [sys.executable, PACK / "tests" / "write_checkpoint.py", request.param]
+        write = [sys.executable, PACK / "tests" / "tools" / "write_checkpoint.py", request.param]
         environment = os.environ | {"COMFYUI_DIR": str(COMFYUI)}
         subprocess.run([*write, base / "models/checkpoints/random.safetensors"], check=True, env=environment)
-        write = [sys.executable, PACK / "tests" / "write_detection_models.py"]
+        write = [sys.executable, PACK / "tests" / "tools" / "write_detection_models.py"]
         subprocess.run([*write, base / "models", base / "segmenters"], check=True)
         server.wait_for_pack()
         yield server

@@ -7,8 +7,8 @@ import skimage
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pnpmix.inpainting import fill_by_model, fill_smoothly, fill_weights, inpaint
 from pnpmix.masks import grow
+from pnpmix.vision.inpainting import fill_by_model, fill_smoothly, fill_weights, inpaint
 
 PHOTOS = ["astronaut", "coffee", "chelsea"]
 

@@ -3,10 +3,10 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pnpmix.dilution import Dilution
-from pnpmix.inversion import ddpm_invert, edit_friendly_trajectory
-from pnpmix.masks import expanded_box_mask, object_mask, share_overlaps
-from pnpmix.sampling import Rows, sample_pnp_mix
+from pnpmix.masks import cell_weights, expanded_box_mask, share_overlaps
+from pnpmix.mixer.dilution import Dilution
+from pnpmix.mixer.inversion import ddpm_invert, edit_friendly_trajectory
+from pnpmix.mixer.sampling import Rows, sample_pnp_mix
 
 RATIO, CHANNELS, STEPS = 8, 3, 4
 SIGMAS = torch.tensor([9.0, 4.0, 1.5, 0.3, 0.0])
@@ -45,7 +45,7 @@ def options(draw):
         dict(
             guided=draw(st.lists(st.booleans(), min_size=STEPS, max_size=STEPS)),
             swap_guidance=draw(st.sampled_from([1.0, 2.0, 3.5])),
-            mix_references=draw(st.booleans()),
+            mix_branches=draw(st.booleans()),
             concepts_per_call=draw(st.integers(1, 4)),
         ),
         draw(st.sampled_from([None, "scaled", "blended"])),
@@ -67,7 +67,7 @@ def run(scene, chosen, order=None):
     inversion = ddpm_invert(toy_denoise, background, SIGMAS, seed=0, timesteps_per_call=3)
 
     # two that cover exactly half of a cell both claim it
-    masks = share_overlaps(stack([object_mask(pixels[k], grid) for k in order], grid))
+    masks = share_overlaps(stack([cell_weights(pixels[k], grid) for k in order], grid))
     personal = [edit_friendly_trajectory(own[k], SIGMAS, seed=1 + k) for k in order]
     personal = torch.stack(personal, 1) if personal else torch.zeros(STEPS + 1, 0, CHANNELS, *grid)
     dilution = None
@@ -75,10 +75,10 @@ def run(scene, chosen, order=None):
         boxes = stack([expanded_box_mask(pixels[k], grid, expand=4) for k in order], grid)
         dilution = Dilution(edit_friendly_trajectory(inpainted, SIGMAS, seed=0), boxes, 0.8, outside)
     object_masks = torch.ones(len(order), 1, *grid) if normalised else None
-    output, references = sample_pnp_mix(
+    output, branches = sample_pnp_mix(
         toy_denoise, inversion, personal, masks, dilution=dilution, object_masks=object_masks, **given_options
     )
-    return background, masks, output, references
+    return background, masks, output, branches
 
 
 @settings(deadline=None)
@@ -92,8 +92,8 @@ def test_outside_all_masks_the_background_is_untouched(scene, chosen):
 @settings(deadline=None)
 @given(scenes(min_concepts=1), options())
 def test_inside_its_mask_each_reference_is_the_output(scene, chosen):
-    _, masks, output, references = run(scene, chosen)
-    for mask, reference in zip(masks, references, strict=True):
+    _, masks, output, branches = run(scene, chosen)
+    for mask, reference in zip(masks, branches, strict=True):
         inside = mask[0] == 1
         assert torch.equal(output[:, inside], reference[:, inside])
 
@@ -103,11 +103,11 @@ def test_inside_its_mask_each_reference_is_the_output(scene, chosen):
 def test_the_order_of_concepts_does_not_matter(scene, chosen, random):
     order = list(range(len(scene[2])))
     random.shuffle(order)
-    _, _, output, references = run(scene, chosen)
-    _, _, shuffled, shuffled_references = run(scene, chosen, order)
+    _, _, output, branches = run(scene, chosen)
+    _, _, shuffled, shuffled_branches = run(scene, chosen, order)
     # another order may group rows differently, which rounds differently
     torch.testing.assert_close(shuffled, output, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(shuffled_references, references[order], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(shuffled_branches, branches[order], rtol=1e-4, atol=1e-5)
 
 
 @settings(deadline=None)

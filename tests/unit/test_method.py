@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
-from pnpmix.attention import attend_to_objects, guided_appearance_attention
 from pnpmix.batching import in_groups
-from pnpmix.dilution import Dilution, background_dilution
-from pnpmix.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
-from pnpmix.masks import covered_cells, expanded_box_mask, gaussian_blur, object_mask, share_overlaps, to_image_size
-from pnpmix.mixing import mix_noise, mix_reference_noise
-from pnpmix.sampling import roles_needed, sample_pnp_mix
+from pnpmix.masks import cell_weights, covered_cells, expanded_box_mask, gaussian_blur, share_overlaps, to_image_size
+from pnpmix.mixer.attention import attend_to_objects, guided_appearance_attention
+from pnpmix.mixer.dilution import Dilution, background_dilution
+from pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
+from pnpmix.mixer.mixing import mix_branch_noise, mix_noise
+from pnpmix.mixer.sampling import roles_needed, sample_pnp_mix
 from pnpmix.schedule import posterior_mean, swap_guidance_scale
 
 
@@ -117,14 +117,14 @@ def test_noise_of_each_region_comes_from_its_own_branch():
     back, refs = torch.full((1, 1, 3), 9.0), torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 1, 3)
     masks = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.25, 0.0]]).view(2, 1, 1, 3)
     assert mix_noise(back, refs, masks).flatten().tolist() == [1, 0.25 * 2 + 0.75 * 9, 9]
-    assert mix_reference_noise(back, refs, masks)[0].flatten().tolist() == [1, 9, 9]
+    assert mix_branch_noise(back, refs, masks)[0].flatten().tolist() == [1, 9, 9]
 
 
 def test_dilution_scales_or_blends_outside_the_box():
-    references, inpaint = torch.full((1, 1, 1, 2), 10.0), torch.full((1, 1, 2), 5.0)
+    branches, inpaint = torch.full((1, 1, 1, 2), 10.0), torch.full((1, 1, 2), 5.0)
     box = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
     for outside, expected in (("scaled", 4.0), ("blended", 4.0 + 0.2 * 10)):
-        result = background_dilution(references, inpaint, Dilution(inpaint, box, 0.8, outside))
+        result = background_dilution(branches, inpaint, Dilution(inpaint, box, 0.8, outside))
         torch.testing.assert_close(result.flatten(), torch.tensor([10.0, expected]))
 
 
@@ -132,7 +132,7 @@ def test_a_cell_belongs_to_the_object_that_covers_half_of_it():
     mask = torch.zeros(16, 16)
     mask[:8, :4] = 1  # half of the first cell
     mask[8:, :3] = 1  # less
-    assert object_mask(mask, (2, 2)).tolist() == [[1, 0], [0, 0]]
+    assert cell_weights(mask, (2, 2)).tolist() == [[1, 0], [0, 0]]
 
 
 def test_box_is_grown_and_clipped_in_pixels():
@@ -150,7 +150,7 @@ def test_feather_is_a_gaussian_of_half_the_width():
     expected = scipy.ndimage.gaussian_filter(mask.double().numpy(), 6.0, mode="nearest")
     np.testing.assert_allclose(gaussian_blur(mask, 6.0).numpy(), expected, atol=1e-5)
     cells = expected.reshape(8, 8, 8, 8).mean((1, 3))
-    np.testing.assert_allclose(object_mask(mask, (8, 8), feather=12).numpy(), cells, atol=1e-5)
+    np.testing.assert_allclose(cell_weights(mask, (8, 8), feather=12).numpy(), cells, atol=1e-5)
 
 
 def test_overlapping_masks_share_and_others_stay():
@@ -203,7 +203,7 @@ def test_the_loop_never_waits_for_the_device(adain):
     sigmas, n, device = torch.tensor([5.0, 3.0, 1.0, 0.0]), 2, torch.device("meta")
     inversion = Inversion(sigmas.to(device), torch.zeros(4, 4, 8, 8), torch.zeros(3, 4, 8, 8), 0)
     masks = torch.zeros(n, 1, 8, 8, device=device)
-    output, references = sample_pnp_mix(
+    output, branches = sample_pnp_mix(
         lambda x, sigma, rows: x * 0.5,
         inversion,
         torch.zeros(4, n, 4, 8, 8),
@@ -211,7 +211,7 @@ def test_the_loop_never_waits_for_the_device(adain):
         guided=[True] * 3,
         dilution=Dilution(torch.zeros(4, 4, 8, 8), masks, 0.8, "blended"),
         object_masks=masks if adain else None,
-        callback=lambda step, output, references: None,
+        callback=lambda step, output, branches: None,
     )
-    assert output.device == references.device == device
-    assert references.shape == (n, *output.shape) == (n, 4, 8, 8)
+    assert output.device == branches.device == device
+    assert branches.shape == (n, *output.shape) == (n, 4, 8, 8)

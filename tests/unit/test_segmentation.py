@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import skimage
 import torch
-from pnpmix.segmentation import build_sam, embed_image, masks_in_boxes
+from pnpmix.vision.segmentation import build_sam, embed_image, masks_in_boxes
 from segment_anything import SamPredictor, sam_model_registry
 
 from detection_models import small_sam

@@ -1,0 +1,1 @@
+"""What every adapter uses: types, checks, files, messages, memory."""

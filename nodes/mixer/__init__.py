@@ -1,0 +1,1 @@
+"""PnP-MIX (arXiv 2511.17615) as nodes."""

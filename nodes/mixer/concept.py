@@ -1,0 +1,71 @@
+"""One of the person's own concepts, and where it goes."""
+
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..host.checks import check_latent, check_mask
+from ..host.types import CATEGORY, Concept, ConceptsType, schema
+
+
+class PnPMixConcept(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixConcept",
+            search_aliases=[
+                "multi concept",
+                "multi-concept",
+                "personalization",
+                "subject",
+                "reference image",
+                "pnp-mix",
+            ],
+            display_name="Concept",
+            category=CATEGORY,
+            description="Your own dog, cup or face, and the object of the background that takes its look.",
+            inputs=[
+                io.Latent.Input("latent", tooltip="Your picture, VAE-encoded, in the size of the background."),
+                io.Mask.Input("mask", tooltip="The object of the background that takes this look."),
+                ConceptsType.Input("concepts", optional=True, tooltip="The concepts before this one."),
+                io.Conditioning.Input(
+                    "positive",
+                    optional=True,
+                    tooltip="Prompt that describes your picture. Without it the Mask Noise Mixer's is used.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=1,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Seed of this picture's noise. Keep it different from the background's.",
+                ),
+                io.String.Input("name", default="", tooltip="A name for messages, such as dog."),
+                io.Mask.Input(
+                    "object_mask",
+                    optional=True,
+                    tooltip="Where the object is in your picture. Wired, only the object's look is read and not what "
+                    "surrounds it; adain of Guided Appearance Attention needs it.",
+                ),
+            ],
+            outputs=[
+                ConceptsType.Output(display_name="concepts", tooltip="For the next Concept or the Mask Noise Mixer.")
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, latent, mask, concepts=(), positive=None, seed=1, name="", object_mask=None) -> io.NodeOutput:
+        name = name or str(len(concepts) + 1)
+        node = f"Concept '{name}'"
+        samples = check_latent(node, "latent", latent)
+        mask = check_mask(node, "mask", mask, "Mark the object of the background in white.")
+        if object_mask is not None:
+            object_mask = check_mask(node, "object_mask", object_mask, "Mark the object of your picture in white.")
+        concept = Concept(samples, mask, positive, seed, name, object_mask, cls.hidden.unique_id)
+        return io.NodeOutput([*concepts, concept])
+
+
+NODES = [PnPMixConcept]

@@ -1,0 +1,125 @@
+"""DDPM Invert: the noise that leads the model back to a picture."""
+
+import comfy.samplers
+import latent_preview
+import torch
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..host.checks import (
+    BadInput,
+    check_channels,
+    check_choice,
+    check_conditioning,
+    check_latent,
+    check_model,
+    model_family,
+)
+from ..host.types import CATEGORY, InversionType, InvertedLatent, schema
+from .samplers import MAX_ROWS, InvertSampler, RowGuider, acts_by_time
+
+
+class PnPMixDDPMInvert(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixDDPMInvert",
+            search_aliases=[
+                "inversion",
+                "edit-friendly inversion",
+                "ddpm inversion",
+                "invert image",
+                "noise maps",
+                "pnp-mix",
+            ],
+            display_name="DDPM Invert",
+            category=CATEGORY,
+            description="Finds the noise that leads the model back to this picture (Edit-Friendly DDPM inversion).",
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="SD 1.x, SD 2.x or SDXL checkpoint. Use the same one in the Mask Noise Mixer."
+                ),
+                io.Conditioning.Input("positive", tooltip="Prompt that describes the background."),
+                io.Conditioning.Input("negative", tooltip="Negative prompt; it has no effect at cfg 1."),
+                io.Latent.Input("latent", tooltip="The background, VAE-encoded. One picture."),
+                io.Int.Input(
+                    "steps",
+                    default=100,
+                    min=1,
+                    max=1000,
+                    tooltip="Steps of the whole noise schedule. More steps: finer changes, and more time.",
+                ),
+                io.Int.Input(
+                    "skip_steps",
+                    default=32,
+                    min=0,
+                    max=999,
+                    tooltip="How many of the noisiest steps to leave out. Higher: closer to the background's "
+                    "shapes, and faster; lower: more freedom for the concepts.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=3.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Classifier-free guidance of the background's predictions. 1 takes half the time.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Seed of the background's noise. Another seed: another variant of the concepts.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.SCHEDULER_NAMES,
+                    default="ddim_uniform",
+                    tooltip="How the steps are spread over the noise levels.",
+                ),
+            ],
+            outputs=[
+                InversionType.Output(display_name="inversion", tooltip="For the Mask Noise Mixer or Save Inversion.")
+            ],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, model, positive, negative, latent, steps, skip_steps, cfg, seed, scheduler) -> io.NodeOutput:
+        node = "DDPM Invert"
+        check_model(node, model)
+        samples = check_latent(node, "latent", latent)
+        check_channels(node, "latent", samples, model)
+        for name, conditioning in (("positive", positive), ("negative", negative)):
+            check_conditioning(node, name, conditioning)
+        sigmas = falling_sigmas(model, scheduler, steps, skip_steps)
+
+        guider = RowGuider(model, positive, negative, cfg)
+        sampler = InvertSampler(seed, max_rows=1 if acts_by_time(model, [positive, negative]) else MAX_ROWS)
+        callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+        noise = torch.zeros((min(4, len(sigmas) - 1), *samples.shape[1:]))  # ComfyUI frees memory for this shape
+        guider.sample(noise, samples, sampler, sigmas, callback=callback, seed=seed)
+
+        settings = {"steps": steps, "skip_steps": skip_steps, "cfg": cfg, "scheduler": scheduler}
+        settings = {name: str(value) for name, value in settings.items()}
+        return io.NodeOutput(InvertedLatent(sampler.inversion, model_family(model), settings))
+
+
+def falling_sigmas(model, scheduler: str, steps: int, skip_steps: int) -> torch.Tensor:
+    """(steps - skip_steps + 1,) noise levels: the end of the whole schedule."""
+    node = "DDPM Invert"
+    if skip_steps >= steps:
+        raise BadInput(node, "skip_steps", f"it leaves no step of {steps}.", f"Set it below {steps}, or raise steps.")
+    check_choice(node, "scheduler", scheduler, comfy.samplers.SCHEDULER_NAMES)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
+    sigmas = sigmas[-(steps - skip_steps + 1) :].float().cpu()
+    if sigmas[-1] != 0 or len(sigmas) < 2 or (sigmas[1:] > sigmas[:-1]).any() or (sigmas[:-1] <= 0).any():
+        raise BadInput(node, "scheduler", f"'{scheduler}' does not fall to 0 with {steps} steps.", "Use ddim_uniform.")
+    return sigmas
+
+
+NODES = [PnPMixDDPMInvert]

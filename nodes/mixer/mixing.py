@@ -1,0 +1,230 @@
+"""Mask Noise Mixer: the pass that blends the concepts into the background."""
+
+import comfy.model_management
+import latent_preview
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+from typing_extensions import override
+
+from ...pnpmix.masks import cell_weights, expanded_box_mask, last_in_front, share_overlaps, to_image_size
+from ..host.checks import BadInput, check_channels, check_choice, check_conditioning, check_model, model_family
+from ..host.types import (
+    APPEARANCE,
+    CATEGORY,
+    DILUTION,
+    Appearance,
+    Concept,
+    ConceptsType,
+    InpaintedBackground,
+    InversionType,
+    InvertedLatent,
+    schema,
+)
+from .overlay import concept_overlay, show_at_once
+from .samplers import ROWS_PER_CONCEPT, MixSampler, RowGuider, is_timed
+
+NODE, OVERLAP = "Mask Noise Mixer", ["shared", "last in front"]
+
+
+class PnPMixSampler(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixSampler",
+            search_aliases=["multi concept", "multi-concept", "blend concepts", "regional", "sampler", "pnp-mix"],
+            display_name=NODE,
+            category=CATEGORY,
+            description="Renders each masked object of the background with the look of its concept (PnP-MIX).",
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The checkpoint, through Guided Appearance Attention and Background Dilution++."
+                ),
+                InversionType.Input("inversion", tooltip="The background, from DDPM Invert or Load Inversion."),
+                ConceptsType.Input("concepts", tooltip="The chain of Concept nodes."),
+                io.Conditioning.Input("positive", tooltip="Prompt that describes the finished picture."),
+                io.Conditioning.Input("negative", tooltip="Negative prompt; it has no effect at cfg 1."),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Classifier-free guidance of the concepts. 1 takes half the time of any other value.",
+                ),
+                io.Float.Input(
+                    "swap_guidance",
+                    default=3.5,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="How strongly the concept's look is pursued at the first step; falls to half of this, at "
+                    "least 1. 1 takes two thirds of the time; too high: garish colours.",
+                ),
+                io.Boolean.Input(
+                    "mix_reference_noise",
+                    default=True,
+                    tooltip="Keep each reference on the background outside its own object. Off: looser, more leaks.",
+                ),
+                io.Int.Input(
+                    "feather",
+                    default=0,
+                    min=0,
+                    max=512,
+                    tooltip="Softens the masks' borders, in image pixels. Higher: smoother seams, less exact outlines.",
+                ),
+                io.Combo.Input(
+                    "overlap",
+                    optional=True,
+                    options=OVERLAP,
+                    default="shared",
+                    tooltip="Where masks overlap: all concepts in equal parts, or the last one in the chain alone.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The finished picture, for VAE Decode."),
+                io.Latent.Output(display_name="references", tooltip="The branch of each concept, as a batch."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @override
+    def execute(
+        cls,
+        model,
+        inversion,
+        concepts,
+        positive,
+        negative,
+        cfg,
+        swap_guidance,
+        mix_reference_noise,
+        feather,
+        overlap="shared",
+    ) -> io.NodeOutput:
+        check_choice(NODE, "overlap", overlap, OVERLAP)
+        check_model(NODE, model)
+        check_inversion(model, inversion)
+        for concept in concepts:
+            check_concept(concept, positive, model, inversion)
+        for name, conditioning in (("positive", positive), ("negative", negative)):
+            check_conditioning(NODE, name, conditioning)
+        inpainted: InpaintedBackground | None = model.model_options.get(DILUTION)
+        if inpainted is not None:
+            remedy = "Encode the inpainted background in the background's size."
+            check_shape("Background Dilution++", inpainted.latent, inversion, remedy)
+
+        normalised = check_object_masks(concepts, model)
+
+        latent_shape, ratio = inversion.inversion.eps.shape[1:], downscale_ratio(model)
+        grid, expand = tuple(latent_shape[1:]), inpainted.expand if inpainted else 0
+        concepts = [in_pixels(concept, grid[0] * ratio, grid[1] * ratio) for concept in concepts]
+        if overlap == "last in front":
+            concepts = visible_parts(concepts)
+        masks = torch.stack([on_grid(concept, "mask", grid, ratio, feather) for concept in concepts])
+        boxes = torch.stack([expanded_box_mask(concept.mask, grid, expand)[None] for concept in concepts])
+        wired = [concept for concept in concepts if concept.object_mask is not None]
+        object_masks = [on_grid(concept, "object_mask", grid, ratio) for concept in wired]
+        own_prompts = [None if concept.positive is positive else concept.positive for concept in concepts]
+        guider = RowGuider(model, positive, negative, cfg, own_prompts)
+        sampler = MixSampler(
+            inversion.inversion,
+            concepts,
+            share_overlaps(masks),
+            boxes,
+            torch.stack(object_masks) if normalised else None,
+            swap_guidance,
+            mix_reference_noise,
+        )
+        sigmas = inversion.inversion.sigmas
+        callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+        overlay = concept_overlay(concepts, inversion.inversion.trajectory[-1], model.model.latent_format)
+        show_at_once(cls.hidden.unique_id, overlay)
+        noise = torch.zeros((ROWS_PER_CONCEPT, *latent_shape))  # ComfyUI frees memory for this shape
+        result = guider.sample(
+            noise, torch.zeros_like(noise[:1]), sampler, sigmas, callback=callback, seed=inversion.inversion.seed
+        )
+        result = result.to(comfy.model_management.intermediate_device())
+        return io.NodeOutput({"samples": result[:1]}, {"samples": result[1:]}, ui={"overlay": [overlay]})
+
+
+def check_inversion(model, inversion: InvertedLatent) -> None:
+    family = model_family(model)
+    if inversion.family != family:
+        fault = f"it was made with a model of another family ({inversion.family}, this one is {family})."
+        raise BadInput(NODE, "inversion", fault, "Invert the background with this checkpoint.")
+    check_channels(NODE, "inversion", inversion.inversion.eps, model)
+
+
+def check_shape(node: str, latent: Tensor, inversion: InvertedLatent, remedy: str) -> None:
+    shape, expected = tuple(latent.shape[1:]), tuple(inversion.inversion.eps.shape[1:])
+    if shape != expected:
+        raise BadInput(node, "latent", f"its shape {shape} is not that of the inversion, {expected}.", remedy)
+
+
+def check_concept(concept: Concept, positive: list, model, inversion: InvertedLatent) -> None:
+    node = f"Concept '{concept.name}'"
+    check_channels(node, "latent", concept.latent, model)
+    check_shape(node, concept.latent, inversion, "Scale the picture to the background's size before encoding it.")
+    if concept.positive is None or concept.positive is positive:
+        return
+    check_conditioning(node, "positive", concept.positive)
+    options = concept.positive[0][1]
+    special = is_timed(options) or not options.keys().isdisjoint({"area", "mask", "control", "gligen"})
+    if len(concept.positive) != 1 or special:
+        fault = "it is combined, timed, limited to an area, or carries a ControlNet, and other rows use another prompt."
+        raise BadInput(node, "positive", fault, "Wire a plain prompt, or the one that the Mask Noise Mixer uses.")
+
+
+def in_pixels(concept: Concept, height: int, width: int) -> Concept:
+    """With masks of the picture's size."""
+    own = None if concept.object_mask is None else to_image_size(concept.object_mask, height, width)
+    return concept._replace(mask=to_image_size(concept.mask, height, width), object_mask=own)
+
+
+def visible_parts(concepts: list[Concept]) -> list[Concept]:
+    """With masks of what those later in the chain do not cover."""
+    masks = last_in_front(torch.stack([concept.mask for concept in concepts]))
+    for concept, mask in zip(concepts, masks, strict=True):
+        if mask.max() < 0.5:
+            remedy = "Move it to a later place in the chain, or set overlap to shared."
+            raise BadInput(f"Concept '{concept.name}'", "mask", "concepts in front of it cover all of it.", remedy)
+    return [concept._replace(mask=mask) for concept, mask in zip(concepts, masks, strict=True)]
+
+
+def on_grid(concept: Concept, name: str, grid: tuple[int, int], ratio: int, feather: int = 0) -> Tensor:
+    """(1, *grid) weights of one of the concept's masks.
+
+    Raises:
+        BadInput: no cell of the grid is left of it.
+    """
+    weights = cell_weights(getattr(concept, name), grid, feather)[None]
+    if not weights.any():
+        fault = f"nothing of it is left on the latent grid of {grid[0]} × {grid[1]} cells."
+        raise BadInput(f"Concept '{concept.name}'", name, fault, f"Mark an object of at least {ratio} pixels.")
+    return weights
+
+
+def check_object_masks(concepts: list[Concept], model) -> bool:
+    """Whether AdaIN is on, for which each concept needs one."""
+    appearance: Appearance | None = model.model_options.get(APPEARANCE)
+    if appearance is None or not appearance.adain:
+        return False
+    for concept in concepts:
+        if concept.object_mask is None:
+            fault = "it is not wired, and adain of Guided Appearance Attention is on."
+            remedy = "Wire the mask of the object in your picture, or switch adain off."
+            raise BadInput(f"Concept '{concept.name}'", "object_mask", fault, remedy)
+    return True
+
+
+def downscale_ratio(model) -> int:
+    """Image pixels to a cell of the latent grid."""
+    return getattr(model.model.latent_format, "spacial_downscale_ratio", 8)  # older hosts: always 8
+
+
+NODES = [PnPMixSampler]

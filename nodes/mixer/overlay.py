@@ -1,0 +1,39 @@
+"""What the editor shows of the concepts as soon as the mixer starts; js/concept_overlay.js draws it."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from latent_preview import Latent2RGBPreviewer
+from server import PromptServer
+from torch import Tensor
+
+from ...pnpmix.vision.drawing import colour, draw_masks, overlaps
+from ..host.messages import thumbnails
+from ..host.types import Concept
+
+
+def concept_overlay(concepts: list[Concept], background: Tensor, latent_format) -> dict:
+    """Each concept's colour, their masks over the (C, H, W) latent of the background, and where they overlap."""
+    masks = torch.stack([concept.mask for concept in concepts]) >= 0.5
+    picture = draw_masks(rough_picture(background, latent_format, masks.shape[1:]), masks)
+    return {
+        "picture": thumbnails(picture[None], longest=512)[0],
+        "concepts": [{"node": x.node_id, "name": x.name, "colour": colour(k)} for k, x in enumerate(concepts)],
+        "overlaps": overlaps(masks),
+    }
+
+
+def show_at_once(node_id: str, overlay: dict) -> None:
+    """Sends it to the editor before the node is done, which is when ComfyUI sends what a node returns for it."""
+    server = PromptServer.instance
+    server.send_sync("pnpmix.concepts", {"node": node_id, "overlay": overlay}, server.client_id)
+
+
+def rough_picture(latent: Tensor, latent_format, size: tuple[int, int]) -> Tensor:
+    """(*size, 3): what ComfyUI's quickest preview shows of a latent."""
+    factors = latent_format.latent_rgb_factors
+    if factors is None:
+        return torch.full((*size, 3), 0.5)
+    preview = Latent2RGBPreviewer(factors, latent_format.latent_rgb_factors_bias).decode_latent_to_preview(latent[None])
+    pixels = torch.from_numpy(np.asarray(preview).astype(np.float32) / 255).movedim(-1, 0)[None]
+    return F.interpolate(pixels, size, mode="bilinear")[0].movedim(0, -1)

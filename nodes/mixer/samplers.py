@@ -1,0 +1,173 @@
+"""The two passes over the model, as a guider and samplers of ComfyUI."""
+
+from functools import partial
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.samplers
+import torch
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+from torch import Tensor
+
+from ...pnpmix.mixer.dilution import Dilution
+from ...pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
+from ...pnpmix.mixer.sampling import Rows, sample_pnp_mix
+from ..host.memory import pinned, place_for, rows_that_fit
+from ..host.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground
+from .patches import ROWS, install_appearance
+
+# Timesteps of an inversion in one call, at most: between calls progress, preview and Cancel get their turn.
+MAX_ROWS = 16
+ROWS_PER_CONCEPT = 3
+
+
+class RowGuider(comfy.samplers.CFGGuider):
+    """Classifier-free guidance over rows of which some may have a prompt of their own."""
+
+    def __init__(self, model, positive: list, negative: list, cfg: float, own_positives: list[list | None] = ()):
+        super().__init__(model)
+        self.set_cfg(cfg)
+        own = {str(k): cond for k, cond in enumerate(own_positives) if cond is not None}
+        self.inner_set_conds({"positive": positive, "negative": negative, **own})
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 the signature of the base class
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        rows = model_options["transformer_options"].get(ROWS)
+        positive = self.conds["positive"]
+        if rows is not None and "personal" in rows.roles and len(self.conds) > 2:
+            positive = [self.with_own_prompts(entry, rows) for entry in positive]
+        return comfy.samplers.sampling_function(
+            self.inner_model, x, timestep, self.conds["negative"], positive, self.cfg, model_options, seed
+        )
+
+    def with_own_prompts(self, entry: dict, rows: Rows) -> dict:
+        """The mixer's conditioning for every row but the personal ones that have their own."""
+        indices = range(rows.concepts.start, rows.concepts.stop)
+        own = [self.conds[str(k)][0] if str(k) in self.conds else entry for k in indices]
+        sources = [own[k] if role == "personal" else entry for role in rows.roles for k in range(len(own))]
+        stacked = {}
+        for name, cond in entry["model_conds"].items():
+            per_row = [source["model_conds"].get(name, cond) for source in sources]
+            stacked[name] = cond._copy_with(per_row[0].concat(per_row[1:]))
+        return {**entry, "model_conds": stacked}
+
+
+class InvertSampler(comfy.samplers.Sampler):
+    """Edit-friendly DDPM inversion of the latent image; the result is left in `inversion`, on the CPU."""
+
+    def __init__(self, seed: int, max_rows: int):
+        self.seed, self.max_rows = seed, max_rows
+        self.inversion: Inversion | None = None
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
+    ):
+        inversion = ddpm_invert(
+            partial(model_wrap, **extra_args),
+            latent_image[0],
+            sigmas,
+            self.seed,
+            timesteps_per_call=max(1, min(self.max_rows, rows_that_fit(model_wrap, noise.shape[1:]))),
+            callback=lambda done, denoised: callback(done - 1, denoised, denoised, len(sigmas) - 1),
+        )
+        self.inversion = Inversion(*(x.cpu() for x in inversion[:3]), self.seed)
+        return latent_image
+
+
+class MixSampler(comfy.samplers.Sampler):
+    """PnP-MIX: the output in row 0 of the result, then the branches.
+
+    The masks of `concepts` have the picture's size; `masks`, `boxes` and `object_masks` (None: no AdaIN) are
+    (n, 1, H, W) on the latent grid.
+    """
+
+    def __init__(
+        self,
+        inversion: Inversion,
+        concepts: list[Concept],
+        masks: Tensor,
+        boxes: Tensor,
+        object_masks: Tensor | None,
+        swap_guidance: float,
+        mix_branches: bool,
+    ):
+        self.inversion, self.concepts, self.masks, self.boxes = inversion, concepts, masks, boxes
+        self.object_masks = object_masks
+        self.swap_guidance, self.mix_branches = swap_guidance, mix_branches
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
+    ):
+        model, device, steps = model_wrap.inner_model, sigmas.device, len(sigmas) - 1
+        # of the background also the predictions, and the emptied background
+        place = place_for(len(self.concepts) + 3, self.inversion, model_wrap, device)
+        stored = (pinned(x.to(place), device) for x in self.inversion[1:3])
+        inversion = Inversion(sigmas, *stored, self.inversion.seed)
+
+        def trajectory(latent: Tensor, seed: int) -> Tensor:
+            x0 = model.process_latent_in(latent.to(place))[0]
+            return edit_friendly_trajectory(x0, sigmas.to(place), seed)
+
+        model_options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
+        appearance: Appearance | None = model_options.get(APPEARANCE)
+        if appearance is not None:
+            grid = tuple(latent_image.shape[-2:])
+            install_appearance(model_options, model.diffusion_model, appearance, self.concepts, grid, device)
+        inpainted: InpaintedBackground | None = model_options.get(DILUTION)
+        dilution = None
+        if inpainted is not None:
+            # with the background's own noise, so that the two agree wherever inpainting changed nothing
+            inpaint = pinned(trajectory(inpainted.latent, inversion.seed), device)
+            dilution = Dilution(inpaint, self.boxes.to(device), inpainted.beta, inpainted.outside)
+
+        def denoise(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
+            options = {**model_options, "transformer_options": {**model_options["transformer_options"], ROWS: rows}}
+            return model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
+
+        def preview(step: int, output: Tensor, branches: Tensor) -> None:
+            side_by_side = torch.cat([output, *branches], dim=-1)[None]  # previews show row 0 only
+            callback(step, side_by_side, side_by_side, steps)
+
+        output, branches = sample_pnp_mix(
+            denoise,
+            inversion,
+            pinned(torch.stack([trajectory(x.latent, x.seed) for x in self.concepts], dim=1), device),
+            self.masks.to(device),
+            guided_steps(appearance, model, self.inversion.sigmas),
+            self.swap_guidance,
+            self.mix_branches,
+            dilution,
+            None if self.object_masks is None else self.object_masks.to(device),
+            concepts_per_call=max(1, rows_that_fit(model_wrap, noise.shape[1:]) // ROWS_PER_CONCEPT),
+            callback=preview,
+        )
+        return torch.cat([output[None], branches])
+
+
+def guided_steps(appearance: Appearance | None, model, sigmas: Tensor) -> list[bool]:
+    """Whether appearance is guided, for each step."""
+    if appearance is None:
+        return [False] * (len(sigmas) - 1)
+    percents = (appearance.start_percent, appearance.end_percent)
+    start, end = (float(model.model_sampling.percent_to_sigma(percent)) for percent in percents)
+    return [end <= sigma <= start for sigma in sigmas[:-1].tolist()]
+
+
+def acts_by_time(model, conditionings: list[list]) -> bool:
+    """Whether anything may look at the noise level of a call: it would see only the first of several."""
+    known = {"transformer_options", APPEARANCE, DILUTION}
+    patched = model.model_options.keys() - known or any(model.model_options["transformer_options"].values())
+    wrapped = any(
+        functions for by_key in model.wrappers.values() for key, functions in by_key.items() if key != COMPILE_KEY
+    )
+    return bool(patched or wrapped or any(is_timed(options) for cond in conditionings for _, options in cond))
+
+
+def is_timed(options: dict) -> bool:
+    """Whether a conditioning, or a ControlNet in it, is for a part of the schedule only."""
+    control = options.get("control")
+    while control is not None:
+        if tuple(control.timestep_percent_range) != (0.0, 1.0):
+            return True
+        control = control.previous_controlnet
+    return not options.keys().isdisjoint({"start_percent", "end_percent", "hooks"})

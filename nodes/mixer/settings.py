@@ -1,0 +1,142 @@
+"""What the mixer adds to a MODEL's attention and to its branches. Bypass one for the paper's ablation."""
+
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..host.checks import BadInput, check_channels, check_choice, check_latent, check_model
+from ..host.types import APPEARANCE, CATEGORY, DILUTION, Appearance, InpaintedBackground, schema
+
+LAYERS, OUTSIDE = ["all", "decoder"], ["scaled", "blended"]
+
+
+class PnPMixAppearance(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixAppearance",
+            search_aliases=[
+                "cross-image attention",
+                "self-attention",
+                "appearance transfer",
+                "style transfer",
+                "adain",
+                "pnp-mix",
+            ],
+            display_name="Guided Appearance Attention",
+            category=CATEGORY,
+            description="Lets each object of the background read the look of its concept in the UNet's self-attention.",
+            inputs=[
+                io.Model.Input("model", tooltip="The checkpoint. With a plain KSampler it works as if unpatched."),
+                io.Float.Input(
+                    "alpha",
+                    default=0.15,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="How much the concept's look is exaggerated. 0: taken over as it is; high: garish colours.",
+                ),
+                io.Combo.Input(
+                    "layers",
+                    options=LAYERS,
+                    default="all",
+                    tooltip="Self-attention layers that read it. decoder keeps more of the background object's shape.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="Where in the whole schedule guidance starts. Later: more of the object's own shape.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="Where in the whole schedule guidance ends. Earlier: faster, less detail of the concept.",
+                ),
+                io.Boolean.Input(
+                    "adain",
+                    optional=True,
+                    default=False,
+                    tooltip="Also give each object the colour statistics of its concept's object (AdaIN), in every "
+                    "guided step. Needs the object_mask of each Concept. On: colours closer to the concept's.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="For the Mask Noise Mixer.")],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, model, alpha, layers, start_percent, end_percent, adain=False) -> io.NodeOutput:
+        node = "Guided Appearance Attention"
+        check_model(node, model)
+        check_choice(node, "layers", layers, LAYERS)
+        if start_percent > end_percent:
+            fault = f"{start_percent:g} is after end_percent {end_percent:g}."
+            raise BadInput(node, "start_percent", fault, "Set it to at most end_percent.")
+        patched = model.clone()
+        patched.model_options[APPEARANCE] = Appearance(alpha, layers, start_percent, end_percent, adain)
+        return io.NodeOutput(patched)
+
+
+class PnPMixDilution(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixDilution",
+            search_aliases=["background dilution", "concept leakage", "bleeding", "pnp-mix"],
+            display_name="Background Dilution++",
+            category=CATEGORY,
+            description="Puts the emptied background round each object, so that concepts do not leak into each other.",
+            inputs=[
+                io.Model.Input("model", tooltip="The checkpoint. With a plain KSampler it works as if unpatched."),
+                io.Latent.Input("latent", tooltip="The background with its objects removed (inpainted), VAE-encoded."),
+                io.Float.Input(
+                    "beta",
+                    default=0.8,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="Weight of the emptied background round the objects. Higher: fewer leaks, less context.",
+                ),
+                io.Int.Input(
+                    "expand",
+                    default=16,
+                    min=0,
+                    max=4096,
+                    tooltip="Grows the rectangle round each object, in image pixels. Higher: more surroundings stay.",
+                ),
+                io.Combo.Input(
+                    "outside",
+                    options=OUTSIDE,
+                    default="scaled",
+                    tooltip="Outside the rectangle: beta × emptied background (the paper's equation), or that plus "
+                    "(1 − beta) × what was there (its prose).",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="For the Mask Noise Mixer.")],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, model, latent, beta, expand, outside) -> io.NodeOutput:
+        node = "Background Dilution++"
+        check_model(node, model)
+        check_choice(node, "outside", outside, OUTSIDE)
+        samples = check_latent(node, "latent", latent)
+        check_channels(node, "latent", samples, model)
+        patched = model.clone()
+        patched.model_options[DILUTION] = InpaintedBackground(samples, beta, expand, outside)
+        return io.NodeOutput(patched)
+
+
+NODES = [PnPMixAppearance, PnPMixDilution]

@@ -1,0 +1,1 @@
+"""Finding, outlining and painting out objects, and choosing a background."""

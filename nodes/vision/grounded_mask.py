@@ -1,0 +1,144 @@
+"""Grounded Mask: masks from words, with Grounding DINO and Segment Anything."""
+
+import contextlib
+
+import comfy.model_management
+import comfy.utils
+import torch
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ...pnpmix.masks import gaussian_blur, grow
+from ..host.checks import BadInput, check_choice, check_image
+from ..host.types import CATEGORY, DetectorType, SegmenterType, schema
+
+NODE = "Grounded Mask"
+PICK = ["best", "all", "each"]
+
+
+class PnPMixGroundedMask(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixGroundedMask",
+            search_aliases=[
+                "grounded sam",
+                "segment anything",
+                "mask from text",
+                "text to mask",
+                "grounding dino",
+                "background mask",
+            ],
+            display_name=NODE,
+            category=CATEGORY,
+            description="Finds objects by words and outlines them (Grounding DINO and Segment Anything).",
+            inputs=[
+                io.Image.Input("image", tooltip="The picture to search. A batch gives a batch of masks."),
+                DetectorType.Input("detector", tooltip="From Load Grounding DINO."),
+                SegmenterType.Input("segmenter", tooltip="From Load SAM. Each picture is encoded once for all nodes."),
+                io.String.Input("prompt", default="", tooltip="What to find, such as: dog. Several: dog . red cup"),
+                io.Float.Input(
+                    "box_threshold",
+                    default=0.3,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="Least score of an object. Lower: finds more, also wrong things.",
+                ),
+                io.Float.Input(
+                    "text_threshold",
+                    default=0.25,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="Least score of a word to count as recognised; an object needs one. Lower: longer labels.",
+                ),
+                io.Combo.Input(
+                    "pick",
+                    options=PICK,
+                    default="best",
+                    tooltip="best: the one with the highest score. all: one mask that joins all objects. each: a mask "
+                    "for each object, from left to right. all and each stop if a phrase finds nothing.",
+                ),
+                io.Int.Input(
+                    "expand", default=0, min=0, max=512, tooltip="Grows the mask on each side, in image pixels."
+                ),
+                io.Int.Input(
+                    "feather", default=0, min=0, max=512, tooltip="Softens the mask's border, in image pixels."
+                ),
+            ],
+            outputs=[
+                io.Mask.Output(display_name="mask", tooltip="The objects: for Concept and Inpaint Background."),
+                io.Mask.Output(display_name="background", tooltip="Everything else: 1 - mask."),
+                io.Image.Output(display_name="preview", tooltip="Boxes, words, scores and masks over the picture."),
+            ],
+        )
+
+    @classmethod
+    @override
+    def execute(
+        cls, image, detector, segmenter, prompt, box_threshold, text_threshold, pick, expand, feather
+    ) -> io.NodeOutput:
+        from ...pnpmix.vision.drawing import draw_objects
+
+        check_image(NODE, "image", image)
+        check_choice(NODE, "pick", pick, PICK)
+        height, width = image.shape[1:3]
+        if max(height, width) > 30 * min(height, width):  # Grounding DINO would have too few places to look at
+            remedy = "Crop it to at most 30 times its shorter side."
+            raise BadInput(NODE, "image", f"{width} x {height} is too narrow.", remedy)
+        progress = comfy.utils.ProgressBar(2 * len(image))
+        found = []
+        for index, picture in enumerate(image):
+            where = f" in picture {index + 1} of {len(image)}" if len(image) > 1 else ""
+            found.append(search(detector, picture[..., :3], prompt, box_threshold, text_threshold, pick, where))
+            progress.update(1)
+
+        masks, previews = [], []
+        for index, objects in enumerate(found):
+            outlines = segmenter.masks(image, index, torch.stack([x.box for x in objects]))
+            previews.append(draw_objects(image[index, ..., :3].cpu(), objects, outlines))
+            masks.append(outlines if pick == "each" else outlines.amax(0, keepdim=True))
+            if not masks[-1].any((1, 2)).all():
+                fault = f"no outline in the box of '{objects[0].phrase}'."
+                raise BadInput(NODE, "segmenter", fault, "Use other words, or a larger SAM model.")
+            progress.update(1)
+        mask = grow(torch.cat(masks), expand)
+        if feather > 0:
+            mask = torch.stack([gaussian_blur(x, feather / 2) for x in mask])
+        return io.NodeOutput(mask, 1 - mask, torch.stack(previews))
+
+
+def search(detector, picture, prompt: str, box_threshold: float, text_threshold: float, pick: str, where: str) -> list:
+    """The objects in one (H, W, 3) picture, from left to right."""
+    from ...pnpmix.vision.detection import MAX_TOKENS, detect, found_objects, split_phrases, tokenize
+
+    model, device = detector.model, detector.load_device
+    phrases = split_phrases(prompt)
+    if not phrases:
+        raise BadInput(NODE, "prompt", "it has no words.", "Name what to find, such as: dog")
+    caption, tokens, _ = tokenize(model.tokenizer, phrases)
+    if len(tokens) > MAX_TOKENS:
+        fault = f"it has {len(tokens)} tokens."
+        raise BadInput(NODE, "prompt", fault, f"Name fewer things, in at most {MAX_TOKENS} tokens.")
+
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    comfy.model_management.load_models_gpu([detector], memory_required=2 * 1024**3, force_full_load=True)
+    # parts of the network compute in float32 whatever their input, so its weights stay float32
+    half = comfy.model_management.is_device_cuda(device) and comfy.model_management.should_use_fp16(device)
+    with torch.autocast("cuda", dtype=torch.float16) if half else contextlib.nullcontext():
+        scores, boxes = detect(model, picture.to(device), caption)
+    objects, best = found_objects(scores, boxes, model.tokenizer, phrases, box_threshold, text_threshold)
+
+    missing = [k for k, score in enumerate(best) if score <= max(box_threshold, text_threshold)]
+    if not objects or (missing and pick != "best"):
+        named = ", ".join(f"'{phrases[k]}' (best score {best[k]:.2f})" for k in missing or range(len(phrases)))
+        fault = f"not found{where}: {named}; box_threshold is {box_threshold:g}, text_threshold {text_threshold:g}."
+        raise BadInput(NODE, "prompt", fault, "Lower the thresholds, or use other words.")
+    return [max(objects, key=lambda found: found.score)] if pick == "best" else objects
+
+
+NODES = [PnPMixGroundedMask]

@@ -1,0 +1,42 @@
+"""Background Picker: one of several candidate backgrounds."""
+
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..host.checks import BadInput
+from ..host.messages import thumbnails
+from ..host.types import CATEGORY, schema
+
+
+class PnPMixBackgroundPicker(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixBackgroundPicker",
+            search_aliases=["choose image", "select from batch", "candidates"],
+            display_name="Background Picker",
+            category=CATEGORY,
+            description="Passes on the candidate that you choose. Only what follows it runs again when you change it.",
+            inputs=[
+                io.Image.Input("images", tooltip="The candidates, as a batch."),
+                io.Int.Input("index", default=0, min=0, max=4095, tooltip="Which candidate; 0 is the first."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The chosen background."),
+                io.Int.Output(display_name="index", tooltip="Its place in the batch."),
+            ],
+            is_output_node=True,  # shows its pictures while nothing follows it yet, and again after a reload
+        )
+
+    @classmethod
+    @override
+    def execute(cls, images, index) -> io.NodeOutput:
+        if not 0 <= index < len(images):
+            fault = f"{index} is not in the batch of {len(images)}."
+            raise BadInput("Background Picker", "index", fault, f"Choose from 0 to {len(images) - 1}.")
+        shown = {"candidates": thumbnails(images), "chosen": [index]}
+        return io.NodeOutput(images[index : index + 1], index, ui=shown)
+
+
+NODES = [PnPMixBackgroundPicker]

@@ -1,0 +1,5 @@
+"""PnP-MIX (arXiv 2511.17615): several personal concepts blended into one scene, without training.
+
+Every latent here is in the space the UNet was trained in (after the host's latent scaling), float32, and noisy as
+x = x0 + sigma * eps.
+"""

@@ -1,0 +1,30 @@
+"""Background dilution++ (eq. 3.5)."""
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+
+class Dilution(NamedTuple):
+    """What keeps the rest of the scene out of a branch."""
+
+    trajectory: Tensor  # (N + 1, C, H, W) of the inpainted background
+    boxes: Tensor  # (n, 1, H, W) M_E of each concept
+    beta: float  # weight of the inpainted background outside the boxes
+    outside: Literal["scaled", "blended"]
+
+
+def background_dilution(branches: Tensor, inpaint: Tensor, dilution: Dilution) -> Tensor:
+    """Puts the inpainted background round the box of each concept.
+
+    Outside the box "scaled" is the equation, beta * inpaint; "blended" is the reading of the
+    paper's prose, beta * inpaint + (1 - beta) * branch.
+
+    Args:
+        branches: (n, C, H, W) latents.
+        inpaint: (C, H, W) inpainted background at the same noise level.
+    """
+    outside = dilution.beta * inpaint
+    if dilution.outside == "blended":
+        outside = outside + (1 - dilution.beta) * branches
+    return outside * (1 - dilution.boxes) + branches * dilution.boxes

@@ -1,0 +1,118 @@
+"""Adaptive concept blending: the sampling loop of PnP-MIX (section 3.2 of the paper)."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..batching import in_groups
+from ..schedule import swap_guidance_scale, to_denoised, to_eps
+from .adain import adain
+from .dilution import Dilution, background_dilution
+from .inversion import Inversion, edit_friendly_step, inversion_step
+from .mixing import mix_branch_noise, mix_noise
+
+
+class Rows(NamedTuple):
+    """Layout of one model batch: for each role in turn, one row for each of the concepts."""
+
+    roles: tuple[str, ...]  # of "personal", "swap" and "plain"
+    concepts: slice
+
+
+Denoise = Callable[[Tensor, Tensor, Rows], Tensor]
+
+
+def roles_needed(guided: bool, weight: float) -> tuple[str, ...]:
+    """The rows of each concept in one step, without those that nothing reads."""
+    if not guided:
+        return ("plain",)
+    return ("personal", "swap") if weight == 1 else ("personal", "swap", "plain")
+
+
+def predict_noise(
+    denoise: Denoise, personal: Tensor, branches: Tensor, sigma: Tensor, guided: bool, weight: float, group: slice
+) -> Tensor:
+    """eps_k = eps_plain + weight * (eps_swap - eps_plain) for a group of concepts.
+
+    Args:
+        personal, branches: (n, C, H, W) latents of all concepts at noise level `sigma` ().
+        guided: whether appearance is guided; otherwise eps_k = eps_plain.
+    """
+    roles = roles_needed(guided, weight)
+    latents = {"personal": personal, "swap": branches, "plain": branches}
+    x = torch.cat([latents[role][group] for role in roles])
+    eps = to_eps(x, denoise(x, sigma.expand(len(x)), Rows(roles, group)), sigma)
+    eps = dict(zip(roles, eps.chunk(len(roles)), strict=True))
+    if "swap" not in eps:
+        return eps["plain"]
+    if "plain" not in eps:
+        return eps["swap"]
+    return eps["plain"] + weight * (eps["swap"] - eps["plain"])
+
+
+def sample_pnp_mix(
+    denoise: Denoise,
+    inversion: Inversion,
+    personal: Tensor,
+    masks: Tensor,
+    guided: Sequence[bool],
+    swap_guidance: float = 3.5,
+    mix_branches: bool = True,
+    dilution: Dilution | None = None,
+    object_masks: Tensor | None = None,
+    concepts_per_call: int = 1,
+    callback: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Blends n concepts into the inverted background.
+
+    Args:
+        denoise: denoise(x, sigma, rows) of (B, C, H, W) and (B,), the denoised estimate; its swap
+            rows go through `guided_appearance_attention`.
+        inversion: of the background, N steps.
+        personal: (N + 1, n, C, H, W) trajectories of the concepts.
+        masks: (n, 1, H, W) weights M_k whose sum is at most 1, on the device to work on; trajectories may lie
+            elsewhere and are then fetched level by level.
+        guided: for each step, whether appearance is guided in it.
+        swap_guidance: first weight of the guided prediction, see `swap_guidance_scale`.
+        mix_branches: whether branches get the background's noise outside their target.
+        dilution: inpainted background, boxes and strength; None leaves the branches as they are.
+        object_masks: (n, 1, H, W) where the object of each concept is in its own picture. Given, AdaIN after each
+            guided step brings the rendered objects to the channel statistics of the concepts' objects.
+        concepts_per_call: how many concepts share a model call; halved when they do not fit.
+        callback: called with (step, denoised output (C, H, W), denoised branches (n, C, H, W)).
+    Returns:
+        output latent (C, H, W) and branches (n, C, H, W).
+    """
+    device, steps, concepts = masks.device, len(inversion.eps), len(masks)
+    latents = inversion.trajectory[0].to(device).expand(1 + concepts, -1, -1, -1)  # output, branches
+
+    for i in range(steps):
+        back, branches = inversion_step(inversion, i, device), latents[1:]
+        eps_branches = torch.zeros_like(branches)
+        if concepts > 0:
+            weight = swap_guidance_scale(swap_guidance, i, steps)
+            x_per = personal[i].to(device, non_blocking=True)
+            predict = partial(predict_noise, denoise, x_per, branches, back.sigma, guided[i], weight)
+            eps_branches, concepts_per_call = in_groups(predict, concepts, concepts_per_call)
+
+        eps = mix_noise(back.eps, eps_branches, masks)
+        if mix_branches:
+            eps_branches = mix_branch_noise(back.eps, eps_branches, masks)
+        eps = torch.cat([eps[None], eps_branches])
+        if callback is not None:
+            denoised = to_denoised(latents, eps, back.sigma)
+            callback(i, denoised[0], denoised[1:])
+
+        latents = edit_friendly_step(latents, eps, back)
+        if object_masks is not None and guided[i]:
+            x_per, branches = personal[i + 1].to(device, non_blocking=True), latents[1:]
+            change = (adain(branches, masks, x_per, object_masks) - branches) * masks
+            latents = latents + torch.cat([change.sum(0, keepdim=True), change])
+        if dilution is not None:
+            inpaint = dilution.trajectory[i + 1].to(device, non_blocking=True)
+            latents = torch.cat([latents[:1], background_dilution(latents[1:], inpaint, dilution)])
+
+    return latents[0], latents[1:]

@@ -1,0 +1,66 @@
+"""From boxes to masks: Segment Anything (arXiv 2304.02643), as the package segment_anything has it."""
+
+import torch.nn.functional as F
+from segment_anything import SamPredictor, sam_model_registry
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+
+from ..batching import in_groups
+
+VARIANTS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}  # by the width of the image encoder
+
+MAX_BOXES = 16  # in one call of the mask decoder, which keeps several pictures of 1024 x 1024 for each
+
+
+def build_sam(state_dict: dict[str, Tensor]) -> Sam:
+    """The ViT-B, ViT-L or ViT-H model that the checkpoint holds.
+
+    Raises:
+        ValueError: the checkpoint is of another kind.
+    """
+    position = state_dict.get("image_encoder.pos_embed")
+    if position is None or position.shape[-1] not in VARIANTS:
+        raise ValueError("it is no Segment Anything model with a ViT-B, ViT-L or ViT-H image encoder.")
+    sam = sam_model_registry[VARIANTS[position.shape[-1]]]()
+    try:
+        missing, _ = sam.load_state_dict(state_dict, strict=False)  # SAM-HQ files hold SAM's weights and more
+    except RuntimeError as error:
+        raise ValueError(str(error).splitlines()[1].strip()) from error
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing, such as '{missing[0]}'.")
+    return sam.eval().requires_grad_(False)
+
+
+def network_size(sam: Sam, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width in which SAM sees an image of this size: the longer side is 1024 pixels."""
+    return ResizeLongestSide.get_preprocess_shape(*size, sam.image_encoder.img_size)
+
+
+def embed_image(sam: Sam, image: Tensor) -> Tensor:
+    """(H, W, 3) in 0..1 → image embedding (1, 256, 64, 64), in the precision of the image encoder's weights."""
+    # the package's own apply_image_torch takes batch and channels for height and width
+    size = network_size(sam, image.shape[:2])
+    pixels = 255 * F.interpolate(image.movedim(-1, 0)[None], size=size, mode="bilinear", antialias=True)
+    return sam.image_encoder(sam.preprocess(pixels).to(sam.image_encoder.pos_embed.dtype))
+
+
+def masks_in_boxes(sam: Sam, embedding: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The object in each box.
+
+    Args:
+        embedding: of the image, see `embed_image`.
+        boxes: (n, 4) left, top, right, bottom in image pixels.
+        size: height and width of the image.
+    Returns:
+        (n, height, width) in {0, 1}.
+    """
+    predictor = SamPredictor(sam)
+    predictor.features, predictor.original_size, predictor.is_image_set = embedding.float(), size, True
+    predictor.input_size = network_size(sam, size)
+    boxes = predictor.transform.apply_boxes_torch(boxes, size).to(embedding.device)
+
+    def masks(group: slice) -> Tensor:
+        return predictor.predict_torch(None, None, boxes[group], multimask_output=False)[0][:, 0].float()
+
+    return in_groups(masks, len(boxes), MAX_BOXES)[0]
