@@ -1,5 +1,6 @@
 """Runs the method of `pnpmix/` on the demo model with diffusers' UNet, where there is no ComfyUI."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pnpmix.mixer.attention import attend_to_objects, guided_appearance_attentio
 from pnpmix.mixer.dilution import Dilution
 from pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
 from pnpmix.mixer.sampling import Rows, sample_pnp_mix
-from pnpmix.schedule import posterior_mean, to_eps
+from pnpmix.schedule import posterior_mean, to_eps, without_noisiest
 from pnpmix.vision.inpainting import fill_smoothly, fill_weights, inpaint
 from torch import Tensor, nn
 
@@ -67,7 +68,7 @@ def all_sigmas() -> Tensor:
 def ddim_uniform(steps: int, skip_steps: int = 0) -> Tensor:
     """(N + 1,) falling noise levels, the last one 0: ComfyUI's scheduler of that name, without its noisiest part."""
     sigmas = all_sigmas()[1 :: max(TIMESTEPS // steps, 1)].flip(0)
-    return torch.cat([sigmas, torch.zeros(1)])[-(steps - skip_steps + 1) :]
+    return without_noisiest(torch.cat([sigmas, torch.zeros(1)]), steps, skip_steps)
 
 
 def denoise(model: DemoModel, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
@@ -111,7 +112,8 @@ def appearance_guided(
         query, key, value = attn.to_q(hidden), attn.to_k(key), attn.to_v(value)
         output = attend(query, key, value)
         if "swap" in rows.roles:
-            own = cells[hidden.shape[1]][rows.concepts]
+            side = math.isqrt(hidden.shape[1])
+            own = cells[side, side][rows.concepts]
             output = attend_to_objects(attend, output, query, key, value, own, rows.roles, chunks)
         return attn.to_out[0](output)
 

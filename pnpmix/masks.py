@@ -65,17 +65,28 @@ def layer_grids(latent_grid: tuple[int, int]) -> list[tuple[int, int]]:
 
 def readable_cells(
     masks: Sequence[Tensor], object_masks: Sequence[Tensor | None], latent_grid: tuple[int, int]
-) -> dict[int, list[tuple[Tensor, Tensor] | None]]:
-    """Number of a layer's tokens → for each concept its target's and its object's, as `attend_to_objects` takes them.
+) -> dict[tuple[int, int], list[tuple[Tensor, Tensor] | None]]:
+    """Height and width of a layer → for each concept its target's cells and its object's, as `attend_to_objects` takes
+    them; None where a concept has no object mask, or one of the two does not reach into the picture.
 
     Args:
         masks, object_masks: of each concept, (H, W) in image pixels.
     """
-    pairs = [None if own is None else (mask, own) for mask, own in zip(masks, object_masks, strict=True)]
+    pairs = [
+        None if own is None or min(mask.max(), own.max()) < 0.5 else (mask, own)
+        for mask, own in zip(masks, object_masks, strict=True)
+    ]
     return {
-        grid[0] * grid[1]: [pair and tuple(covered_cells(mask, grid) for mask in pair) for pair in pairs]
+        grid: [pair and tuple(covered_cells(mask, grid) for mask in pair) for pair in pairs]
         for grid in layer_grids(latent_grid)
     }
+
+
+def part_of(mask: Tensor, area: tuple[int, int, int, int], latent_grid: tuple[int, int]) -> Tensor:
+    """What of a mask (H, W) in image pixels lies in the (height, width, top, left) cells of the latent grid."""
+    down, across = (side // cells for side, cells in zip(mask.shape, latent_grid, strict=True))
+    height, width, top, left = area
+    return mask[top * down : (top + height) * down, left * across : (left + width) * across]
 
 
 def expanded_box_mask(mask: Tensor, grid: tuple[int, int], expand: int) -> Tensor:

@@ -21,6 +21,21 @@ def posterior_mean(x: Tensor, eps: Tensor, sigma: Tensor, sigma_next: Tensor) ->
     return x - (sigma - sigma_next**2 / sigma) * eps
 
 
+def without_noisiest(sigmas: Tensor, steps: int, skip_steps: int) -> Tensor:
+    """The end of a schedule, of which the first skip_steps / steps of its intervals are left out.
+
+    Some schedulers give more or fewer than the `steps` that they are asked for; the same share is skipped, and
+    nothing else is cut.
+
+    Args:
+        sigmas: (L + 1,) noise levels.
+    Returns:
+        (N + 1,), N = L - round(L * skip_steps / steps).
+    """
+    intervals = len(sigmas) - 1
+    return sigmas[round(intervals * skip_steps / steps) :]
+
+
 def swap_guidance_scale(swap_guidance: float, step: int, steps: int) -> float:
     """Weight w of the guided prediction at `step` of `steps`.
 

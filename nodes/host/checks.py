@@ -2,7 +2,7 @@
 
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.model_sampling import EPS
+from comfy.model_sampling import EPS, IMG_TO_IMG
 from torch import Tensor
 
 
@@ -14,6 +14,9 @@ class BadInput(Exception):
 def check_model(node: str, model) -> None:
     """Refuses every MODEL that is not a UNet denoising its own latent from eps, v or EDM predictions."""
     base, sampling = model.model, model.get_model_object("model_sampling")
+    if isinstance(sampling, IMG_TO_IMG):
+        fault = f"{type(base).__name__} turns a picture into another one in a single step, and denoises nothing."
+        raise BadInput(node, "model", fault, "Load an SD 1.x, SD 2.x or SDXL checkpoint.")
     # in ComfyUI the samplings with x = x0 + sigma * eps are subclasses of EPS
     if not isinstance(base.diffusion_model, UNetModel) or not isinstance(sampling, EPS):
         raise BadInput(
@@ -22,7 +25,8 @@ def check_model(node: str, model) -> None:
             f"{type(base).__name__} ({base.model_type.name}) is a flow-matching or transformer model.",
             "Load an SD 1.x, SD 2.x or SDXL checkpoint.",
         )
-    channels, latent = base.model_config.unet_config["in_channels"], base.latent_format.latent_channels
+    channels = base.model_config.unet_config["in_channels"]
+    latent = model.get_model_object("latent_format").latent_channels
     if channels != latent:
         raise BadInput(
             node,
@@ -35,6 +39,17 @@ def check_model(node: str, model) -> None:
 def model_family(model) -> str:
     """What must agree for an inversion to be of use: the architecture and what it predicts."""
     return f"{type(model.model.model_config).__name__} {model.model.model_type.name}"
+
+
+# Where the host does not know it: what of ComfyUI 0.3.64's latent formats differs from 8
+DOWNSCALE_RATIOS = {"SC_Prior": 42, "SC_B": 4, "LTXV": 32, "Wan22": 16, "HunyuanImage21": 32, "ChromaRadiance": 1}
+
+
+def downscale_ratio(model) -> int:
+    """Image pixels to a cell of the latent grid."""
+    latent_format = model.get_model_object("latent_format")
+    known = DOWNSCALE_RATIOS.get(type(latent_format).__name__, 8)
+    return getattr(latent_format, "spacial_downscale_ratio", known)
 
 
 def check_latent(node: str, name: str, latent: dict) -> Tensor:
@@ -57,7 +72,7 @@ def check_latent(node: str, name: str, latent: dict) -> Tensor:
 
 
 def check_channels(node: str, name: str, latent: Tensor, model) -> None:
-    channels = model.model.latent_format.latent_channels
+    channels = model.get_model_object("latent_format").latent_channels
     if latent.shape[1] != channels:
         raise BadInput(
             node,

@@ -2,12 +2,19 @@
 
 import comfy.model_management
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 from torch import Tensor
 
-from ...pnpmix.mixer.inversion import Inversion
-
 SMALL_SHARE = 0.05  # of the free memory, above which trajectories stay on the CPU
+
+
+def is_oom(error: Exception) -> bool:
+    """Whether memory ran out, by whatever error this ComfyUI knows for it."""
+    if isinstance(error, comfy.model_management.InterruptProcessingException):
+        return False  # where torch has no error of its own for it, ComfyUI takes any
+    ask = getattr(comfy.model_management, "is_oom", None)  # newer hosts
+    return ask(error) if ask else isinstance(error, comfy.model_management.OOM_EXCEPTION)
 
 
 def free_memory(guider: CFGGuider) -> float:
@@ -22,12 +29,27 @@ def rows_that_fit(guider: CFGGuider, shape: torch.Size) -> int:
     return int(free_memory(guider) / (1.5 * guider.inner_model.memory_required([1, *shape])))
 
 
-def place_for(trajectories: int, inversion: Inversion, guider: CFGGuider, device: torch.device) -> torch.device:
+def room_for(model: ModelPatcher, rows: int, least: int, shape: torch.Size) -> Tensor:
+    """The `noise` by which ComfyUI knows how much room to make before it samples: that of one call.
+
+    Args:
+        rows: latents of `shape` (C, H, W) in a call.
+        least: of them that a call is split into at most. No more are asked for than fit beside the model's weights,
+            which would be left out of the device to make room for them.
+    """
+    total = comfy.model_management.get_total_memory(model.load_device)
+    both = 2 * model.memory_required([1, *shape])  # ComfyUI counts each row twice, conditional and unconditional
+    beside = int((total - model.model_size()) / both)
+    return torch.zeros((max(least, min(rows, beside)), *shape))
+
+
+def place_for(trajectories: int, trajectory: Tensor, guider: CFGGuider, device: torch.device) -> torch.device:
     """Where so many trajectories are kept while mixing: on the device, unless rows of the model need the room."""
-    size = trajectories * inversion.trajectory.numel() * inversion.trajectory.element_size()
+    size = trajectories * trajectory.numel() * trajectory.element_size()
     return device if size < SMALL_SHARE * free_memory(guider) else torch.device("cpu")
 
 
 def pinned(x: Tensor, device: torch.device) -> Tensor:
-    """For copies to a GPU that nobody waits for."""
-    return x.pin_memory() if x.device.type == "cpu" and device.type == "cuda" else x
+    """For copies to a GPU that nobody waits for, where ComfyUI holds these to be safe."""
+    safe = device.type == "cuda" and comfy.model_management.device_supports_non_blocking(device)
+    return x.pin_memory() if safe and x.device.type == "cpu" else x

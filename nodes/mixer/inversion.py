@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 from typing_extensions import override
 
+from ...pnpmix.schedule import without_noisiest
 from ..host.checks import (
     BadInput,
     check_channels,
@@ -15,6 +16,7 @@ from ..host.checks import (
     check_model,
     model_family,
 )
+from ..host.memory import room_for
 from ..host.types import CATEGORY, InversionType, InvertedLatent, schema
 from .samplers import MAX_ROWS, InvertSampler, RowGuider, acts_by_time
 
@@ -101,8 +103,8 @@ class PnPMixDDPMInvert(io.ComfyNode):
         guider = RowGuider(model, positive, negative, cfg)
         sampler = InvertSampler(seed, max_rows=1 if acts_by_time(model, [positive, negative]) else MAX_ROWS)
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
-        noise = torch.zeros((min(4, len(sigmas) - 1), *samples.shape[1:]))  # ComfyUI frees memory for this shape
-        guider.sample(noise, samples, sampler, sigmas, callback=callback, seed=seed)
+        room = room_for(model, min(sampler.max_rows, len(sigmas) - 1), 1, samples.shape[1:])
+        guider.sample(room, samples, sampler, sigmas, callback=callback, seed=seed)
 
         settings = {"steps": steps, "skip_steps": skip_steps, "cfg": cfg, "scheduler": scheduler}
         settings = {name: str(value) for name, value in settings.items()}
@@ -110,14 +112,14 @@ class PnPMixDDPMInvert(io.ComfyNode):
 
 
 def falling_sigmas(model, scheduler: str, steps: int, skip_steps: int) -> torch.Tensor:
-    """(steps - skip_steps + 1,) noise levels: the end of the whole schedule."""
+    """(N + 1,) noise levels: the end of the whole schedule."""
     node = "DDPM Invert"
-    if skip_steps >= steps:
-        raise BadInput(node, "skip_steps", f"it leaves no step of {steps}.", f"Set it below {steps}, or raise steps.")
     check_choice(node, "scheduler", scheduler, comfy.samplers.SCHEDULER_NAMES)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
-    sigmas = sigmas[-(steps - skip_steps + 1) :].float().cpu()
-    if sigmas[-1] != 0 or len(sigmas) < 2 or (sigmas[1:] > sigmas[:-1]).any() or (sigmas[:-1] <= 0).any():
+    sigmas = without_noisiest(sigmas.float().cpu(), steps, skip_steps) if skip_steps < steps else sigmas[-1:]
+    if len(sigmas) < 2:
+        raise BadInput(node, "skip_steps", f"it leaves no step of {steps}.", f"Set it below {steps}, or raise steps.")
+    if sigmas[-1] != 0 or (sigmas[1:] > sigmas[:-1]).any() or (sigmas[:-1] <= 0).any():
         raise BadInput(node, "scheduler", f"'{scheduler}' does not fall to 0 with {steps} steps.", "Use ddim_uniform.")
     return sigmas
 

@@ -8,7 +8,16 @@ from torch import Tensor
 from typing_extensions import override
 
 from ...pnpmix.masks import cell_weights, expanded_box_mask, last_in_front, share_overlaps, to_image_size
-from ..host.checks import BadInput, check_channels, check_choice, check_conditioning, check_model, model_family
+from ..host.checks import (
+    BadInput,
+    check_channels,
+    check_choice,
+    check_conditioning,
+    check_model,
+    downscale_ratio,
+    model_family,
+)
+from ..host.memory import room_for
 from ..host.types import (
     APPEARANCE,
     CATEGORY,
@@ -22,7 +31,7 @@ from ..host.types import (
     schema,
 )
 from .overlay import concept_overlay, show_at_once
-from .samplers import ROWS_PER_CONCEPT, MixSampler, RowGuider, is_timed
+from .samplers import MixSampler, RowGuider, guided_steps, is_timed
 
 NODE, OVERLAP = "Mask Noise Mixer", ["shared", "last in front"]
 
@@ -137,14 +146,15 @@ class PnPMixSampler(io.ComfyNode):
             share_overlaps(masks),
             boxes,
             torch.stack(object_masks) if normalised else None,
+            guided_steps(model.model_options.get(APPEARANCE), model, inversion.inversion.sigmas),
             swap_guidance,
             mix_reference_noise,
         )
         sigmas = inversion.inversion.sigmas
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
-        overlay = concept_overlay(concepts, inversion.inversion.trajectory[-1], model.model.latent_format)
+        overlay = concept_overlay(concepts, inversion.inversion.trajectory[-1], model.get_model_object("latent_format"))
         show_at_once(cls.hidden.unique_id, overlay)
-        noise = torch.zeros((ROWS_PER_CONCEPT, *latent_shape))  # ComfyUI frees memory for this shape
+        noise = room_for(model, sampler.rows_a_concept * len(concepts), sampler.rows_a_concept, latent_shape)
         result = guider.sample(
             noise, torch.zeros_like(noise[:1]), sampler, sigmas, callback=callback, seed=inversion.inversion.seed
         )
@@ -220,11 +230,6 @@ def check_object_masks(concepts: list[Concept], model) -> bool:
             remedy = "Wire the mask of the object in your picture, or switch adain off."
             raise BadInput(f"Concept '{concept.name}'", "object_mask", fault, remedy)
     return True
-
-
-def downscale_ratio(model) -> int:
-    """Image pixels to a cell of the latent grid."""
-    return getattr(model.model.latent_format, "spacial_downscale_ratio", 8)  # older hosts: always 8
 
 
 NODES = [PnPMixSampler]

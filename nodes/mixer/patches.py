@@ -1,40 +1,58 @@
-"""Guided appearance attention as patches of ComfyUI's UNet, for the length of one mixer run."""
+"""What a mixer run adds to ComfyUI's UNet for its own calls: guided appearance attention, and hints kept away from
+the personal rows."""
 
+import comfy.patcher_extension
+import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ...pnpmix.masks import readable_cells
+from ...pnpmix.masks import part_of, readable_cells
 from ...pnpmix.mixer.attention import attend_to_objects, guided_appearance_attention
 from ...pnpmix.mixer.sampling import Rows
 from ..host.checks import BadInput
 from ..host.types import Appearance, Concept
 
 ROWS = "pnpmix_rows"  # in transformer_options, for the length of one call
+Area = tuple[int, int, int, int]  # height, width, top and left in cells of the latent grid
 
 
 def install_appearance(
-    model_options: dict, unet, appearance: Appearance, concepts: list[Concept], grid: tuple[int, int], device
+    model_options: dict,
+    unet,
+    appearance: Appearance,
+    concepts: list[Concept],
+    grid: tuple[int, int],
+    device: torch.device,
+    areas: dict[object, Area],
 ) -> None:
     """Adds the patches that `appearance` and the object masks of the `concepts` ask for.
 
     Args:
         concepts: with masks of the picture's size.
         grid: height and width of the latent.
+        areas: of the conditionings that are limited to one, by their uuid.
     """
     transformer_options = model_options["transformer_options"]
     patches = transformer_options.setdefault("patches", {})
-    patches["attn1_patch"] = [*patches.get("attn1_patch", []), appearance_patch(appearance)]
+    # first, where the batch is still as the mixer laid it out: other packs may tile it
+    patches["attn1_patch"] = [appearance_patch(appearance), *patches.get("attn1_patch", [])]
     if all(concept.object_mask is None for concept in concepts):
         return
 
+    cells = {}
+    for area in {(*grid, 0, 0), *areas.values()}:
+        masks, own = (
+            [None if mask is None else part_of(mask, area, grid) for mask in masks]
+            for masks in ([c.mask for c in concepts], [c.object_mask for c in concepts])
+        )
+        cells[area] = readable_cells(masks, own, area[:2])
     replacements = transformer_options.setdefault("patches_replace", {})
     others = replacements.get("attn1", {})
     names = {"input": unet.input_blocks, "middle": [unet.middle_block], "output": unet.output_blocks}
     blocks = [(name, i) for name, modules in names.items() for i in range(len(modules))]
-    cells = readable_cells([c.mask for c in concepts], [c.object_mask for c in concepts], grid)
-    cells = {tokens: [pair and tuple(x.to(device) for x in pair) for pair in own] for tokens, own in cells.items()}
     replacements["attn1"] = {
-        block: object_patch(appearance, cells, others.get(block, plain_attention)) for block in [*blocks, *others]
+        block: ObjectAttention(appearance, cells, grid, areas, others.get(block, plain_attention)).to(device)
+        for block in [*blocks, *others]
     }
 
 
@@ -45,6 +63,13 @@ def swap_rows(appearance: Appearance, extra_options: dict) -> Rows | None:
     return rows if rows is not None and "swap" in rows.roles and in_layer else None
 
 
+def check_rows(batch: int, rows: Rows, chunks: int) -> None:
+    """Refuses a batch that holds anything but the rows of a call, once for each chunk."""
+    if batch != chunks * len(rows.roles) * (rows.concepts.stop - rows.concepts.start):
+        fault = f"one of its patches repeats, tiles or reorders the batch ({batch} rows), so that rows cannot be told."
+        raise BadInput("Mask Noise Mixer", "model", fault, "Bypass that patch, for example tiled diffusion.")
+
+
 def appearance_patch(appearance: Appearance):
     """attn1_patch."""
 
@@ -53,6 +78,7 @@ def appearance_patch(appearance: Appearance):
         if rows is None:
             return q, key, value
         chunks = len(extra_options["cond_or_uncond"])
+        check_rows(len(key), rows, chunks)
         return q, *guided_appearance_attention(key, value, appearance.alpha, rows.roles, chunks)
 
     return patch
@@ -63,27 +89,91 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, extra_options: di
     return optimized_attention(query, key, value, heads, attn_precision=precision, transformer_options=extra_options)
 
 
-def object_patch(appearance: Appearance, cells: dict, attention):
+class ObjectAttention:
     """attn1_replace: as `attention`, but targets read nothing but their concept's object, where a mask says what it is.
 
+    An object with `.to`, by which ComfyUI brings a patch's tensors to each device that computes.
+
     Args:
-        cells: as `readable_cells` gives them; found beforehand, because a compiled model cannot look for them.
+        cells: area → as `readable_cells` gives them; found beforehand, because a compiled model cannot look for them.
+        grid: height and width of the latent.
+        areas: of the conditionings that are limited to one, by their uuid.
         attention: the attn1_replace of another pack, or `plain_attention`.
     """
 
-    def patch(query, key, value, extra_options):
-        rows = swap_rows(appearance, extra_options)
+    def __init__(self, appearance: Appearance, cells: dict[Area, dict], grid, areas: dict[object, Area], attention):
+        self.appearance, self.cells, self.grid, self.areas = appearance, cells, grid, areas
+        self.attention = attention
+
+    def to(self, target: torch.device | torch.dtype) -> "ObjectAttention":
+        if not isinstance(target, torch.device):
+            return self  # indices have no precision
+        cells = {
+            area: {grid: [pair and tuple(x.to(target) for x in pair) for pair in own] for grid, own in by_grid.items()}
+            for area, by_grid in self.cells.items()
+        }
+        attention = self.attention.to(target) if hasattr(self.attention, "to") else self.attention
+        return ObjectAttention(self.appearance, cells, self.grid, self.areas, attention)
+
+    def __call__(self, query, key, value, extra_options):
+        rows = swap_rows(self.appearance, extra_options)
         if rows is None:
-            return attention(query, key, value, extra_options)
-        own, chunks = cells.get(key.shape[1], [])[rows.concepts], len(extra_options["cond_or_uncond"])
-        if not own or query.shape != key.shape or len(query) != chunks * len(rows.roles) * len(own):
-            fault = "one of its patches merges, adds or tiles tokens, so that those of an object cannot be told."
-            raise BadInput("Mask Noise Mixer", "model", fault, "Bypass that patch, or leave object_mask unwired.")
+            return self.attention(query, key, value, extra_options)
 
         def attend(*query_key_value: Tensor) -> Tensor:
             return plain_attention(*query_key_value, extra_options)
 
-        whole = attention(query, key, value, extra_options)
-        return attend_to_objects(attend, whole, query, key, value, own, rows.roles, chunks)
+        chunks = len(extra_options["cond_or_uncond"])
+        check_rows(len(key), rows, chunks)
+        whole = self.attention(query, key, value, extra_options)
+        areas = self.areas_of(extra_options)
+        each = chunks // len(areas)
+        for area, *parts in zip(areas, *(x.chunk(len(areas)) for x in (whole, query, key, value)), strict=True):
+            own = self.cells_of(area, parts[1], parts[2], extra_options)[rows.concepts]
+            attend_to_objects(attend, *parts, own, rows.roles, each)
+        return whole
 
-    return patch
+    def areas_of(self, extra_options: dict) -> list[Area]:
+        """Of each chunk; a single one where no conditioning is limited."""
+        everything = (*self.grid, 0, 0)
+        if not self.areas:
+            return [everything]
+        return [self.areas.get(uuid, everything) for uuid in extra_options["uuids"]]
+
+    def cells_of(self, area: Area, query: Tensor, key: Tensor, extra_options: dict) -> list:
+        """For each concept the cells of this layer, which is told by the shape of its activations."""
+        layer = tuple(extra_options["activations_shape"][2:])
+        own = self.cells[area].get(layer)
+        is_whole = tuple(extra_options["original_shape"][2:]) == area[:2]
+        if own is None or not is_whole or query.shape != key.shape or key.shape[1] != layer[0] * layer[1]:
+            fault = "one of its patches merges, adds or tiles tokens, so that those of an object cannot be told."
+            raise BadInput("Mask Noise Mixer", "model", fault, "Bypass that patch, or leave object_mask unwired.")
+        return own
+
+
+def areas_of(conds: dict[str, list[dict]], grid: tuple[int, int]) -> dict[object, Area]:
+    """uuid → area of the conditionings that ComfyUI has limited to one, clipped as it clips them."""
+    areas = {}
+    for entry in (entry for entries in conds.values() for entry in entries if "area" in entry):
+        height, width, top, left = entry["area"]
+        areas[entry["uuid"]] = (min(height, grid[0] - top), min(width, grid[1] - left), top, left)
+    return areas
+
+
+def keep_hints_from_personal_rows(model_options: dict) -> None:
+    """A ControlNet's hint is of the scene, so nothing of it is added where the person's own picture is read."""
+    kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+    comfy.patcher_extension.add_wrapper(kind, without_personal_hints, model_options, is_model_options=True)
+
+
+def without_personal_hints(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
+    """DIFFUSION_MODEL wrapper."""
+    rows: Rows | None = transformer_options.get(ROWS)
+    if control is not None and rows is not None and "personal" in rows.roles:
+        chunks = len(transformer_options["cond_or_uncond"])
+        check_rows(len(x), rows, chunks)
+        kept = torch.ones(chunks, len(rows.roles), len(x) // (chunks * len(rows.roles)), device=x.device, dtype=x.dtype)
+        kept[:, rows.roles.index("personal")] = 0
+        kept = kept.view(-1, 1, 1, 1)
+        control = {name: [hint if hint is None else hint * kept for hint in hints] for name, hints in control.items()}
+    return executor(x, timesteps, context, y, control, transformer_options, **kwargs)

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from ...pnpmix.mixer.dilution import Dilution
 from ...pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
-from ...pnpmix.mixer.sampling import Rows, sample_pnp_mix
-from ..host.memory import pinned, place_for, rows_that_fit
+from ...pnpmix.mixer.sampling import Rows, roles_needed, sample_pnp_mix
+from ..host.memory import is_oom, pinned, place_for, rows_that_fit
 from ..host.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground
-from .patches import ROWS, install_appearance
+from .patches import ROWS, areas_of, install_appearance, keep_hints_from_personal_rows
 
 # Timesteps of an inversion in one call, at most: between calls progress, preview and Cancel get their turn.
 MAX_ROWS = 16
-ROWS_PER_CONCEPT = 3
 
 
 class RowGuider(comfy.samplers.CFGGuider):
@@ -30,18 +29,34 @@ class RowGuider(comfy.samplers.CFGGuider):
         own = {str(k): cond for k, cond in enumerate(own_positives) if cond is not None}
         self.inner_set_conds({"positive": positive, "negative": negative, **own})
 
+    def bring_conditionings(self, device: torch.device) -> None:
+        """Once a run; ComfyUI alone would copy them to the device anew for every call."""
+        for entry in (entry for entries in self.conds.values() for entry in entries):
+            conds = entry["model_conds"].items()
+            entry["model_conds"] = {
+                name: cond._copy_with(cond.cond.to(device)) if isinstance(cond.cond, Tensor) else cond
+                for name, cond in conds
+            }
+        self.stacked = {}
+
     def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 the signature of the base class
         comfy.model_management.throw_exception_if_processing_interrupted()
         rows = model_options["transformer_options"].get(ROWS)
         positive = self.conds["positive"]
         if rows is not None and "personal" in rows.roles and len(self.conds) > 2:
-            positive = [self.with_own_prompts(entry, rows) for entry in positive]
+            positive = [self.with_own_prompts(k, rows) for k in range(len(positive))]
         return comfy.samplers.sampling_function(
             self.inner_model, x, timestep, self.conds["negative"], positive, self.cfg, model_options, seed
         )
 
-    def with_own_prompts(self, entry: dict, rows: Rows) -> dict:
-        """The mixer's conditioning for every row but the personal ones that have their own."""
+    def with_own_prompts(self, k: int, rows: Rows) -> dict:
+        """The mixer's k-th conditioning for every row but the personal ones that have their own."""
+        layout = (k, rows.roles, rows.concepts.start, rows.concepts.stop)
+        if layout not in self.stacked:
+            self.stacked[layout] = self.stack(self.conds["positive"][k], rows)
+        return self.stacked[layout]
+
+    def stack(self, entry: dict, rows: Rows) -> dict:
         indices = range(rows.concepts.start, rows.concepts.stop)
         own = [self.conds[str(k)][0] if str(k) in self.conds else entry for k in indices]
         sources = [own[k] if role == "personal" else entry for role in rows.roles for k in range(len(own))]
@@ -62,6 +77,7 @@ class InvertSampler(comfy.samplers.Sampler):
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
     ):
+        model_wrap.bring_conditionings(sigmas.device)
         inversion = ddpm_invert(
             partial(model_wrap, **extra_args),
             latent_image[0],
@@ -69,6 +85,7 @@ class InvertSampler(comfy.samplers.Sampler):
             self.seed,
             timesteps_per_call=max(1, min(self.max_rows, rows_that_fit(model_wrap, noise.shape[1:]))),
             callback=lambda done, denoised: callback(done - 1, denoised, denoised, len(sigmas) - 1),
+            is_oom=is_oom,
         )
         self.inversion = Inversion(*(x.cpu() for x in inversion[:3]), self.seed)
         return latent_image
@@ -78,7 +95,7 @@ class MixSampler(comfy.samplers.Sampler):
     """PnP-MIX: the output in row 0 of the result, then the branches.
 
     The masks of `concepts` have the picture's size; `masks`, `boxes` and `object_masks` (None: no AdaIN) are
-    (n, 1, H, W) on the latent grid.
+    (n, 1, H, W) on the latent grid. `guided` says for each step whether appearance is guided.
     """
 
     def __init__(
@@ -88,19 +105,26 @@ class MixSampler(comfy.samplers.Sampler):
         masks: Tensor,
         boxes: Tensor,
         object_masks: Tensor | None,
+        guided: list[bool],
         swap_guidance: float,
         mix_branches: bool,
     ):
         self.inversion, self.concepts, self.masks, self.boxes = inversion, concepts, masks, boxes
-        self.object_masks = object_masks
+        self.object_masks, self.guided = object_masks, guided
         self.swap_guidance, self.mix_branches = swap_guidance, mix_branches
+
+    @property
+    def rows_a_concept(self) -> int:
+        """In a model call, at most."""
+        return len(roles_needed(any(self.guided), self.swap_guidance))
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
     ):
         model, device, steps = model_wrap.inner_model, sigmas.device, len(sigmas) - 1
+        model_wrap.bring_conditionings(device)
         # of the background also the predictions, and the emptied background
-        place = place_for(len(self.concepts) + 3, self.inversion, model_wrap, device)
+        place = place_for(len(self.concepts) + 3, self.inversion.trajectory, model_wrap, device)
         stored = (pinned(x.to(place), device) for x in self.inversion[1:3])
         inversion = Inversion(sigmas, *stored, self.inversion.seed)
 
@@ -112,7 +136,10 @@ class MixSampler(comfy.samplers.Sampler):
         appearance: Appearance | None = model_options.get(APPEARANCE)
         if appearance is not None:
             grid = tuple(latent_image.shape[-2:])
-            install_appearance(model_options, model.diffusion_model, appearance, self.concepts, grid, device)
+            areas = areas_of(model_wrap.conds, grid)
+            install_appearance(model_options, model.diffusion_model, appearance, self.concepts, grid, device, areas)
+        if any("control" in entry for entries in model_wrap.conds.values() for entry in entries):
+            keep_hints_from_personal_rows(model_options)
         inpainted: InpaintedBackground | None = model_options.get(DILUTION)
         dilution = None
         if inpainted is not None:
@@ -133,13 +160,14 @@ class MixSampler(comfy.samplers.Sampler):
             inversion,
             pinned(torch.stack([trajectory(x.latent, x.seed) for x in self.concepts], dim=1), device),
             self.masks.to(device),
-            guided_steps(appearance, model, self.inversion.sigmas),
+            self.guided,
             self.swap_guidance,
             self.mix_branches,
             dilution,
             None if self.object_masks is None else self.object_masks.to(device),
-            concepts_per_call=max(1, rows_that_fit(model_wrap, noise.shape[1:]) // ROWS_PER_CONCEPT),
+            concepts_per_call=max(1, rows_that_fit(model_wrap, noise.shape[1:]) // self.rows_a_concept),
             callback=preview,
+            is_oom=is_oom,
         )
         return torch.cat([output[None], branches])
 
@@ -149,7 +177,8 @@ def guided_steps(appearance: Appearance | None, model, sigmas: Tensor) -> list[b
     if appearance is None:
         return [False] * (len(sigmas) - 1)
     percents = (appearance.start_percent, appearance.end_percent)
-    start, end = (float(model.model_sampling.percent_to_sigma(percent)) for percent in percents)
+    sampling = model.get_model_object("model_sampling")
+    start, end = (float(sampling.percent_to_sigma(percent)) for percent in percents)
     return [end <= sigma <= start for sigma in sigmas[:-1].tolist()]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from einops import rearrange
+import torch
 from torch import Tensor
 
 
@@ -23,13 +23,17 @@ def guided_appearance_attention(
     Returns:
         new key and value; the arguments are not changed.
     """
-    personal, swap = roles.index("personal"), roles.index("swap")
-    pattern = "(chunks roles concepts) t c -> chunks roles concepts t c"
-    key, value = (rearrange(x, pattern, chunks=chunks, roles=len(roles)).clone() for x in (key, value))
+    key_by_role, value_by_role = (by_role(x, roles, chunks) for x in (key, value))
+    personal = value_by_role["personal"]
+    key_by_role["swap"] = key_by_role["personal"]
+    value_by_role["swap"] = personal + alpha * (personal - value_by_role["swap"])
+    # each row is written once, where the whole batch has to lie in one piece for the projections
+    return tuple(torch.stack([x[role] for role in roles], 1).flatten(0, 2) for x in (key_by_role, value_by_role))
 
-    key[:, swap] = key[:, personal]
-    value[:, swap] = value[:, personal] + alpha * (value[:, personal] - value[:, swap])
-    return key.flatten(0, 2), value.flatten(0, 2)
+
+def by_role(x: Tensor, roles: tuple[str, ...], chunks: int) -> dict[str, Tensor]:
+    """(chunks * len(roles) * concepts, ...) → for each role its rows (chunks, concepts, ...), without a copy."""
+    return dict(zip(roles, x.unflatten(0, (chunks, len(roles), -1)).unbind(1), strict=True))
 
 
 def attend_to_objects(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..batching import in_groups
+from ..batching import fetch, in_groups, is_torch_oom
 from ..schedule import posterior_mean, to_denoised, to_eps
 
 
@@ -44,6 +44,7 @@ def ddpm_invert(
     seed: int,
     timesteps_per_call: int = 1,
     callback: Callable[[int, Tensor], None] | None = None,
+    is_oom: Callable[[Exception], bool] = is_torch_oom,
 ) -> Inversion:
     """Inverts `x0`. No timestep depends on another, so many of them share a model call.
 
@@ -54,6 +55,7 @@ def ddpm_invert(
         seed: of the trajectory's noise.
         timesteps_per_call: batch size; halved when it does not fit in memory.
         callback: called with (timesteps done, latest denoised estimate (1, C, H, W)).
+        is_oom: see `in_groups`.
     """
     trajectory = edit_friendly_trajectory(x0, sigmas, seed)
 
@@ -64,7 +66,7 @@ def ddpm_invert(
             callback(timesteps.stop, to_denoised(x[-1:], eps[-1:], sigma[-1]))
         return eps
 
-    eps, _ = in_groups(predict, len(sigmas) - 1, timesteps_per_call)
+    eps, _ = in_groups(predict, len(sigmas) - 1, timesteps_per_call, is_oom)
     return Inversion(sigmas, trajectory, eps, seed)
 
 
@@ -80,7 +82,7 @@ class InversionStep(NamedTuple):
 
 def inversion_step(inversion: Inversion, i: int, device: torch.device) -> InversionStep:
     trajectory, eps = inversion.trajectory, inversion.eps
-    back, back_next, eps_back = (x.to(device, non_blocking=True) for x in (trajectory[i], trajectory[i + 1], eps[i]))
+    back, back_next, eps_back = (fetch(x, device) for x in (trajectory[i], trajectory[i + 1], eps[i]))
     return InversionStep(inversion.sigmas[i], inversion.sigmas[i + 1], back, back_next, eps_back)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..batching import in_groups
+from ..batching import fetch, in_groups, is_torch_oom
 from ..schedule import swap_guidance_scale, to_denoised, to_eps
 from .adain import adain
 from .dilution import Dilution, background_dilution
@@ -65,6 +65,7 @@ def sample_pnp_mix(
     object_masks: Tensor | None = None,
     concepts_per_call: int = 1,
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
+    is_oom: Callable[[Exception], bool] = is_torch_oom,
 ) -> tuple[Tensor, Tensor]:
     """Blends n concepts into the inverted background.
 
@@ -83,6 +84,7 @@ def sample_pnp_mix(
             guided step brings the rendered objects to the channel statistics of the concepts' objects.
         concepts_per_call: how many concepts share a model call; halved when they do not fit.
         callback: called with (step, denoised output (C, H, W), denoised branches (n, C, H, W)).
+        is_oom: see `in_groups`.
     Returns:
         output latent (C, H, W) and branches (n, C, H, W).
     """
@@ -94,9 +96,9 @@ def sample_pnp_mix(
         eps_branches = torch.zeros_like(branches)
         if concepts > 0:
             weight = swap_guidance_scale(swap_guidance, i, steps)
-            x_per = personal[i].to(device, non_blocking=True)
+            x_per = fetch(personal[i], device)
             predict = partial(predict_noise, denoise, x_per, branches, back.sigma, guided[i], weight)
-            eps_branches, concepts_per_call = in_groups(predict, concepts, concepts_per_call)
+            eps_branches, concepts_per_call = in_groups(predict, concepts, concepts_per_call, is_oom)
 
         eps = mix_noise(back.eps, eps_branches, masks)
         if mix_branches:
@@ -108,11 +110,11 @@ def sample_pnp_mix(
 
         latents = edit_friendly_step(latents, eps, back)
         if object_masks is not None and guided[i]:
-            x_per, branches = personal[i + 1].to(device, non_blocking=True), latents[1:]
+            x_per, branches = fetch(personal[i + 1], device), latents[1:]
             change = (adain(branches, masks, x_per, object_masks) - branches) * masks
             latents = latents + torch.cat([change.sum(0, keepdim=True), change])
         if dilution is not None:
-            inpaint = dilution.trajectory[i + 1].to(device, non_blocking=True)
+            inpaint = fetch(dilution.trajectory[i + 1], device)
             latents = torch.cat([latents[:1], background_dilution(latents[1:], inpaint, dilution)])
 
     return latents[0], latents[1:]

@@ -101,8 +101,9 @@ class PnPMix:
         processors = {name: Attention(name, self.notes) for name in self.unet.attn_processors}
         self.unet.set_attn_processor(processors)
         self.abar = alphas_cumprod()
-        # ComfyUI's ddim_uniform: every 1000 // steps-th timestep from 1, the noisiest `skip` of them left out
-        self.timesteps = list(range(1, 1000, 1000 // self.steps))[::-1][-(self.steps - self.skip) :]
+        # ComfyUI's ddim_uniform: every 1000 // steps-th timestep from 1, without the share `skip` of `steps`
+        every = list(range(1, 1000, 1000 // self.steps))[::-1]
+        self.timesteps = every[round(len(every) * self.skip / self.steps) :]
 
     # The schedule
 
