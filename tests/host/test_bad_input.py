@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from comfy_host import Graph, refused
+from comfy_host import Graph, pack_module, refused
 from mixer_graph import NEGATIVE, appearance, chain, concept, dilution, invert, mixer
 from pictures import HEIGHT, WIDTH, latent
 from small_models import LAYOUTS, Layout, comfy_model, conditioning
@@ -163,9 +163,25 @@ def inpainting_model():
     return comfy_model(Layout("SD15", "EPS", layout.diffusers | {"in_channels": 9}, layout.comfy | {"in_channels": 9}))
 
 
+def depth_model():
+    """As Lotus: a UNet that turns a photo into depth in one step."""
+    layout = LAYOUTS["SD 1.x"]
+    return comfy_model(Layout("SD15", "IMG_TO_IMG", layout.diffusers, layout.comfy))
+
+
+def model_with_another_latent_format():
+    import comfy.latent_formats
+
+    patched = comfy_model(LAYOUTS["SD 1.x"]).clone()
+    patched.add_object_patch("latent_format", comfy.latent_formats.SD3())
+    return patched
+
+
 @pytest.mark.parametrize(
     "make, words",
     [
+        (depth_model, ("single step", "SDXL checkpoint")),
+        (model_with_another_latent_format, ("4 channels instead of 16",)),
         (flow_model, ("flow-matching", "SDXL checkpoint")),
         (transformer_model, ("transformer", "SDXL checkpoint")),
         (inpainting_model, ("9 channels", "base checkpoint")),
@@ -246,3 +262,13 @@ def test_choice_that_does_not_exist(model):
     graph = Graph()
     mixed = mixer(graph, model, invert(graph, model), chain(graph, 1), overlap="hidden")
     stops(graph, mixed, "overlap", "'hidden'", "shared")
+
+
+@pytest.mark.parametrize("name, ratio", [("SD15", 8), ("HunyuanImage21", 32), ("LTXV", 32), ("Wan22", 16)])
+def test_pixels_to_a_cell_are_those_of_the_family(model, name, ratio):
+    """Also on hosts that do not tell."""
+    import comfy.latent_formats
+
+    patched = model.clone()
+    patched.add_object_patch("latent_format", getattr(comfy.latent_formats, name)())
+    assert pack_module("host.checks").downscale_ratio(patched) == ratio

@@ -83,6 +83,29 @@ def test_control_net(model, plain, percents):
     assert_invariants(run_pnp_mix(model, cfg=4.0, **conditionings), plain)
 
 
+def personal_predictions(model, **inputs) -> list[torch.Tensor]:
+    """What the UNet predicts for the personal rows, the first two of each call of the mixer."""
+    predictions = []
+    hook = model.model.diffusion_model.register_forward_hook(
+        lambda _, args, output: predictions.append(output[:2].clone()) if len(output) == 6 else None
+    )
+    try:
+        run_pnp_mix(model, **inputs)
+    finally:
+        hook.remove()
+    return predictions[-6:]  # the inversion may have calls of as many rows
+
+
+def test_a_control_nets_hint_is_not_added_to_the_persons_picture(model):
+    graph = Graph()
+    image = torch.rand(1, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(0))
+    hint = dict(control_net=small_control_net(), image=image, strength=1.0, start_percent=0.0, end_percent=1.0)
+    controlled = graph.add("ControlNetApplyAdvanced", positive=POSITIVE, negative=NEGATIVE, **hint)
+    conditionings = graph.run(positive=controlled, negative=output(controlled, 1))
+    plain, hinted = personal_predictions(model), personal_predictions(model, **conditionings)
+    assert all(relative_error(theirs, ours) < 1e-5 for theirs, ours in zip(hinted, plain, strict=True))
+
+
 def test_rescale_cfg(model):
     graph = Graph()
     rescaled = graph.run(model=graph.add("RescaleCFG", model=model, multiplier=0.7))["model"]
@@ -142,6 +165,48 @@ def test_merged_tokens(model, plain):
     assert_invariants(run_pnp_mix(merging), plain)
     with refused("Mask Noise Mixer", "'model'", "merges", "object_mask"):
         run_pnp_mix(merging, object_mask=mask_batch(1))
+
+
+def test_tiles_in_one_batch_are_refused(model):
+    """As packs for tiled diffusion lay them out: whose row is whose could not be told."""
+
+    def in_tiles(apply_model, arguments):
+        tiles = torch.cat(arguments["input"].chunk(2, dim=-1))
+        twice = {"c_crossattn": torch.cat([arguments["c"]["c_crossattn"]] * 2)}
+        result = apply_model(tiles, torch.cat([arguments["timestep"]] * 2), **(arguments["c"] | twice))
+        return torch.cat(result.chunk(2), dim=-1)
+
+    tiled = model.clone()
+    tiled.set_model_unet_function_wrapper(in_tiles)
+    with refused("Mask Noise Mixer", "'model'", "batch", "tiled diffusion"):
+        run_pnp_mix(tiled)
+
+
+def test_an_object_mask_beside_a_prompt_that_is_limited_to_an_area(model):
+    """Targets read their object's cells inside the area, in the layer's own grid."""
+    seen = []
+
+    def watch(attention, query, *others, **options):
+        seen.append(query.shape[1])
+        return attention(query, *others, **options)
+
+    graph = Graph()
+    place = dict(width=0.5, height=0.5, x=0.25, y=0.25, strength=1.0)
+    limited = graph.add("ConditioningSetAreaPercentage", conditioning=conditioning(4), **place)
+    positive = graph.run(positive=graph.add("ConditioningCombine", conditioning_1=POSITIVE, conditioning_2=limited))
+    watched = model.clone()
+    watched.model_options["transformer_options"]["optimized_attention_override"] = watch
+    run_pnp_mix(watched, concepts=1, object_mask=mask_batch(2), **positive)
+
+    targets = set()
+    for top, left, height, width in ((0, 0, HEIGHT, WIDTH), (24, 32, 48, 64)):
+        picture = torch.from_numpy(ellipse(0))[top : top + height, left : left + width]
+        for level in range(4):
+            cells = [-(-side // (8 * 2**level)) for side in (height, width)]
+            share = torch.nn.functional.adaptive_avg_pool2d(picture[None], cells)
+            targets |= {cells[0] * cells[1], int((share >= min(0.5, float(share.max()))).sum())}
+    assert set(seen) <= targets
+    assert len(set(seen)) > 8, "whole layers and targets, in the picture and in the area"
 
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0])

@@ -56,6 +56,16 @@ def test_every_scheduler_replays(layout, steps, skip):
         assert relative_error(replay(inversion), x0) < 1e-5, scheduler
 
 
+@pytest.mark.parametrize("skip, left, noisiest", [(0, 31, 991), (10, 21, 661)])
+def test_steps_that_do_not_divide_the_schedule_cut_nothing_but_the_share_that_is_skipped(skip, left, noisiest):
+    """ddim_uniform takes every 33rd timestep from 1 for 30 steps, which are 31."""
+    model = comfy_model(LAYOUTS["SD 1.x"])
+    graph = Graph()
+    inversion = graph.run(inversion=invert(graph, model, steps=30, skip_steps=skip, cfg=1.0))["inversion"].inversion
+    assert len(inversion.eps) == left
+    assert inversion.sigmas[0] == model.model.model_sampling.sigmas[noisiest]
+
+
 @pytest.mark.parametrize("scheduler", ["ddim_uniform", "karras", "simple"])
 @pytest.mark.parametrize("skip", [0, 5])
 def test_background_comes_back_outside_the_masks(scheduler, skip):

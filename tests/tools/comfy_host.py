@@ -137,3 +137,11 @@ def refused(*words: str) -> Iterator[None]:
 def output(link: list, index: int) -> list:
     """Another output of the same node."""
     return [link[0], index]
+
+
+def pack_module(name: str):
+    """A module of the pack as ComfyUI loaded it, such as "host.checks" of nodes/."""
+    import nodes
+
+    beginning = nodes.NODE_CLASS_MAPPINGS["PnPMixSampler"].__module__.removesuffix("mixer.mixing")
+    return sys.modules[beginning + name]

@@ -13,7 +13,7 @@ from pnpmix.mixer.dilution import Dilution, background_dilution
 from pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
 from pnpmix.mixer.mixing import mix_branch_noise, mix_noise
 from pnpmix.mixer.sampling import roles_needed, sample_pnp_mix
-from pnpmix.schedule import posterior_mean, swap_guidance_scale
+from pnpmix.schedule import posterior_mean, swap_guidance_scale, without_noisiest
 
 
 def test_posterior_mean_is_ddim_with_eta_1():
@@ -215,3 +215,10 @@ def test_the_loop_never_waits_for_the_device(adain):
     )
     assert output.device == branches.device == device
     assert branches.shape == (n, *output.shape) == (n, 4, 8, 8)
+
+
+@pytest.mark.parametrize("steps, skip, left", [(10, 4, 6), (15, 5, 7), (5, 4, 2), (5, 0, 10)])
+def test_the_share_that_is_skipped_is_that_of_the_steps_asked_for(steps, skip, left):
+    """A scheduler that gives ten steps, whatever it is asked for."""
+    sigmas = torch.arange(10.0, -1, -1)
+    assert without_noisiest(sigmas, steps, skip).tolist() == list(range(left, -1, -1))
