@@ -14,6 +14,7 @@ from ...pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_traj
 from ...pnpmix.mixer.sampling import Rows, roles_needed, sample_pnp_mix
 from ..host.memory import is_oom, pinned, place_for, rows_that_fit
 from ..host.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground
+from .caches import cache_of_each_layout
 from .patches import ROWS, areas_of, install_appearance, keep_hints_from_personal_rows
 
 # Timesteps of an inversion in one call, at most: between calls progress, preview and Cancel get their turn.
@@ -147,8 +148,12 @@ class MixSampler(comfy.samplers.Sampler):
             inpaint = pinned(trajectory(inpainted.latent, inversion.seed), device)
             dilution = Dilution(inpaint, self.boxes.to(device), inpainted.beta, inpainted.outside)
 
+        transformer_options = model_options["transformer_options"]
+        cache_of = cache_of_each_layout(transformer_options, model.model_sampling)
+
         def denoise(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
-            options = {**model_options, "transformer_options": {**model_options["transformer_options"], ROWS: rows}}
+            told = {**transformer_options, **cache_of(rows), ROWS: rows}
+            options = {**model_options, "transformer_options": told}
             return model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
 
         def preview(step: int, output: Tensor, branches: Tensor) -> None:

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from comfy_host import Graph, output, refused
-from mixer_graph import NEGATIVE, POSITIVE, run_pnp_mix
+from mixer_graph import NEGATIVE, POSITIVE, appearance, chain, invert, mixer, run_pnp_mix
 from oracle import relative_error
 from pictures import HEIGHT, WIDTH, ellipse, latent, mask_batch
 from small_models import LAYOUTS, comfy_model, conditioning
@@ -104,6 +104,59 @@ def test_a_control_nets_hint_is_not_added_to_the_persons_picture(model):
     conditionings = graph.run(positive=controlled, negative=output(controlled, 1))
     plain, hinted = personal_predictions(model), personal_predictions(model, **conditionings)
     assert all(relative_error(theirs, ours) < 1e-5 for theirs, ours in zip(hinted, plain, strict=True))
+
+
+@pytest.mark.parametrize(
+    "node, inputs",
+    [
+        ("FreeU_V2", dict(b1=1.3, b2=1.4, s1=0.9, s2=0.2)),
+        ("PerturbedAttentionGuidance", dict(scale=3.0)),
+        ("SelfAttentionGuidance", dict(scale=0.5, blur_sigma=2.0)),
+        ("HyperTile", dict(tile_size=32, swap_size=2, max_depth=0, scale_depth=False)),
+        (
+            "PatchModelAddDownscale",
+            dict(
+                block_number=3,
+                downscale_factor=2.0,
+                start_percent=0.0,
+                end_percent=0.9,
+                downscale_after_skip=True,
+                downscale_method="bicubic",
+                upscale_method="bicubic",
+            ),
+        ),
+        ("ModelSamplingDiscrete", dict(sampling="lcm", zsnr=False)),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_what_people_patch_for_speed_or_quality(model, plain, node, inputs):
+    graph = Graph()
+    patched = graph.run(model=graph.add(node, model=model, **inputs))["model"]
+    assert_invariants(run_pnp_mix(patched), plain)
+
+
+@pytest.mark.parametrize("node", ["EasyCache", "LazyCache"])
+def test_caches_that_keep_outputs_from_call_to_call(model, node):
+    """Calls have other rows after end_percent, and where concepts take turns; each kind of call has its own cache."""
+    graph = Graph()
+    settings = dict(reuse_threshold=0.6, start_percent=0.0, end_percent=1.0, verbose=False)
+    cached = graph.run(model=graph.add(node, model=model, **settings))["model"]
+    results, calls = {}, []
+    hook = model.model.diffusion_model.time_embed.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    for name, patched in (("plain", model), ("cached", cached)):
+        graph = Graph()
+        inversion = graph.run(inversion=invert(graph, model, steps=25, skip_steps=5))["inversion"]
+        calls.clear()
+        graph = Graph()
+        guided = appearance(graph, patched, end_percent=0.6)
+        mixed = mixer(graph, guided, inversion, chain(graph, 2))
+        samples = graph.run(latent=mixed, references=output(mixed, 1))
+        results[name] = {key: value["samples"] for key, value in samples.items()}
+        results[name]["calls"] = len(calls)
+    hook.remove()
+    assert_invariants(results["cached"], {"latent": latent(0)})
+    assert relative_error(results["cached"]["latent"], results["plain"]["latent"]) < 0.2
+    assert results["cached"]["calls"] < results["plain"]["calls"], "nothing was cached"
 
 
 def test_rescale_cfg(model):
