@@ -13,6 +13,9 @@ from ..host.checks import (
     check_conditioning,
     check_latent,
     check_model,
+    check_numbers,
+    check_predictions,
+    falls_to_zero,
     model_family,
 )
 from ..host.types import CATEGORY, InversionType, InvertedLatent, schema
@@ -91,11 +94,12 @@ class PnPMixDDPMInvert(io.ComfyNode):
     @override
     def execute(cls, model, positive, negative, latent, steps, skip_steps, cfg, seed, scheduler) -> io.NodeOutput:
         node = "DDPM Invert"
+        check_numbers(node, steps=steps, skip_steps=skip_steps, cfg=cfg, seed=seed)
         check_model(node, model)
         samples = check_latent(node, "latent", latent)
         check_channels(node, "latent", samples, model)
         for name, conditioning in (("positive", positive), ("negative", negative)):
-            check_conditioning(node, name, conditioning)
+            check_conditioning(node, name, conditioning, model)
         sigmas = falling_sigmas(model, scheduler, steps, skip_steps)
 
         guider = RowGuider(model, positive, negative, cfg)
@@ -103,6 +107,8 @@ class PnPMixDDPMInvert(io.ComfyNode):
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
         noise = torch.zeros((min(4, len(sigmas) - 1), *samples.shape[1:]))  # ComfyUI frees memory for this shape
         guider.sample(noise, samples, sampler, sigmas, callback=callback, seed=seed)
+
+        check_predictions(node, sampler.inversion.eps)
 
         settings = {"steps": steps, "skip_steps": skip_steps, "cfg": cfg, "scheduler": scheduler}
         settings = {name: str(value) for name, value in settings.items()}
@@ -117,7 +123,7 @@ def falling_sigmas(model, scheduler: str, steps: int, skip_steps: int) -> torch.
     check_choice(node, "scheduler", scheduler, comfy.samplers.SCHEDULER_NAMES)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
     sigmas = sigmas[-(steps - skip_steps + 1) :].float().cpu()
-    if sigmas[-1] != 0 or len(sigmas) < 2 or (sigmas[1:] > sigmas[:-1]).any() or (sigmas[:-1] <= 0).any():
+    if not falls_to_zero(sigmas):
         raise BadInput(node, "scheduler", f"'{scheduler}' does not fall to 0 with {steps} steps.", "Use ddim_uniform.")
     return sigmas
 
