@@ -50,9 +50,8 @@ def save_new(node: str, prefix: str, base: str, extension: str, data: bytes) -> 
                     return os.path.relpath(path, base).replace(os.sep, "/")
     except OSError as error:
         fault = f"it cannot be saved in {base} ({error.strerror})."
-        raise BadInput(
-            node, "filename_prefix", fault, REMEDIES.get(error.errno, "Use another name or disk.")
-        ) from error
+        remedy = REMEDIES.get(error.errno, "Use another name or disk.")
+        raise BadInput(node, "filename_prefix", fault, remedy) from error
 
 
 def plain_prefix(node: str, prefix: str, base: str) -> str:

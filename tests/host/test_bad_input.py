@@ -14,6 +14,13 @@ def model():
     return comfy_model(LAYOUTS["SD 1.x"])
 
 
+@pytest.fixture(scope="module")
+def inversion(model):
+    """Of two steps, for tests of what comes with it."""
+    graph = Graph()
+    return graph.run(inversion=invert(graph, model, steps=4, skip_steps=2))["inversion"]
+
+
 def stops(graph: Graph, link: list, *words: str) -> None:
     with refused(*words):
         graph.run(result=link)
@@ -83,13 +90,20 @@ def test_scheduler_that_gives_no_numbers(model, monkeypatch):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_model_that_predicts_no_numbers(model, value):
+def test_model_that_predicts_no_numbers(model, inversion, value):
     patched = model.clone()
     patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * value)
     graph = Graph()
-    stops(graph, invert(graph, patched), "DDPM Invert", "'model'", "NaN or infinity", "--force-fp32")
+    stops(
+        graph,
+        invert(graph, patched, steps=2, skip_steps=1),
+        "DDPM Invert",
+        "'model'",
+        "NaN or infinity",
+        "--force-fp32",
+    )
     graph = Graph()
-    mixed = mixer(graph, patched, invert(graph, model), chain(graph, 1))
+    mixed = mixer(graph, patched, inversion, chain(graph, 1))
     stops(graph, mixed, "Mask Noise Mixer", "'model'", "NaN or infinity", "--force-fp32")
 
 
@@ -98,7 +112,7 @@ def test_latents_that_are_none(model):
         (latent(0)[:0], ("is empty", "VAE")),
         (latent(0)[..., :0], ("is empty", "VAE")),
         (latent(0)[0], ("shape (4, 12, 16)", "VAE")),
-        (torch.nested.as_nested_tensor([latent(0)[0]], layout=torch.strided), ("several latents", "VAE")),
+        (torch.nested.as_nested_tensor([latent(0)[0]], layout=torch.jagged), ("several latents", "VAE")),
     ):
         graph = Graph()
         stops(graph, invert(graph, model, latent={"samples": samples}), "DDPM Invert", "'latent'", *words)
@@ -210,13 +224,13 @@ def blob(height: int, width: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["mask", "object_mask"])
-def test_mask_of_another_shape_is_not_squeezed(model, name):
+def test_mask_of_another_shape_is_not_squeezed(model, inversion, name):
     for height, width in ((HEIGHT, HEIGHT), (WIDTH, HEIGHT), (HEIGHT, WIDTH + 24), (400, 600)):
         graph = Graph()
         link = concept(graph, 0, **{name: blob(height, width)})
         stops(
             graph,
-            mixer(graph, model, invert(graph, model), link),
+            mixer(graph, model, inversion, link),
             f"Concept 'concept 0', input '{name}'",
             f"{width} x {height}",
             f"{WIDTH} x {HEIGHT}",
@@ -233,28 +247,28 @@ def test_mask_of_another_shape_than_the_picture_to_empty():
     stops(graph, link, "Inpaint Background, input 'mask'", *words)
 
 
-def test_mask_of_a_picture_that_was_cut_to_whole_cells(model):
+def test_mask_of_a_picture_that_was_cut_to_whole_cells(model, inversion):
     """No error: VAE Encode takes less than a cell off each side, and other nodes round to cells."""
     for height, width in ((HEIGHT + 7, WIDTH), (HEIGHT, WIDTH + 7), (HEIGHT - 4, WIDTH + 4), (13, 17), (750, 1000)):
         graph = Graph()
         link = concept(graph, 0, mask=blob(height, width), object_mask=blob(height, width))
-        assert graph.run(latent=mixer(graph, model, invert(graph, model), link))["latent"]["samples"].isfinite().all()
+        assert graph.run(latent=mixer(graph, model, inversion, link))["latent"]["samples"].isfinite().all()
 
 
-def test_mask_that_is_white_everywhere_fits_every_picture(model):
+def test_mask_that_is_white_everywhere_fits_every_picture(model, inversion):
     graph = Graph()
-    mixed = mixer(graph, model, invert(graph, model), concept(graph, 0, mask=torch.ones(1, 64, 64)))
+    mixed = mixer(graph, model, inversion, concept(graph, 0, mask=torch.ones(1, 64, 64)))
     assert graph.run(latent=mixed)["latent"]["samples"].isfinite().all()
 
 
-def test_mask_beyond_black_and_white(model):
+def test_mask_beyond_black_and_white(model, inversion):
     """No error: other nodes make them by adding and subtracting; they mean black and white."""
     mask = blob(HEIGHT, WIDTH)
     results = []
     for wild in (mask, mask * 6 - 3):
         graph = Graph()
         link = concept(graph, 0, mask=wild, object_mask=wild)
-        mixed = mixer(graph, appearance(graph, model, adain=True), invert(graph, model), link, feather=20)
+        mixed = mixer(graph, appearance(graph, model, adain=True), inversion, link, feather=20)
         results.append(graph.run(latent=mixed)["latent"]["samples"])
     assert torch.equal(*results)
 
@@ -379,30 +393,30 @@ def test_batch_of_prompts(model):
     stops(graph, mixed, "Mask Noise Mixer", "'positive'")
 
 
-def test_prompt_of_another_text_encoder(model):
+def test_prompt_of_another_text_encoder(model, inversion):
     wide = [[torch.zeros(1, 77, 2048), {"pooled_output": torch.zeros(1, 1280)}]]
     words = ("2048 numbers wide", "reads 48", "CLIP of the same checkpoint")
     for name in ("positive", "negative"):
         graph = Graph()
         stops(graph, invert(graph, model, **{name: wide}), f"DDPM Invert, input '{name}'", *words)
         graph = Graph()
-        mixed = mixer(graph, model, invert(graph, model), chain(graph, 1), **{name: wide})
+        mixed = mixer(graph, model, inversion, chain(graph, 1), **{name: wide})
         stops(graph, mixed, f"Mask Noise Mixer, input '{name}'", *words)
     graph = Graph()
-    mixed = mixer(graph, model, invert(graph, model), chain(graph, 1, positive=wide))
+    mixed = mixer(graph, model, inversion, chain(graph, 1, positive=wide))
     stops(graph, mixed, "Concept 'concept 0', input 'positive'", *words)
 
 
-def test_no_prompt_at_all(model):
+def test_no_prompt_at_all(model, inversion):
     words = ("no prompt", "CLIP Text Encode")
     for name in ("positive", "negative"):
         graph = Graph()
         stops(graph, invert(graph, model, **{name: []}), f"DDPM Invert, input '{name}'", *words)
         graph = Graph()
-        mixed = mixer(graph, model, invert(graph, model), chain(graph, 1), **{name: []})
+        mixed = mixer(graph, model, inversion, chain(graph, 1), **{name: []})
         stops(graph, mixed, f"Mask Noise Mixer, input '{name}'", *words)
     graph = Graph()
-    mixed = mixer(graph, model, invert(graph, model), chain(graph, 1, positive=[]))
+    mixed = mixer(graph, model, inversion, chain(graph, 1, positive=[]))
     stops(graph, mixed, "Concept 'concept 0', input 'positive'", *words)
 
 
