@@ -1,5 +1,7 @@
 """Checks of what comes in. Every message names the node, the input, the fault and the remedy."""
 
+import math
+
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_sampling import EPS, IMG_TO_IMG
@@ -52,13 +54,34 @@ def downscale_ratio(model) -> int:
     return getattr(latent_format, "spacial_downscale_ratio", known)
 
 
+def check_numbers(node: str, **numbers: float) -> None:
+    """Refuses NaN and infinity, which JSON and other nodes may bring and no minimum or maximum catches."""
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise BadInput(node, name, f"it is {number}.", "Enter a number, or mend the node that it comes from.")
+
+
+def falls_to_zero(sigmas: Tensor) -> bool:
+    """Whether these are the noise levels of at least one step: positive, finite, never rising, and 0 at the end."""
+    falling = (sigmas[:-1] > 0).all() and (sigmas[1:] <= sigmas[:-1]).all()
+    return len(sigmas) > 1 and bool(falling and torch.isfinite(sigmas).all() and sigmas[-1] == 0)
+
+
+def check_predictions(node: str, predictions: Tensor) -> None:
+    if not torch.isfinite(predictions).all():
+        remedy = "Start ComfyUI with --force-upcast-attention or --force-fp32, or load another checkpoint."
+        raise BadInput(node, "model", "in this precision it predicts NaN or infinity.", remedy)
+
+
 def check_latent(node: str, name: str, latent: dict) -> Tensor:
     """The one latent (1, C, H, W) float32 of a LATENT."""
-    samples = latent["samples"]
+    samples, encode = latent["samples"], "Encode an image with the checkpoint's VAE."
+    if not isinstance(samples, Tensor) or samples.is_nested:  # as of models that make picture and sound
+        raise BadInput(node, name, "it holds several latents in one.", encode)
     if samples.ndim != 4:
-        raise BadInput(
-            node, name, f"it has shape {tuple(samples.shape)}.", "Encode an image with the checkpoint's VAE."
-        )
+        raise BadInput(node, name, f"it has shape {tuple(samples.shape)}.", encode)
+    if samples.numel() == 0:
+        raise BadInput(node, name, f"it is empty (shape {tuple(samples.shape)}).", encode)
     if samples.shape[0] != 1:
         raise BadInput(node, name, f"it is a batch of {samples.shape[0]}.", "Pick one with Latent From Batch.")
     if not torch.isfinite(samples).all():
@@ -82,25 +105,51 @@ def check_channels(node: str, name: str, latent: Tensor, model) -> None:
         )
 
 
-def check_conditioning(node: str, name: str, conditioning: list) -> None:
+def check_conditioning(node: str, name: str, conditioning: list, model) -> None:
+    if len(conditioning) == 0:
+        raise BadInput(node, name, "it holds no prompt.", "Wire CLIP Text Encode.")
+    expected = model.model.model_config.unet_config.get("context_dim")
     for cross_attn, _ in conditioning:
-        if cross_attn is not None and cross_attn.shape[0] != 1:
+        if cross_attn is None:
+            continue
+        if cross_attn.shape[0] != 1:
             raise BadInput(node, name, f"it is a batch of {cross_attn.shape[0]} prompts.", "Wire one prompt.")
+        if expected is not None and cross_attn.shape[-1] != expected:
+            fault = f"its tokens are {cross_attn.shape[-1]} numbers wide, this model reads {expected}."
+            raise BadInput(node, name, fault, "Encode the prompt with the CLIP of the same checkpoint.")
 
 
 def check_mask(node: str, name: str, mask: Tensor, remedy: str) -> Tensor:
-    """The one mask (h, w) of a MASK."""
-    if mask.ndim == 3 and mask.shape[0] != 1:
-        fault = f"it is a batch of {mask.shape[0]}."
+    """The one mask (h, w) of a MASK, in 0..1."""
+    height, width = mask.shape[-2:]
+    if mask.numel() > height * width:
+        fault = f"it is a batch of {mask.numel() // (height * width)}."
         raise BadInput(node, name, fault, "Pick one, or join them with Mask Composite (add).")
-    mask = mask.reshape(mask.shape[-2:]).float().cpu()
-    if not torch.isfinite(mask).all() or mask.max() < 0.5:
+    if mask.numel() == 0 or not torch.isfinite(mask).all() or mask.max() < 0.5:
         raise BadInput(node, name, "it is empty.", remedy)
-    return mask
+    return mask.reshape(height, width).float().cpu().clamp(0, 1)
+
+
+def check_aspect(node: str, name: str, mask: Tensor | None, height: int, width: int) -> None:
+    """Refuses a mask (..., h, w) that would have to be squeezed onto its picture; None passes.
+
+    Another scale of the same picture is fine. VAE Encode cuts a picture down to whole cells of 8 pixels and other
+    nodes round to them, each side by itself, so one cell in the longer side is allowed, and one pixel of a coarser
+    mask. A mask that is the same everywhere has no shape.
+    """
+    if mask is None or mask.numel() == 0 or mask.min() == mask.max():
+        return
+    own_height, own_width = mask.shape[-2:]
+    allowed = max(8 * max(own_height, own_width), height, width)
+    if abs(own_width * height - own_height * width) > allowed:
+        fault = f"it is {own_width} x {own_height} pixels, another shape than its picture's {width} x {height}."
+        raise BadInput(node, name, fault, "Scale or crop the mask together with its picture.")
 
 
 def check_image(node: str, name: str, image: Tensor) -> None:
     """Refuses what is no colour picture; an alpha channel is fine."""
+    if image.ndim != 4 or image.numel() == 0:
+        raise BadInput(node, name, f"it has shape {tuple(image.shape)}.", "Wire a picture.")
     if image.shape[-1] not in (3, 4):
         raise BadInput(node, name, f"it has {image.shape[-1]} channels.", "Wire a colour picture.")
 

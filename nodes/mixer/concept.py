@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..host.checks import check_latent, check_mask
+from ..host.checks import check_latent, check_mask, check_numbers
 from ..host.types import CATEGORY, Concept, ConceptsType, schema
 
 
@@ -60,6 +60,7 @@ class PnPMixConcept(io.ComfyNode):
     def execute(cls, latent, mask, concepts=(), positive=None, seed=1, name="", object_mask=None) -> io.NodeOutput:
         name = name or str(len(concepts) + 1)
         node = f"Concept '{name}'"
+        check_numbers(node, seed=seed)
         samples = check_latent(node, "latent", latent)
         mask = check_mask(node, "mask", mask, "Mark the object of the background in white.")
         if object_mask is not None:

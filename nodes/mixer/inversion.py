@@ -14,6 +14,9 @@ from ..host.checks import (
     check_conditioning,
     check_latent,
     check_model,
+    check_numbers,
+    check_predictions,
+    falls_to_zero,
     model_family,
 )
 from ..host.memory import room_for
@@ -93,11 +96,12 @@ class PnPMixDDPMInvert(io.ComfyNode):
     @override
     def execute(cls, model, positive, negative, latent, steps, skip_steps, cfg, seed, scheduler) -> io.NodeOutput:
         node = "DDPM Invert"
+        check_numbers(node, steps=steps, skip_steps=skip_steps, cfg=cfg, seed=seed)
         check_model(node, model)
         samples = check_latent(node, "latent", latent)
         check_channels(node, "latent", samples, model)
         for name, conditioning in (("positive", positive), ("negative", negative)):
-            check_conditioning(node, name, conditioning)
+            check_conditioning(node, name, conditioning, model)
         sigmas = falling_sigmas(model, scheduler, steps, skip_steps)
 
         guider = RowGuider(model, positive, negative, cfg)
@@ -105,6 +109,8 @@ class PnPMixDDPMInvert(io.ComfyNode):
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
         room = room_for(model, min(sampler.max_rows, len(sigmas) - 1), 1, samples.shape[1:])
         guider.sample(room, samples, sampler, sigmas, callback=callback, seed=seed)
+
+        check_predictions(node, sampler.inversion.eps)
 
         settings = {"steps": steps, "skip_steps": skip_steps, "cfg": cfg, "scheduler": scheduler}
         settings = {name: str(value) for name, value in settings.items()}
@@ -119,7 +125,7 @@ def falling_sigmas(model, scheduler: str, steps: int, skip_steps: int) -> torch.
     sigmas = without_noisiest(sigmas.float().cpu(), steps, skip_steps) if skip_steps < steps else sigmas[-1:]
     if len(sigmas) < 2:
         raise BadInput(node, "skip_steps", f"it leaves no step of {steps}.", f"Set it below {steps}, or raise steps.")
-    if sigmas[-1] != 0 or (sigmas[1:] > sigmas[:-1]).any() or (sigmas[:-1] <= 0).any():
+    if not falls_to_zero(sigmas):
         raise BadInput(node, "scheduler", f"'{scheduler}' does not fall to 0 with {steps} steps.", "Use ddim_uniform.")
     return sigmas
 

@@ -1,19 +1,25 @@
 """Save Inversion and Load Inversion: inversions kept in files."""
 
+import contextlib
+import json
 import os
 
 import folder_paths
-import safetensors
 import safetensors.torch
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
+from torch import Tensor
 from typing_extensions import override
 
 from ...pnpmix.mixer.inversion import Inversion
-from ..host.checks import BadInput
+from ..host.checks import BadInput, falls_to_zero
+from ..host.files import save_new
+from ..host.messages import show
 from ..host.types import CATEGORY, InversionType, InvertedLatent, schema
 
 FORMAT = "pnp-mix inversion 1"
+MAX_SEED = 2**64 - 1
+MAX_HEADER = 10**8  # bytes; what safetensors itself allows
 
 
 def inversions_directory() -> str:
@@ -21,8 +27,11 @@ def inversions_directory() -> str:
 
 
 def saved_inversions() -> list[str]:
-    files, _ = folder_paths.recursive_search(inversions_directory())
-    return sorted(file.replace(os.sep, "/") for file in files if file.endswith(".safetensors"))
+    """Without pipes and devices of that name, which would never end."""
+    base = inversions_directory()
+    files, _ = folder_paths.recursive_search(base)
+    files = (file for file in files if file.endswith(".safetensors") and os.path.isfile(os.path.join(base, file)))
+    return sorted(file.replace(os.sep, "/") for file in files)
 
 
 class PnPMixSaveInversion(io.ComfyNode):
@@ -44,20 +53,13 @@ class PnPMixSaveInversion(io.ComfyNode):
                 ),
             ],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     @override
     def execute(cls, inversion: InvertedLatent, filename_prefix: str) -> io.NodeOutput:
-        base = inversions_directory()
-        try:
-            folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, base)
-        except OSError:
-            raise
-        except Exception as error:  # ComfyUI raises nothing more specific
-            raise BadInput(
-                "Save Inversion", "filename_prefix", f"'{filename_prefix}' is outside {base}.", "Use a plain name."
-            ) from error
+        node = "Save Inversion"
         tensors = {key: x.contiguous() for key, x in inversion.inversion._asdict().items() if key != "seed"}
         metadata = {
             "format": FORMAT,
@@ -65,8 +67,11 @@ class PnPMixSaveInversion(io.ComfyNode):
             "seed": str(inversion.inversion.seed),
             **inversion.settings,
         }
-        safetensors.torch.save_file(tensors, os.path.join(folder, f"{name}_{counter:05}_.safetensors"), metadata)
-        return io.NodeOutput()
+        data = safetensors.torch.save(tensors, metadata)
+        name = save_new(node, filename_prefix, inversions_directory(), ".safetensors", data)
+        message = f"Saved as {name} ({len(data) / 1e6:.1f} MB). Load Inversion finds it; press R there."
+        show(node, cls.hidden.unique_id, [message])
+        return io.NodeOutput(ui=ui.PreviewText(message))
 
 
 class PnPMixLoadInversion(io.ComfyNode):
@@ -103,7 +108,8 @@ class PnPMixLoadInversion(io.ComfyNode):
     @classmethod
     @override
     def fingerprint_inputs(cls, file):
-        return os.path.getmtime(saved_inversion(file)) if file in saved_inversions() else None
+        with contextlib.suppress(BadInput, OSError):  # `execute` says what is wrong
+            return os.path.getmtime(saved_inversion(file))
 
     @classmethod
     @override
@@ -114,7 +120,7 @@ class PnPMixLoadInversion(io.ComfyNode):
 def saved_inversion(file: str) -> str:
     """The path of a file of the list; no other file is ever opened."""
     if file not in saved_inversions():
-        fault = f"'{file}' is not in {inversions_directory()}."
+        fault = "no file is chosen." if file is None else f"{file!r} is not in {inversions_directory()}."
         raise BadInput("Load Inversion", "file", fault, "Save an inversion, then press R.")
     return os.path.join(inversions_directory(), file)
 
@@ -123,21 +129,38 @@ def read_inversion(path: str) -> InvertedLatent:
     name = os.path.basename(path)
     remedy = "Make it again with DDPM Invert and Save Inversion."
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 no dict
-    except safetensors.SafetensorError as error:
+        tensors, metadata = read_tensors(path)
+    except OSError as error:
+        fault = f"{name} cannot be read ({error.strerror})."
+        raise BadInput("Load Inversion", "file", fault, "Press R, and choose another.") from error
+    except Exception as error:  # damage makes json, safetensors and torch raise almost anything
         raise BadInput("Load Inversion", "file", f"{name} is damaged or cut short ({error}).", remedy) from error
 
     seed, family = metadata.pop("seed", ""), metadata.pop("family", None)
-    is_inversion = metadata.pop("format", None) == FORMAT and family is not None and seed.isdecimal()
+    has_seed = seed.isdecimal() and len(seed) <= len(str(MAX_SEED)) and int(seed) <= MAX_SEED
+    is_inversion = metadata.pop("format", None) == FORMAT and family is not None and has_seed
     if not is_inversion or set(tensors) != {"sigmas", "trajectory", "eps"}:
         raise BadInput("Load Inversion", "file", f"{name} is not an inversion.", remedy)
     sigmas, trajectory, eps = (tensors[key].float() for key in ("sigmas", "trajectory", "eps"))
     fits = eps.ndim == 4 and sigmas.shape == (len(eps) + 1,) and trajectory.shape == (len(eps) + 1, *eps.shape[1:])
-    if not fits or not all(torch.isfinite(x).all() for x in (sigmas, trajectory, eps)):
+    finite = torch.isfinite(trajectory).all() and torch.isfinite(eps).all()
+    if not fits or eps.numel() == 0 or not finite or not falls_to_zero(sigmas):
         raise BadInput("Load Inversion", "file", f"{name} holds shapes or values that do not fit together.", remedy)
     return InvertedLatent(Inversion(sigmas, trajectory, eps, int(seed)), family, metadata)
+
+
+def read_tensors(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file; no tensors if it is not in our format.
+
+    In memory of their own: a map of the file, as safetensors makes it, ends the whole server when the file is cut.
+    """
+    with open(path, "rb") as file:
+        length = file.read(8)
+        header = file.read(min(int.from_bytes(length, "little"), MAX_HEADER))
+        metadata = json.loads(header).get("__metadata__") or {}
+        if metadata.get("format") != FORMAT:  # a checkpoint of many GB, perhaps
+            return {}, {}
+        return safetensors.torch.load(length + header + file.read()), metadata
 
 
 NODES = [PnPMixSaveInversion, PnPMixLoadInversion]

@@ -10,10 +10,13 @@ from typing_extensions import override
 from ...pnpmix.masks import cell_weights, expanded_box_mask, last_in_front, share_overlaps, to_image_size
 from ..host.checks import (
     BadInput,
+    check_aspect,
     check_channels,
     check_choice,
     check_conditioning,
     check_model,
+    check_numbers,
+    check_predictions,
     downscale_ratio,
     model_family,
 )
@@ -115,13 +118,14 @@ class PnPMixSampler(io.ComfyNode):
         feather,
         overlap="shared",
     ) -> io.NodeOutput:
+        check_numbers(NODE, cfg=cfg, swap_guidance=swap_guidance, feather=feather)
         check_choice(NODE, "overlap", overlap, OVERLAP)
         check_model(NODE, model)
         check_inversion(model, inversion)
         for concept in concepts:
             check_concept(concept, positive, model, inversion)
         for name, conditioning in (("positive", positive), ("negative", negative)):
-            check_conditioning(NODE, name, conditioning)
+            check_conditioning(NODE, name, conditioning, model)
         inpainted: InpaintedBackground | None = model.model_options.get(DILUTION)
         if inpainted is not None:
             remedy = "Encode the inpainted background in the background's size."
@@ -158,6 +162,7 @@ class PnPMixSampler(io.ComfyNode):
         result = guider.sample(
             noise, torch.zeros_like(noise[:1]), sampler, sigmas, callback=callback, seed=inversion.inversion.seed
         )
+        check_predictions(NODE, result)
         result = result.to(comfy.model_management.intermediate_device())
         return io.NodeOutput({"samples": result[:1]}, {"samples": result[1:]}, ui={"overlay": [overlay]})
 
@@ -182,7 +187,7 @@ def check_concept(concept: Concept, positive: list, model, inversion: InvertedLa
     check_shape(node, concept.latent, inversion, "Scale the picture to the background's size before encoding it.")
     if concept.positive is None or concept.positive is positive:
         return
-    check_conditioning(node, "positive", concept.positive)
+    check_conditioning(node, "positive", concept.positive, model)
     options = concept.positive[0][1]
     special = is_timed(options) or not options.keys().isdisjoint({"area", "mask", "control", "gligen"})
     if len(concept.positive) != 1 or special:
@@ -192,6 +197,8 @@ def check_concept(concept: Concept, positive: list, model, inversion: InvertedLa
 
 def in_pixels(concept: Concept, height: int, width: int) -> Concept:
     """With masks of the picture's size."""
+    for name in ("mask", "object_mask"):
+        check_aspect(f"Concept '{concept.name}'", name, getattr(concept, name), height, width)
     own = None if concept.object_mask is None else to_image_size(concept.object_mask, height, width)
     return concept._replace(mask=to_image_size(concept.mask, height, width), object_mask=own)
 

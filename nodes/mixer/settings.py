@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..host.checks import BadInput, check_channels, check_choice, check_latent, check_model
+from ..host.checks import BadInput, check_channels, check_choice, check_latent, check_model, check_numbers
 from ..host.types import APPEARANCE, CATEGORY, DILUTION, Appearance, InpaintedBackground, schema
 
 LAYERS, OUTSIDE = ["all", "decoder"], ["scaled", "blended"]
@@ -76,6 +76,7 @@ class PnPMixAppearance(io.ComfyNode):
     @override
     def execute(cls, model, alpha, layers, start_percent, end_percent, adain=False) -> io.NodeOutput:
         node = "Guided Appearance Attention"
+        check_numbers(node, alpha=alpha, start_percent=start_percent, end_percent=end_percent)
         check_model(node, model)
         check_choice(node, "layers", layers, LAYERS)
         if start_percent > end_percent:
@@ -130,6 +131,7 @@ class PnPMixDilution(io.ComfyNode):
     @override
     def execute(cls, model, latent, beta, expand, outside) -> io.NodeOutput:
         node = "Background Dilution++"
+        check_numbers(node, beta=beta, expand=expand)
         check_model(node, model)
         check_choice(node, "outside", outside, OUTSIDE)
         samples = check_latent(node, "latent", latent)

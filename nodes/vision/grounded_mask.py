@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ...pnpmix.masks import gaussian_blur, grow
-from ..host.checks import BadInput, check_choice, check_image
+from ..host.checks import BadInput, check_choice, check_image, check_numbers
 from ..host.types import CATEGORY, DetectorType, SegmenterType, schema
 
 NODE = "Grounded Mask"
@@ -84,6 +84,7 @@ class PnPMixGroundedMask(io.ComfyNode):
     ) -> io.NodeOutput:
         from ...pnpmix.vision.drawing import draw_objects
 
+        check_numbers(NODE, box_threshold=box_threshold, text_threshold=text_threshold, expand=expand, feather=feather)
         check_image(NODE, "image", image)
         check_choice(NODE, "pick", pick, PICK)
         height, width = image.shape[1:3]

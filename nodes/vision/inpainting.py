@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ...pnpmix.masks import to_image_size
 from ...pnpmix.vision.inpainting import MAX_SIDE, fill_by_model, fill_smoothly, fill_weights, inpaint
-from ..host.checks import BadInput, check_image
+from ..host.checks import BadInput, check_aspect, check_image, check_numbers
 from ..host.loading import load_weights, patcher_of
 from ..host.messages import show
 from ..host.types import CATEGORY, InpaintModelType, schema
@@ -101,7 +101,9 @@ class PnPMixInpaintBackground(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, image, mask, inpaint_model=None, expand=8, feather=4) -> io.NodeOutput:
+        check_numbers(NODE, expand=expand, feather=feather)
         check_image(NODE, "image", image)
+        check_aspect(NODE, "mask", mask, *image.shape[1:3])
         image, device = image.cpu(), comfy.model_management.intermediate_device()
         masks, messages = objects_to_remove(mask, len(image), image.shape[1:3])
         if not masks.any((1, 2)).all():
@@ -132,7 +134,7 @@ class PnPMixInpaintBackground(io.ComfyNode):
 
 def objects_to_remove(mask: Tensor, count: int, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
     """The binary mask (H, W) of each of `count` pictures, and what had to be done for it."""
-    mask, messages = mask.reshape(-1, *mask.shape[-2:]).float().cpu(), []
+    mask, messages = mask.reshape(-1, *mask.shape[-2:]).float().cpu().clamp(0, 1), []
     if mask.shape[1:] != size:
         (height, width), (was_height, was_width) = size, mask.shape[1:]
         messages.append(f"Warning: mask resized from {was_width} x {was_height} to {width} x {height}.")

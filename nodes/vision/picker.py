@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..host.checks import BadInput
+from ..host.checks import BadInput, check_numbers
 from ..host.messages import thumbnails
 from ..host.types import CATEGORY, schema
 
@@ -32,6 +32,7 @@ class PnPMixBackgroundPicker(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, images, index) -> io.NodeOutput:
+        check_numbers("Background Picker", index=index)
         if not 0 <= index < len(images):
             fault = f"{index} is not in the batch of {len(images)}."
             raise BadInput("Background Picker", "index", fault, f"Choose from 0 to {len(images) - 1}.")

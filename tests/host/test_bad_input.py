@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from comfy_host import Graph, pack_module, refused
+from comfy_host import Given, Graph, pack_module, refused
 from mixer_graph import NEGATIVE, appearance, chain, concept, dilution, invert, mixer
 from pictures import HEIGHT, WIDTH, latent
 from small_models import LAYOUTS, Layout, comfy_model, conditioning
@@ -12,6 +12,13 @@ from small_models import LAYOUTS, Layout, comfy_model, conditioning
 @pytest.fixture(scope="module")
 def model():
     return comfy_model(LAYOUTS["SD 1.x"])
+
+
+@pytest.fixture(scope="module")
+def inversion(model):
+    """Of two steps, for tests of what comes with it."""
+    graph = Graph()
+    return graph.run(inversion=invert(graph, model, steps=4, skip_steps=2))["inversion"]
 
 
 def stops(graph: Graph, link: list, *words: str) -> None:
@@ -33,6 +40,92 @@ def test_not_a_number_in_a_latent(model, value):
     stops(graph, concept(graph, 0, latent=broken(latent(0), value)), "Concept 'concept 0'", "'latent'", "NaN")
     graph = Graph()
     stops(graph, dilution(graph, model, latent=broken(latent(0), value)), "Background Dilution++", "NaN")
+
+
+def numbers() -> list[tuple[str, str]]:
+    """Node and input of every number of the pack."""
+    import nodes
+
+    found = []
+    for node_id, node in nodes.NODE_CLASS_MAPPINGS.items():
+        if node_id.startswith("PnPMix"):
+            inputs = [pair for group in node.INPUT_TYPES().values() for pair in group.items()]
+            found += [(node_id, name) for name, spec in inputs if spec[0] in ("INT", "FLOAT")]
+    return found
+
+
+def test_not_a_number_in_any_number():
+    """JSON allows NaN, and no minimum or maximum refuses it."""
+    import nodes
+
+    assert len(numbers()) > 20
+    for node_id, number in numbers():
+        required = nodes.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["required"]
+        others = {name: spec[1].get("default", object()) for name, spec in required.items() if name != number}
+        for value in (float("nan"), float("inf")):
+            graph = Graph()
+            link = graph.add(node_id, **others)
+            graph.prompt[link[0]]["inputs"][number] = graph.add("TestGiven", key=f"{node_id} {number}")
+            Given.values[f"{node_id} {number}"] = value
+            stops(graph, link, f"input '{number}'", f"it is {value}")
+
+
+def test_not_a_number_in_a_widget(model):
+    graph = Graph()
+    stops(graph, appearance(graph, model, alpha=float("nan")), "Guided Appearance Attention", "'alpha'", "nan")
+
+
+def test_scheduler_that_gives_no_numbers(model, monkeypatch):
+    """As another pack adds its own."""
+    import comfy.samplers
+
+    def broken(model_sampling, steps):
+        return torch.cat([torch.full((steps,), float("nan")), torch.zeros(1)])
+
+    handler = comfy.samplers.SchedulerHandler(broken)
+    monkeypatch.setitem(comfy.samplers.SCHEDULER_HANDLERS, "broken", handler)
+    monkeypatch.setattr(comfy.samplers, "SCHEDULER_NAMES", [*comfy.samplers.SCHEDULER_NAMES, "broken"])
+    graph = Graph()
+    stops(graph, invert(graph, model, scheduler="broken"), "DDPM Invert", "'scheduler'", "ddim_uniform")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_model_that_predicts_no_numbers(model, inversion, value):
+    patched = model.clone()
+    patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * value)
+    graph = Graph()
+    stops(
+        graph,
+        invert(graph, patched, steps=2, skip_steps=1),
+        "DDPM Invert",
+        "'model'",
+        "NaN or infinity",
+        "--force-fp32",
+    )
+    graph = Graph()
+    mixed = mixer(graph, patched, inversion, chain(graph, 1))
+    stops(graph, mixed, "Mask Noise Mixer", "'model'", "NaN or infinity", "--force-fp32")
+
+
+def test_latents_that_are_none(model):
+    for samples, words in (
+        (latent(0)[:0], ("is empty", "VAE")),
+        (latent(0)[..., :0], ("is empty", "VAE")),
+        (latent(0)[0], ("shape (4, 12, 16)", "VAE")),
+        (torch.nested.as_nested_tensor([latent(0)[0]], layout=torch.jagged), ("several latents", "VAE")),
+    ):
+        graph = Graph()
+        stops(graph, invert(graph, model, latent={"samples": samples}), "DDPM Invert", "'latent'", *words)
+        graph = Graph()
+        stops(graph, concept(graph, 0, latent={"samples": samples}), "Concept", "'latent'", *words)
+
+
+def test_latent_of_picture_and_sound(model):
+    """Newer hosts have a type of their own for it."""
+    nested = pytest.importorskip("comfy.nested_tensor")
+    both = nested.NestedTensor([latent(0), torch.zeros(1, 8, 20)])
+    graph = Graph()
+    stops(graph, invert(graph, model, latent={"samples": both}), "DDPM Invert", "'latent'", "several latents")
 
 
 def test_batch_of_latents(model):
@@ -121,6 +214,71 @@ def test_mask_of_another_size_is_resized(model):
         mixed = mixer(graph, model, invert(graph, model), concept(graph, 0, mask=mask))
         results.append(graph.run(latent=mixed)["latent"]["samples"])
     assert torch.equal(*results)
+
+
+def blob(height: int, width: int) -> torch.Tensor:
+    """A mask with an object in its upper left quarter."""
+    mask = torch.zeros(1, height, width)
+    mask[0, : height // 2, : width // 2] = 1
+    return mask
+
+
+@pytest.mark.parametrize("name", ["mask", "object_mask"])
+def test_mask_of_another_shape_is_not_squeezed(model, inversion, name):
+    for height, width in ((HEIGHT, HEIGHT), (WIDTH, HEIGHT), (HEIGHT, WIDTH + 24), (400, 600)):
+        graph = Graph()
+        link = concept(graph, 0, **{name: blob(height, width)})
+        stops(
+            graph,
+            mixer(graph, model, inversion, link),
+            f"Concept 'concept 0', input '{name}'",
+            f"{width} x {height}",
+            f"{WIDTH} x {HEIGHT}",
+            "together with its picture",
+        )
+
+
+def test_mask_of_another_shape_than_the_picture_to_empty():
+    graph = Graph()
+    link = graph.add(
+        "PnPMixInpaintBackground", image=torch.rand(1, HEIGHT, WIDTH, 3), mask=blob(HEIGHT, HEIGHT), expand=2, feather=1
+    )
+    words = (f"{HEIGHT} x {HEIGHT}", f"{WIDTH} x {HEIGHT}", "together with its picture")
+    stops(graph, link, "Inpaint Background, input 'mask'", *words)
+
+
+def test_mask_of_a_picture_that_was_cut_to_whole_cells(model, inversion):
+    """No error: VAE Encode takes less than a cell off each side, and other nodes round to cells."""
+    for height, width in ((HEIGHT + 7, WIDTH), (HEIGHT, WIDTH + 7), (HEIGHT - 4, WIDTH + 4), (13, 17), (750, 1000)):
+        graph = Graph()
+        link = concept(graph, 0, mask=blob(height, width), object_mask=blob(height, width))
+        assert graph.run(latent=mixer(graph, model, inversion, link))["latent"]["samples"].isfinite().all()
+
+
+def test_mask_that_is_white_everywhere_fits_every_picture(model, inversion):
+    graph = Graph()
+    mixed = mixer(graph, model, inversion, concept(graph, 0, mask=torch.ones(1, 64, 64)))
+    assert graph.run(latent=mixed)["latent"]["samples"].isfinite().all()
+
+
+def test_mask_beyond_black_and_white(model, inversion):
+    """No error: other nodes make them by adding and subtracting; they mean black and white."""
+    mask = blob(HEIGHT, WIDTH)
+    results = []
+    for wild in (mask, mask * 6 - 3):
+        graph = Graph()
+        link = concept(graph, 0, mask=wild, object_mask=wild)
+        mixed = mixer(graph, appearance(graph, model, adain=True), inversion, link, feather=20)
+        results.append(graph.run(latent=mixed)["latent"]["samples"])
+    assert torch.equal(*results)
+
+
+def test_picture_that_is_empty():
+    for shape in ((0, HEIGHT, WIDTH, 3), (1, 0, WIDTH, 3), (HEIGHT, WIDTH, 3)):
+        graph = Graph()
+        mask = torch.ones(1, HEIGHT, WIDTH)
+        link = graph.add("PnPMixInpaintBackground", image=torch.zeros(shape), mask=mask, expand=2, feather=1)
+        stops(graph, link, "Inpaint Background, input 'image'", f"shape {shape}")
 
 
 def test_inversion_of_another_family_or_channels(model):
@@ -249,6 +407,33 @@ def test_batch_of_prompts(model):
     graph = Graph()
     mixed = mixer(graph, model, invert(graph, model), chain(graph, 1), positive=batch, negative=NEGATIVE)
     stops(graph, mixed, "Mask Noise Mixer", "'positive'")
+
+
+def test_prompt_of_another_text_encoder(model, inversion):
+    wide = [[torch.zeros(1, 77, 2048), {"pooled_output": torch.zeros(1, 1280)}]]
+    words = ("2048 numbers wide", "reads 48", "CLIP of the same checkpoint")
+    for name in ("positive", "negative"):
+        graph = Graph()
+        stops(graph, invert(graph, model, **{name: wide}), f"DDPM Invert, input '{name}'", *words)
+        graph = Graph()
+        mixed = mixer(graph, model, inversion, chain(graph, 1), **{name: wide})
+        stops(graph, mixed, f"Mask Noise Mixer, input '{name}'", *words)
+    graph = Graph()
+    mixed = mixer(graph, model, inversion, chain(graph, 1, positive=wide))
+    stops(graph, mixed, "Concept 'concept 0', input 'positive'", *words)
+
+
+def test_no_prompt_at_all(model, inversion):
+    words = ("no prompt", "CLIP Text Encode")
+    for name in ("positive", "negative"):
+        graph = Graph()
+        stops(graph, invert(graph, model, **{name: []}), f"DDPM Invert, input '{name}'", *words)
+        graph = Graph()
+        mixed = mixer(graph, model, inversion, chain(graph, 1), **{name: []})
+        stops(graph, mixed, f"Mask Noise Mixer, input '{name}'", *words)
+    graph = Graph()
+    mixed = mixer(graph, model, inversion, chain(graph, 1, positive=[]))
+    stops(graph, mixed, "Concept 'concept 0', input 'positive'", *words)
 
 
 def test_choice_that_does_not_exist(model):
