@@ -73,7 +73,7 @@ def readable_cells(
     """
     pairs = [None if own is None else (mask, own) for mask, own in zip(masks, object_masks, strict=True)]
     return {
-        grid[0] * grid[1]: [pair and tuple(covered_cells(mask, grid) for mask in pair) for pair in pairs]
+        grid[0] * grid[1]: [pair and (covered_cells(pair[0], grid), covered_cells(pair[1], grid)) for pair in pairs]
         for grid in layer_grids(latent_grid)
     }
 
