@@ -85,7 +85,7 @@ def readable_cells(
         for mask, own in zip(masks, object_masks, strict=True)
     ]
     return {
-        grid: [pair and tuple(covered_cells(mask, grid) for mask in pair) for pair in pairs]
+        grid: [pair and (covered_cells(pair[0], grid), covered_cells(pair[1], grid)) for pair in pairs]
         for grid in layer_grids(latent_grid)
     }
 

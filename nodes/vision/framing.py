@@ -26,7 +26,7 @@ from ...pnpmix.vision.framing import (
     whole,
 )
 from ...pnpmix.vision.inpainting import fill_weights
-from ..host.checks import BadInput, check_choice, check_image
+from ..host.checks import BadInput, check_choice, check_image, check_numbers
 from ..host.messages import show
 from ..host.types import CATEGORY, Place, PlaceType, schema
 
@@ -112,6 +112,7 @@ class PnPMixFitPicture(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, image, width, height, mode, margin, multiple, mask=None, like=None) -> io.NodeOutput:
+        check_numbers(FIT, width=width, height=height, margin=margin, multiple=multiple)
         check_choice(FIT, "mode", mode, MODES)
         check_image(FIT, "image", image)
         photo, shape = tuple(image.shape[1:3]), (height, width) if like is None else tuple(like.shape[1:3])
@@ -181,6 +182,7 @@ class PnPMixPasteBack(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, original, image, mask, expand, feather, place=None) -> io.NodeOutput:
+        check_numbers(PASTE, expand=expand, feather=feather)
         for name, pictures in (("original", original), ("image", image)):
             check_image(PASTE, name, pictures)
         count = max(len(original), len(image))

@@ -45,12 +45,12 @@ def predict_noise(
     latents = {"personal": personal, "swap": branches, "plain": branches}
     x = torch.cat([latents[role][group] for role in roles])
     eps = to_eps(x, denoise(x, sigma.expand(len(x)), Rows(roles, group)), sigma)
-    eps = dict(zip(roles, eps.chunk(len(roles)), strict=True))
-    if "swap" not in eps:
-        return eps["plain"]
-    if "plain" not in eps:
-        return eps["swap"]
-    return eps["plain"] + weight * (eps["swap"] - eps["plain"])
+    eps_of = dict(zip(roles, eps.chunk(len(roles)), strict=True))
+    if "swap" not in eps_of:
+        return eps_of["plain"]
+    if "plain" not in eps_of:
+        return eps_of["swap"]
+    return eps_of["plain"] + weight * (eps_of["swap"] - eps_of["plain"])
 
 
 def sample_pnp_mix(

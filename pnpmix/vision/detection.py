@@ -28,7 +28,7 @@ class TextEncoder(nn.Module):
     every version has is used: embeddings, encoder, and an additive attention mask.
     """
 
-    def __init__(self, bert: nn.Module):
+    def __init__(self, bert):
         super().__init__()
         self.config, self.embeddings, self.encoder = bert.config, bert.embeddings, bert.encoder
 
@@ -45,7 +45,7 @@ class TextEncoder(nn.Module):
 class GroundingDino(GroundingDINO):
     """The package's model, put together here because its own constructor downloads BERT and wraps it."""
 
-    def __init__(self, config, bert: nn.Module, tokenizer):
+    def __init__(self, config, bert, tokenizer):
         nn.Module.__init__(self)
         # gradient checkpoints are for training, and warn without gradients
         config = SimpleNamespace(**vars(config) | {"use_checkpoint": False, "use_transformer_ckpt": False})
@@ -160,14 +160,14 @@ def found_objects(
     Returns:
         the objects, and the best score of each phrase over all boxes.
     """
-    _, ids, owners = tokenize(tokenizer, phrases)
-    ids, owners, scores = torch.tensor(ids), torch.tensor(owners), scores[:, : len(ids)]
+    _, token_ids, phrase_of_token = tokenize(tokenizer, phrases)
+    ids, owners, scores = torch.tensor(token_ids), torch.tensor(phrase_of_token), scores[:, : len(token_ids)]
     of_phrase = torch.stack([scores.where(owners == k, 0).amax(1) for k in range(len(phrases))], 1)  # (queries, n)
     score, phrase = of_phrase.max(1)
     words = (owners == phrase[:, None]) & (scores > text_threshold)
     solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
     kept = ((score > box_threshold) & words.any(1) & solid).nonzero()[:, 0]
     kept = kept[nms(boxes[kept], score[kept], SAME_OBJECT)]
-    kept = sorted(kept.tolist(), key=lambda i: (boxes[i, 0] + boxes[i, 2]).item())
-    objects = [Found(tokenizer.decode(ids[words[i]].tolist()), score[i].item(), boxes[i]) for i in kept]
+    from_left = sorted(kept.tolist(), key=lambda i: (boxes[i, 0] + boxes[i, 2]).item())
+    objects = [Found(tokenizer.decode(ids[words[i]].tolist()), score[i].item(), boxes[i]) for i in from_left]
     return objects, of_phrase.amax(0).tolist()

@@ -61,7 +61,7 @@ def membrane(x: Tensor, known: Tensor) -> Tensor:
     """
     if known.all():
         return x
-    size = [(side + 1) // 2 for side in x.shape[-2:]]
+    size = ((x.shape[-2] + 1) // 2, (x.shape[-1] + 1) // 2)
     weight = F.adaptive_avg_pool2d(known, size)
     coarse = F.adaptive_avg_pool2d(x * known, size) / weight.clamp(min=1e-6)
     coarse = membrane(coarse, (weight > 0).float())

@@ -171,7 +171,7 @@ def mean_fidelity(model, seeds, **inputs):
 
 
 def test_three_concepts_come_out_in_the_papers_order():
-    # with two concepts, (a) and (e) differ by less than the interval: see the README's table
+    # with two concepts, (a) and (e) differ by less than the interval: see benchmarks/README.md
     model, seeds = load_model(), range(500, 505)
     without = mean_fidelity(model, seeds, guided=False)
     a = mean_fidelity(model, seeds, alpha=0.0, mix_reference_noise=False, diluted=False)
