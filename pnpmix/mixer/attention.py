@@ -28,7 +28,8 @@ def guided_appearance_attention(
     key_by_role["swap"] = key_by_role["personal"]
     value_by_role["swap"] = personal + alpha * (personal - value_by_role["swap"])
     # each row is written once, where the whole batch has to lie in one piece for the projections
-    return tuple(torch.stack([x[role] for role in roles], 1).flatten(0, 2) for x in (key_by_role, value_by_role))
+    key, value = (torch.stack([x[role] for role in roles], 1).flatten(0, 2) for x in (key_by_role, value_by_role))
+    return key, value
 
 
 def by_role(x: Tensor, roles: tuple[str, ...], chunks: int) -> dict[str, Tensor]:

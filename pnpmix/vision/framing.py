@@ -146,7 +146,7 @@ def in_place(x: Tensor, frame: Frame, photo: Size, kind: str) -> Tensor:
     return x
 
 
-def longest_first(size: Size) -> list[int]:
+def longest_first(size: Size | torch.Size) -> list[int]:
     """The order of sides in which a long and narrow photo in a square frame is never a large square."""
     return [0, 1] if size[0] >= size[1] else [1, 0]
 
