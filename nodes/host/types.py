@@ -13,8 +13,8 @@ CATEGORY = "PnP-MIX"
 
 InversionType = io.Custom("PNPMIX_INVERSION")
 ConceptsType = io.Custom("PNPMIX_CONCEPTS")
-DetectorType = io.Custom("PNPMIX_DETECTOR")  # ModelPatcher of a pnpmix.vision.detection.GroundingDino
-SegmenterType = io.Custom("PNPMIX_SEGMENTER")  # grounding_models.Segmenter
+DetectorType = io.Custom("PNPMIX_DETECTOR")  # vision.detection.Detector
+SegmenterType = io.Custom("PNPMIX_SEGMENTER")  # vision.segmentation.Segmenter
 InpaintModelType = io.Custom("INPAINT_MODEL")  # spandrel's descriptor, as in comfyui-inpaint-nodes
 PlaceType = io.Custom("PNPMIX_PLACE")
 

@@ -2,15 +2,22 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import comfy.model_management
 import folder_paths
+import torch
 from comfy_api.latest import io
+from torch import Tensor
 from typing_extensions import override
 
 from ..host.checks import BadInput
-from ..host.loading import BERT, load_weights, patcher_of
+from ..host.loading import BERT, importing, load_weights, needs
 from ..host.types import CATEGORY, DetectorType, schema
+from .picture_model import PictureModel
+
+needs("transformers")
+NODE = "Load Grounding DINO"
 
 
 class PnPMixGroundingDinoLoader(io.ComfyNode):
@@ -20,7 +27,7 @@ class PnPMixGroundingDinoLoader(io.ComfyNode):
         return schema(
             node_id="PnPMixGroundingDinoLoader",
             search_aliases=["grounding dino", "grounded sam", "detector"],
-            display_name="Load Grounding DINO",
+            display_name=NODE,
             category=CATEGORY,
             description="Loads the detector that finds objects by words.",
             inputs=[
@@ -37,35 +44,54 @@ class PnPMixGroundingDinoLoader(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, model_name) -> io.NodeOutput:
-        # imported here: the packages take seconds, and other nodes work without them
-        from ...pnpmix.vision.detection import build_grounding_dino, config_of, has_text_encoder, plain_names
+        with importing("transformers", NODE):
+            from ...pnpmix.vision.dino_weights import (
+                build_grounding_dino,
+                has_text_encoder,
+                hub_layout,
+                read_text_encoder,
+                text_encoder_weights,
+            )
 
-        node = "Load Grounding DINO"
-        weights = plain_names(load_weights(node, "grounding-dino", model_name))
+        remedy = "Use groundingdino_swint_ogc or groundingdino_swinb_cogcoor, and the files of bert-base-uncased."
         try:
-            config_of(weights)  # before a text encoder is asked for in vain
-            detector = build_grounding_dino(weights, *text_encoder(untrained=has_text_encoder(weights)))
+            weights = hub_layout(load_weights(NODE, "grounding-dino", model_name))
+            folder = bert_folder()
+            config, tokenizer = read_bert(read_text_encoder, folder)
+            if not has_text_encoder(weights):
+                weights |= read_bert(text_encoder_weights, folder)
+            detector = build_grounding_dino(weights, config, tokenizer)
         except ValueError as error:
-            remedy = "Use groundingdino_swint_ogc or groundingdino_swinb_cogcoor, and the files of bert-base-uncased."
-            raise BadInput(node, "model_name", f"{model_name}: {error}", remedy) from error
-        return io.NodeOutput(patcher_of(detector))
+            raise BadInput(NODE, "model_name", f"{model_name}: {error}", remedy) from error
+        return io.NodeOutput(Detector(detector))
 
 
-def text_encoder(untrained: bool) -> tuple:
-    """transformers' BertModel, `untrained` where a checkpoint brings the weights, and its tokenizer."""
-    from transformers import AutoTokenizer, BertConfig, BertModel
+class Detector(PictureModel):
+    """PNPMIX_DETECTOR: Grounding DINO."""
 
-    folder = bert_folder()
+    def scores_and_boxes(self, images: Tensor, index: int, ids: list[int]) -> tuple[Tensor, Tensor]:
+        """What it sees of these words in one image of the batch, see `pnpmix.vision.detection.detect`."""
+        from ...pnpmix.vision.detection import detect, look
+
+        device = self.load(2 * 1024**3)
+        # parts of the network compute in float32 whatever their input, so its weights stay float32
+        half = comfy.model_management.is_device_cuda(device) and comfy.model_management.should_use_fp16(device)
+        with torch.autocast("cuda", dtype=torch.float16) if half else contextlib.nullcontext():
+            features = self.encoding(images, index, lambda picture: look(self.model, picture), device)
+            return detect(self.model, features, ids, images.shape[1:3])
+
+
+def read_bert(read: Callable, folder: str):
+    """read(folder).
+
+    Raises:
+        BadInput: the files are damaged.
+    """
     try:
-        if untrained:
-            bert = BertModel(BertConfig.from_pretrained(folder, local_files_only=True), add_pooling_layer=False)
-        else:
-            bert = BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False)
-        return bert, AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        fault = f"the text encoder in {folder} does not load ({error})."
-        remedy = f"Download {BERT} from Hugging Face again."
-        raise BadInput("Load Grounding DINO", "model_name", fault, remedy) from error
+        return read(folder)
+    except Exception as error:  # transformers, the tokenizer and Python raise almost anything then
+        fault = f"the text encoder in {folder} does not load ({type(error).__name__}: {error})."
+        raise BadInput(NODE, "model_name", fault, f"Download {BERT} from Hugging Face again.") from error
 
 
 def bert_folders() -> Iterator[str]:
@@ -86,7 +112,7 @@ def bert_folder() -> str:
         if has_words and os.path.isfile(os.path.join(folder, "config.json")):
             return folder
     raise BadInput(
-        "Load Grounding DINO",
+        NODE,
         "model_name",
         "the tokenizer of its words is missing.",
         f"Put config.json, tokenizer.json, tokenizer_config.json and vocab.txt of {BERT} (huggingface.co/google-bert/"

@@ -1,7 +1,5 @@
 """Grounded Mask: masks from words, with Grounding DINO and Segment Anything."""
 
-import contextlib
-
 import comfy.model_management
 import comfy.utils
 import torch
@@ -93,15 +91,14 @@ class PnPMixGroundedMask(io.ComfyNode):
             raise BadInput(NODE, "image", f"{width} x {height} is too narrow.", remedy)
         progress = comfy.utils.ProgressBar(2 * len(image))
         found = []
-        for index, picture in enumerate(image):
-            where = f" in picture {index + 1} of {len(image)}" if len(image) > 1 else ""
-            found.append(search(detector, picture[..., :3], prompt, box_threshold, text_threshold, pick, where))
+        for index in range(len(image)):
+            found.append(search(detector, image, index, prompt, box_threshold, text_threshold, pick))
             progress.update(1)
 
         masks, previews = [], []
         for index, objects in enumerate(found):
             outlines = segmenter.masks(image, index, torch.stack([x.box for x in objects]))
-            previews.append(draw_objects(image[index, ..., :3].cpu(), objects, outlines))
+            previews.append(draw_objects(image[index, ..., :3].float().cpu(), objects, outlines))
             masks.append(outlines if pick == "each" else outlines.amax(0, keepdim=True))
             if not masks[-1].any((1, 2)).all():
                 fault = f"no outline in the box of '{objects[0].phrase}'."
@@ -113,30 +110,29 @@ class PnPMixGroundedMask(io.ComfyNode):
         return io.NodeOutput(mask, 1 - mask, torch.stack(previews))
 
 
-def search(detector, picture, prompt: str, box_threshold: float, text_threshold: float, pick: str, where: str) -> list:
-    """The objects in one (H, W, 3) picture, from left to right."""
-    from ...pnpmix.vision.detection import MAX_TOKENS, detect, found_objects, split_phrases, tokenize
+def search(detector, images, index: int, prompt: str, box_threshold: float, text_threshold: float, pick: str) -> list:
+    """The objects in one picture of a batch, from left to right."""
+    from ...pnpmix.vision.detection import MAX_TOKENS, found_objects, split_phrases, tokenize
 
-    model, device = detector.model, detector.load_device
-    phrases = split_phrases(prompt)
+    phrases = split_phrases(prompt) if isinstance(prompt, str) else []
     if not phrases:
         raise BadInput(NODE, "prompt", "it has no words.", "Name what to find, such as: dog")
-    caption, tokens, _ = tokenize(model.tokenizer, phrases)
-    if len(tokens) > MAX_TOKENS:
-        fault = f"it has {len(tokens)} tokens."
+    tokenizer = detector.model.tokenizer
+    ids, owners = tokenize(tokenizer, phrases)
+    for k in set(range(len(phrases))) - set(owners):  # of signs alone that nobody sees
+        raise BadInput(NODE, "prompt", f"'{phrases[k]}' has no words.", "Name what to find, such as: dog")
+    if len(ids) > MAX_TOKENS:
+        fault = f"it has {len(ids)} tokens."
         raise BadInput(NODE, "prompt", fault, f"Name fewer things, in at most {MAX_TOKENS} tokens.")
 
     comfy.model_management.throw_exception_if_processing_interrupted()
-    comfy.model_management.load_models_gpu([detector], memory_required=2 * 1024**3, force_full_load=True)
-    # parts of the network compute in float32 whatever their input, so its weights stay float32
-    half = comfy.model_management.is_device_cuda(device) and comfy.model_management.should_use_fp16(device)
-    with torch.autocast("cuda", dtype=torch.float16) if half else contextlib.nullcontext():
-        scores, boxes = detect(model, picture.to(device), caption)
-    objects, best = found_objects(scores, boxes, model.tokenizer, phrases, box_threshold, text_threshold)
+    scores, boxes = detector.scores_and_boxes(images, index, ids)
+    objects, best = found_objects(scores, boxes, tokenizer, phrases, box_threshold, text_threshold)
 
     missing = [k for k, score in enumerate(best) if score <= max(box_threshold, text_threshold)]
     if not objects or (missing and pick != "best"):
         named = ", ".join(f"'{phrases[k]}' (best score {best[k]:.2f})" for k in missing or range(len(phrases)))
+        where = f" in picture {index + 1} of {len(images)}" if len(images) > 1 else ""
         fault = f"not found{where}: {named}; box_threshold is {box_threshold:g}, text_threshold {text_threshold:g}."
         raise BadInput(NODE, "prompt", fault, "Lower the thresholds, or use other words.")
     return [max(objects, key=lambda found: found.score)] if pick == "best" else objects

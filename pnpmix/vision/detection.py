@@ -1,118 +1,51 @@
-"""From words to boxes: Grounding DINO (arXiv 2303.05499), as the package groundingdino has it."""
+"""From words to boxes: Grounding DINO (arXiv 2303.05499), as transformers has it."""
 
 import re
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from groundingdino.config import GroundingDINO_SwinB_cfg, GroundingDINO_SwinT_OGC
-from groundingdino.models.GroundingDINO.backbone import build_backbone
-from groundingdino.models.GroundingDINO.groundingdino import GroundingDINO
-from groundingdino.models.GroundingDINO.transformer import build_transformer
-from groundingdino.models.GroundingDINO.utils import MLP, ContrastiveEmbed
 from torch import Tensor, nn
 from torchvision.ops import box_convert, nms
 
 from .drawing import Found
 
-CONFIGS = {96: GroundingDINO_SwinT_OGC, 128: GroundingDINO_SwinB_cfg}  # by the width of Swin's first stage
 MAX_TOKENS = 256
 SAME_OBJECT = 0.8  # intersection over union of two boxes round one object
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class TextEncoder(nn.Module):
-    """BERT over phrases that do not see each other.
+class SeenBefore(nn.Module):
+    """In the place of a network's backbone: gives the feature maps that it is told."""
 
-    In place of the package's BertModelWarper, which calls methods that transformers 5 no longer has. Only what
-    every version has is used: embeddings, encoder, and an additive attention mask.
-    """
+    def forward(self, pixels: Tensor, **_) -> SimpleNamespace:
+        return SimpleNamespace(feature_maps=self.features)
 
-    def __init__(self, bert):
+
+class GroundingDino(nn.Module):
+    """transformers' network, cut behind its backbone: what that sees in a picture serves for any words."""
+
+    def __init__(self, network, tokenizer):
+        """network: a GroundingDinoForObjectDetection, from which the backbone is taken out."""
         super().__init__()
-        self.config, self.embeddings, self.encoder = bert.config, bert.embeddings, bert.encoder
+        self.tokenizer, self.network, self.seen = tokenizer, network, SeenBefore()
+        encoder = network.model.backbone.conv_encoder
+        self.backbone, encoder.model = encoder.model, self.seen
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None, position_ids: Tensor
-    ) -> dict[str, Tensor]:
-        """(b, L) ids, (b, L, L) whether a token sees another → last_hidden_state (b, L, C)."""
-        x = self.embeddings(input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids)
-        hidden_from = torch.zeros_like(attention_mask, dtype=x.dtype)
-        hidden_from.masked_fill_(~attention_mask, torch.finfo(x.dtype).min)
-        return {"last_hidden_state": self.encoder(x, attention_mask=hidden_from[:, None])[0]}
+    def features(self, pixels: Tensor) -> list[Tensor]:
+        """(1, 3, h, w) → a map (1, C, h', w') of each scale."""
+        return list(self.backbone(pixels).feature_maps)
 
-
-class GroundingDino(GroundingDINO):
-    """The package's model, put together here because its own constructor downloads BERT and wraps it."""
-
-    def __init__(self, config, bert, tokenizer):
-        nn.Module.__init__(self)
-        # gradient checkpoints are for training, and warn without gradients
-        config = SimpleNamespace(**vars(config) | {"use_checkpoint": False, "use_transformer_ckpt": False})
-        width = config.hidden_dim
-        self.max_text_len, self.sub_sentence_present = MAX_TOKENS, config.sub_sentence_present
-        self.tokenizer, self.bert = tokenizer, TextEncoder(bert)
-        self.specical_tokens = tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", ".", "?"])  # the package's spelling
-        self.feat_map = nn.Linear(bert.config.hidden_size, width)
-
-        self.num_feature_levels = config.num_feature_levels
-        self.backbone, self.transformer = build_backbone(config), build_transformer(config)
-        channels = self.backbone.num_channels
-        convolutions = [nn.Conv2d(c, width, 1) for c in channels] + [nn.Conv2d(channels[-1], width, 3, 2, 1)]
-        self.input_proj = nn.ModuleList(nn.Sequential(conv, nn.GroupNorm(32, width)) for conv in convolutions)
-
-        box_head, similarity = MLP(width, width, 4, 3), ContrastiveEmbed(MAX_TOKENS)
-        self.bbox_embed = nn.ModuleList([box_head] * config.dec_layers)
-        self.class_embed = nn.ModuleList([similarity] * config.dec_layers)
-        self.transformer.decoder.bbox_embed, self.transformer.decoder.class_embed = self.bbox_embed, self.class_embed
-        self.transformer.enc_out_bbox_embed = MLP(width, width, 4, 3)
-        self.transformer.enc_out_class_embed = ContrastiveEmbed(MAX_TOKENS)
-
-
-def plain_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names as training on several GPUs left them → the model's own."""
-    return {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
-
-
-def has_text_encoder(state_dict: dict[str, Tensor]) -> bool:
-    return any(name.startswith("bert.") for name in state_dict)
-
-
-def config_of(state_dict: dict[str, Tensor]):
-    """The settings that belong to a checkpoint.
-
-    Raises:
-        ValueError: it is of another kind.
-    """
-    stem = state_dict.get("backbone.0.patch_embed.proj.weight")
-    if stem is None or stem.shape[0] not in CONFIGS:
-        raise ValueError("it is no Grounding DINO with a Swin-T or Swin-B backbone.")
-    return CONFIGS[stem.shape[0]]
-
-
-def build_grounding_dino(state_dict: dict[str, Tensor], bert: nn.Module, tokenizer) -> GroundingDino:
-    """The Swin-T or Swin-B model that the checkpoint holds.
-
-    Args:
-        state_dict: see `plain_names`.
-        bert: transformers' BertModel. The checkpoint's own text encoder, which every published one has, replaces its
-            weights.
-    Raises:
-        ValueError: the checkpoint is of another kind, incomplete, or of another text encoder.
-    """
-    model = GroundingDino(config_of(state_dict), bert, tokenizer)
-    own = dict(model.named_parameters(remove_duplicate=False))
-    for name, tensor in state_dict.items():
-        if name in own and own[name].shape != tensor.shape:
-            raise ValueError(f"'{name}' has shape {tuple(tensor.shape)} instead of {tuple(own[name].shape)}.")
-    # some files keep a tensor that several layers share once, others once for each
-    found = {own[name].data_ptr() for name in state_dict if name in own}
-    optional = () if has_text_encoder(state_dict) else ("bert.",)
-    missing = [x for x, value in own.items() if value.data_ptr() not in found and not x.startswith(optional)]
-    if missing:
-        raise ValueError(f"{len(missing)} weights are missing, such as '{missing[0]}'.")
-    model.load_state_dict(state_dict, strict=False)
-    return model.eval().requires_grad_(False)
+    def forward(self, features: list[Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and (1, tokens) ids → logits (1, queries, tokens) and boxes (1, queries, 4) as centre and size in
+        0..1."""
+        self.seen.features = features
+        try:
+            # of the picture itself the rest of the network only asks that none of it is padding
+            found = self.network(pixel_values=features[0].new_zeros(1, 3, 1, 1), input_ids=ids)
+        finally:
+            self.seen.features = None
+        return found.logits, found.pred_boxes
 
 
 def split_phrases(prompt: str) -> list[str]:
@@ -121,15 +54,14 @@ def split_phrases(prompt: str) -> list[str]:
     return [phrase for phrase in phrases if phrase]
 
 
-def tokenize(tokenizer, phrases: list[str]) -> tuple[str, list[int], list[int]]:
-    """The caption, its token ids, and the phrase that each token belongs to (-1: none)."""
-    caption = " . ".join(phrases) + " ."
-    ids, dot = tokenizer(caption)["input_ids"], tokenizer.convert_tokens_to_ids(".")
+def tokenize(tokenizer, phrases: list[str]) -> tuple[list[int], list[int]]:
+    """The token ids of the caption "a dog . red cup .", and the phrase that each belongs to (-1: none)."""
+    ids, dot = tokenizer(" . ".join(phrases) + " .")["input_ids"], tokenizer.convert_tokens_to_ids(".")
     phrase, owners = 0, []
     for index, token in enumerate(ids):
         owners.append(-1 if token == dot or index in (0, len(ids) - 1) else phrase)
         phrase += token == dot
-    return caption, ids, owners
+    return ids, owners
 
 
 def network_input(image: Tensor) -> Tensor:
@@ -141,12 +73,25 @@ def network_input(image: Tensor) -> Tensor:
     return (x - x.new_tensor(MEAN).view(3, 1, 1)) / x.new_tensor(STD).view(3, 1, 1)
 
 
-def detect(model: GroundingDino, image: Tensor, caption: str) -> tuple[Tensor, Tensor]:
-    """(H, W, 3) in 0..1 → scores (queries, tokens) in 0..1 and boxes (queries, 4) in image pixels."""
-    height, width = image.shape[:2]
-    prediction = model(network_input(image), captions=[caption])
-    boxes = box_convert(prediction["pred_boxes"][0].float(), "cxcywh", "xyxy").clamp(0, 1)
-    return prediction["pred_logits"][0].float().sigmoid().cpu(), boxes.cpu() * torch.tensor([width, height] * 2)
+def look(model: GroundingDino, image: Tensor) -> list[Tensor]:
+    """What the (H, W, 3) image in 0..1 looks like to the network, whatever the words."""
+    return model.features(network_input(image))
+
+
+def detect(
+    model: GroundingDino, features: list[Tensor], ids: list[int], size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Scores (queries, tokens) in 0..1 and boxes (queries, 4) in image pixels.
+
+    Args:
+        features: of the image, see `look`.
+        ids: of the words, see `tokenize`.
+        size: height and width of the image.
+    """
+    logits, boxes = model(features, torch.tensor([ids], device=features[0].device))
+    boxes = box_convert(boxes[0].float(), "cxcywh", "xyxy").clamp(0, 1)
+    height, width = size
+    return logits[0].float().sigmoid().cpu(), boxes.cpu() * torch.tensor([width, height] * 2)
 
 
 def found_objects(
@@ -160,7 +105,7 @@ def found_objects(
     Returns:
         the objects, and the best score of each phrase over all boxes.
     """
-    _, token_ids, phrase_of_token = tokenize(tokenizer, phrases)
+    token_ids, phrase_of_token = tokenize(tokenizer, phrases)
     ids, owners, scores = torch.tensor(token_ids), torch.tensor(phrase_of_token), scores[:, : len(token_ids)]
     of_phrase = torch.stack([scores.where(owners == k, 0).amax(1) for k in range(len(phrases))], 1)  # (queries, n)
     score, phrase = of_phrase.max(1)

@@ -1,5 +1,6 @@
 """From boxes to masks: Segment Anything (arXiv 2304.02643), as the package segment_anything has it."""
 
+import torch
 import torch.nn.functional as F
 from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
@@ -20,16 +21,18 @@ def build_sam(state_dict: dict[str, Tensor]) -> Sam:
         ValueError: the checkpoint is of another kind.
     """
     position = state_dict.get("image_encoder.pos_embed")
-    if position is None or position.shape[-1] not in VARIANTS:
+    if position is None or position.ndim != 4 or position.shape[-1] not in VARIANTS:
         raise ValueError("it is no Segment Anything model with a ViT-B, ViT-L or ViT-H image encoder.")
-    sam = sam_model_registry[VARIANTS[position.shape[-1]]]()
+    with torch.device("meta"):  # no weights are made up, only to be replaced
+        sam = sam_model_registry[VARIANTS[position.shape[-1]]]().requires_grad_(False)
+    weights = {name: state_dict[name].float() for name in sam.state_dict() if name in state_dict}  # SAM-HQ has more
     try:
-        missing, _ = sam.load_state_dict(state_dict, strict=False)  # SAM-HQ files hold SAM's weights and more
+        missing, _ = sam.load_state_dict(weights, strict=False, assign=True)
     except RuntimeError as error:
         raise ValueError(str(error).splitlines()[1].strip()) from error
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, such as '{missing[0]}'.")
-    return sam.eval().requires_grad_(False)
+    return sam.eval()
 
 
 def network_size(sam: Sam, size: tuple[int, int]) -> tuple[int, int]:

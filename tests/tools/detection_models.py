@@ -26,7 +26,7 @@ def read_bert_folder(folder: Path):
     import transformers
 
     bert = transformers.BertModel(transformers.BertConfig.from_pretrained(folder), add_pooling_layer=False)
-    return bert, transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return bert, transformers.BertTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
 @torch.no_grad()
@@ -64,16 +64,19 @@ class ToldDetector(nn.Module):
     """Gives the logits and boxes that a test made, in the place of Grounding DINO's network."""
 
     def __init__(self, tokenizer, seen: list[list[tuple[dict[str, float], tuple[float, float, float, float]]]]):
-        """For each picture shown in turn: boxes as (score of each word, box in 0..1 as left, top, right, bottom)."""
+        """For each picture looked at: boxes as (score of each word, box in 0..1 as left, top, right, bottom)."""
         super().__init__()
-        self.tokenizer, self.seen, self.calls = tokenizer, seen, 0
+        self.tokenizer, self.seen, self.looks = tokenizer, seen, 0
         self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)
 
-    def forward(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        assert images.shape[:2] == (1, 3) and min(images.shape[2:]) <= 800 and max(images.shape[2:]) <= 1333
-        objects = self.seen[self.calls % len(self.seen)]
-        self.calls += 1
-        ids = self.tokenizer(captions[0])["input_ids"]
+    def features(self, pixels: Tensor) -> list[Tensor]:
+        assert pixels.shape[:2] == (1, 3) and min(pixels.shape[2:]) <= 800 and max(pixels.shape[2:]) <= 1333
+        assert pixels.dtype == torch.float32
+        self.looks += 1
+        return [torch.tensor(self.looks - 1)]
+
+    def forward(self, features: list[Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
+        objects, ids = self.seen[int(features[0]) % len(self.seen)], ids[0].tolist()
         logits, boxes = torch.full((1, 900, 256), -torch.inf), torch.full((1, 900, 4), 0.5)
         logits[..., : len(ids)] = -9.0
         for query, (words, (left, top, right, bottom)) in enumerate(objects):
@@ -82,4 +85,4 @@ class ToldDetector(nn.Module):
                 token = self.tokenizer.convert_tokens_to_ids(word)
                 if token in ids:  # what the prompt does not ask for is not seen
                     logits[0, query, ids.index(token)] = torch.logit(torch.tensor(score))
-        return {"pred_logits": logits, "pred_boxes": boxes}
+        return logits, boxes

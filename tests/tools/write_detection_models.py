@@ -4,21 +4,19 @@ Grounding DINO (Swin-T, as groundingdino_swint_ogc.pth is laid out, with a small
 folder into MODELS as ComfyUI has it, and SAM (ViT-B) into the folder SAMS.
 """
 
-import importlib
 import sys
 from pathlib import Path
 
 import torch
 from segment_anything import sam_model_registry
 
-import packages  # noqa: F401
 from detection_models import randomise, read_bert_folder, write_bert_folder
+from published_dino import CONFIGS, PublishedDino
 
 
 def write(models: Path, sams: Path) -> None:
-    grounding = importlib.import_module("pnpmix.vision.detection")
     bert = write_bert_folder(models / "bert-base-uncased")
-    detector = randomise(grounding.GroundingDino(grounding.CONFIGS[96], *read_bert_folder(bert)), 0)
+    detector = randomise(PublishedDino(CONFIGS[96], *read_bert_folder(bert)), 0)
     for folder in (models / "grounding-dino", sams):
         folder.mkdir(parents=True, exist_ok=True)
     weights = {f"module.{name}": x for name, x in detector.state_dict().items()}

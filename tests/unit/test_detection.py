@@ -1,27 +1,24 @@
 """Words find boxes as the published models do, whatever version of transformers is installed."""
 
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
 import skimage
 import torch
 import transformers
-from pnpmix.vision.detection import (
-    CONFIGS,
-    GroundingDino,
-    TextEncoder,
+from pnpmix.vision.detection import detect, found_objects, look, network_input, split_phrases, tokenize
+from pnpmix.vision.dino_weights import (
     build_grounding_dino,
-    detect,
-    found_objects,
-    network_input,
-    plain_names,
-    split_phrases,
-    tokenize,
+    has_text_encoder,
+    hub_layout,
+    read_text_encoder,
+    text_encoder_weights,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from detection_models import ToldDetector, randomise, read_bert_folder, write_bert_folder
+from published_dino import CONFIGS, PublishedDino, TextEncoder
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +27,37 @@ def bert_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def swin_t(bert_folder):
-    """The real Swin-T architecture with a small BERT, all weights random."""
-    return randomise(GroundingDino(CONFIGS[96], *read_bert_folder(bert_folder)), 0)
+def published(bert_folder):
+    """What a Swin-T checkpoint was made for: the real architecture with a small BERT, all weights random."""
+    return randomise(PublishedDino(CONFIGS[96], *read_bert_folder(bert_folder)), 0)
+
+
+@pytest.fixture(scope="module")
+def swin_t(published, bert_folder):
+    return load(published.state_dict(), bert_folder)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(bert_folder):
-    return read_bert_folder(bert_folder)[1]
+    return read_text_encoder(bert_folder)[1]
+
+
+def load(state_dict: dict[str, torch.Tensor], folder: Path):
+    """As Load Grounding DINO does it."""
+    weights = hub_layout(state_dict)
+    if not has_text_encoder(weights):
+        weights |= text_encoder_weights(folder)
+    return build_grounding_dino(weights, *read_text_encoder(folder))
+
+
+def photo(height: int, width: int) -> torch.Tensor:
+    """What the network is shown of a real photo."""
+    return network_input(torch.from_numpy(skimage.data.coffee()).float() / 255)[..., :height, :width]
+
+
+def same_weights(model: torch.nn.Module, other: torch.nn.Module) -> bool:
+    weights = other.state_dict()
+    return all(torch.equal(x, weights[name]) for name, x in model.state_dict().items())
 
 
 def text_input(tokenizer, caption: str) -> dict[str, torch.Tensor]:
@@ -51,8 +71,8 @@ def text_input(tokenizer, caption: str) -> dict[str, torch.Tensor]:
     return dict(input_ids=ids, attention_mask=mask, token_type_ids=tokens["token_type_ids"], position_ids=positions)
 
 
-def test_text_encoder_equals_berts_own_forward(bert_folder):
-    """transformers' BertModel with the same mask; in version 4 the package's own wrapper too."""
+def test_the_oracles_text_encoder_equals_berts_own_forward(bert_folder):
+    """transformers' BertModel with the same mask; in version 4 the oracle's package's own wrapper too."""
     bert, tokenizer = read_bert_folder(bert_folder)
     randomise(bert, 1)
     given = text_input(tokenizer, "a dog . red cups .")
@@ -69,24 +89,36 @@ def test_text_encoder_equals_berts_own_forward(bert_folder):
         torch.testing.assert_close(ours, BertModelWarper(bert)(**given)["last_hidden_state"], rtol=1e-5, atol=1e-5)
 
 
-def test_phrases_do_not_see_each_other(bert_folder):
-    bert, tokenizer = read_bert_folder(bert_folder)
-    encoder = TextEncoder(randomise(bert, 1))
-    one, other = (encoder(**text_input(tokenizer, f"a dog . {x} .")) for x in ("red cup", "cat spoon"))
-    one, other = one["last_hidden_state"], other["last_hidden_state"]
+def test_phrases_do_not_see_each_other(swin_t, tokenizer):
+    class Enough(Exception):
+        """The picture's part of the network need not run."""
+
+    texts = []
+
+    def keep(module, inputs, output):
+        texts.append(output)
+        raise Enough
+
+    hook = swin_t.network.model.text_projection.register_forward_hook(keep)
+    for phrase in ("red cup", "cat spoon"):
+        with pytest.raises(Enough):
+            swin_t([torch.zeros(1, 192, 1, 1)], torch.tensor([tokenize(tokenizer, ["a dog", phrase])[0]]))
+    hook.remove()
+    one, other = texts
     assert torch.allclose(one[:, 1:4], other[:, 1:4], atol=1e-6)
     assert not torch.allclose(one[:, 4:6], other[:, 4:6], atol=1e-2)
 
 
-def test_detection_equals_hugging_face(swin_t, bert_folder, monkeypatch):
-    """transformers' own GroundingDinoForObjectDetection, with the same weights."""
-    from hugging_face_dino import hugging_face_dino
-
-    theirs = hugging_face_dino(swin_t.state_dict(), transformers.BertConfig.from_pretrained(bert_folder))
-    caption, _, _ = tokenize(swin_t.tokenizer, ["a dog", "red cups"])
+@pytest.mark.parametrize("width, stages", [(96, [2, 2, 6, 2]), (128, [2, 2, 18, 2])])
+def test_detection_equals_the_published_network(width, stages, published, bert_folder, tokenizer, monkeypatch):
+    """For both published checkpoints, known by their weights: the package that they were made with."""
+    if width != 96:
+        published = randomise(PublishedDino(CONFIGS[width], *read_bert_folder(bert_folder)), 0)
+    assert [len(stage.blocks) for stage in published.backbone[0].layers] == stages
+    ours = load(published.state_dict(), bert_folder)
+    ids, _ = tokenize(tokenizer, ["a dog", "red cups"])
     # below 400 pixels: at the border of larger pictures the two clamp boxes by different amounts
-    pixels = network_input(torch.from_numpy(skimage.data.coffee()).float() / 255)[..., :256, :320]
-    chosen, choose = [], torch.topk
+    pixels, chosen, choose = photo(192, 256), [], torch.topk
 
     def choose_the_same(scores, *args, **kwargs):
         """Which 900 places become queries; those that all but tie would come in another order by rounding."""
@@ -96,14 +128,13 @@ def test_detection_equals_hugging_face(swin_t, bert_folder, monkeypatch):
 
     monkeypatch.setattr(torch, "topk", choose_the_same)
     with torch.inference_mode():
-        ours = swin_t(pixels, captions=[caption])
-        expected = theirs(pixels, **swin_t.tokenizer(caption, return_tensors="pt"))
+        logits, boxes = ours(ours.features(pixels), torch.tensor([ids]))
+        expected = published(pixels, captions=["a dog . red cups ."])
     assert len(chosen) == 2
-    logits, boxes = ours["pred_logits"], ours["pred_boxes"]
     finite = logits.isfinite()
-    assert torch.equal(finite, expected.logits.isfinite()) and finite.sum() == 900 * 9
-    assert (logits - expected.logits)[finite].norm() < 1e-4 * logits[finite].norm()
-    assert (boxes - expected.pred_boxes).norm() < 1e-4 * boxes.norm()
+    assert torch.equal(finite, expected["pred_logits"].isfinite()) and finite.sum() == 900 * 9
+    assert (logits - expected["pred_logits"])[finite].norm() < 1e-4 * logits[finite].norm()
+    assert (boxes - expected["pred_boxes"]).norm() < 1e-4 * boxes.norm()
     assert logits[finite].std() > 0.1 and boxes.std(1).min() > 1e-3, "nothing is compared idly"
 
 
@@ -114,7 +145,8 @@ def found(tokenizer, prompt: str, *objects, box_threshold=0.3, text_threshold=0.
     """What is found in a picture of 100 x 200 pixels by a network that gives these logits and boxes."""
     phrases = split_phrases(prompt)
     detector = ToldDetector(tokenizer, [list(objects)])
-    scores, boxes = detect(detector, torch.rand(100, 200, 3), tokenize(tokenizer, phrases)[0])
+    ids, _ = tokenize(tokenizer, phrases)
+    scores, boxes = detect(detector, look(detector, torch.rand(100, 200, 3)), ids, (100, 200))
     return found_objects(scores, boxes, tokenizer, phrases, box_threshold, text_threshold)
 
 
@@ -180,10 +212,9 @@ def test_phrases_of_a_prompt(prompt, phrases):
 
 
 def test_tokens_know_their_phrase(tokenizer):
-    caption, ids, owners = tokenize(tokenizer, ["a dog", "red cups"])
-    assert caption == "a dog . red cups ."
+    ids, owners = tokenize(tokenizer, ["a dog", "red cups"])
+    assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "a", "dog", ".", "red", "cup", "##s", ".", "[SEP]"]
     assert owners == [-1, 0, 0, -1, 1, 1, 1, -1, -1]
-    assert len(ids) == len(owners)
 
 
 @pytest.mark.parametrize(
@@ -193,59 +224,122 @@ def test_shorter_side_is_800_and_longer_at_most_1333(size, expected):
     assert network_input(torch.rand(*size, 3)).shape == (1, 3, *expected)
 
 
-def test_checkpoints_as_people_have_them(swin_t, bert_folder):
-    """From training on several GPUs, with or without the tensors that layers share, with weights that are not used."""
-    weights = swin_t.state_dict()
-    once = {name: x for name, x in weights.items() if not name.startswith(("bbox_embed", "transformer.decoder.bbox"))}
-    once |= {name: x for name, x in weights.items() if name.startswith("bbox_embed.0")}
-    bert, tokenizer = read_bert_folder(bert_folder)
+def without(weights: dict[str, torch.Tensor], *beginnings: str) -> dict[str, torch.Tensor]:
+    return {name: x for name, x in weights.items() if not name.startswith(beginnings)}
+
+
+BOX_HEADS = "bbox_embed.", "transformer.decoder.bbox_embed."
+FIRST, LAST = "bbox_embed.0.", "transformer.decoder.bbox_embed.5."
+
+
+def test_checkpoints_as_people_have_them(published, swin_t, bert_folder):
+    """From training on several GPUs, with the tensors that layers share once or for each, in half precision, with
+    weights that are not used, as the Hub lays them out."""
+    weights = published.state_dict()
     extra = {"module.label_enc.weight": torch.zeros(1), "module.bert.pooler.dense.bias": torch.zeros(1)}
-    for given in ({f"module.{name}": x for name, x in weights.items()} | extra, once):
-        loaded = build_grounding_dino(plain_names(given), bert, tokenizer)
-        assert all(torch.equal(x, weights[name]) for name, x in loaded.state_dict().items())
+    once = without(weights, *BOX_HEADS)
+    first, last = ({name: x for name, x in weights.items() if name.startswith(head)} for head in (FIRST, LAST))
+    for given in ({f"module.{name}": x for name, x in weights.items()} | extra, once | first, once | last):
+        loaded = load(given, bert_folder)
+        assert same_weights(loaded, swin_t)
         assert not loaded.training
+    hub = without(hub_layout(weights), *(f"bbox_embed.{k}" for k in range(1, 6)), "model.decoder.bbox_embed")
+    assert same_weights(load(hub, bert_folder), swin_t)
+    half = load({name: x.half() if x.is_floating_point() else x for name, x in weights.items()}, bert_folder)
+    assert {x.dtype for x in half.parameters()} == {torch.float32}
 
 
-def test_text_encoder_of_the_folder_serves_where_the_checkpoint_has_none(swin_t, bert_folder):
-    weights = {name: x for name, x in swin_t.state_dict().items() if not name.startswith("bert.")}
-    bert, tokenizer = read_bert_folder(bert_folder)
-    own = bert.embeddings.word_embeddings.weight.clone()
-    assert torch.equal(build_grounding_dino(weights, bert, tokenizer).bert.embeddings.word_embeddings.weight, own)
+def test_text_encoder_of_the_folder_serves_where_the_checkpoint_has_none(published, swin_t, tmp_path):
+    bert, _ = read_bert_folder(write_bert_folder(tmp_path))
+    bert.save_pretrained(tmp_path)
+    loaded = load(without(published.state_dict(), "bert."), tmp_path)
+    text_encoder = loaded.network.model.text_backbone.state_dict()
+    assert all(torch.equal(x, text_encoder[name]) for name, x in bert.state_dict().items())
+    assert same_weights(loaded.backbone, swin_t.backbone)
 
 
-def test_swin_b_is_known_by_its_weights(bert_folder):
-    weights = GroundingDino(CONFIGS[128], *read_bert_folder(bert_folder)).state_dict()
-    model = build_grounding_dino(weights, *read_bert_folder(bert_folder))
-    assert [len(stage.blocks) for stage in model.backbone[0].layers] == [2, 2, 18, 2]
+def test_indices_of_the_file_are_not_trusted(published, swin_t, bert_folder):
+    """On a GPU an index outside its table would end the whole server."""
+    weights = published.state_dict()
+    odd = {name: x + 10**6 for name, x in weights.items() if name.endswith("relative_position_index")}
+    assert len(odd) == 12
+    loaded = load(weights | odd, bert_folder)
+    indices = [{name: x for name, x in model.named_buffers()} for model in (loaded, swin_t)]
+    assert all(torch.equal(x, indices[1][name]) for name, x in indices[0].items())
+
+
+class Made(TorchDispatchMode):
+    """Counts the numbers that are drawn at random, on any device but meta."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        name = function.overloadpacket.__name__
+        if re.match("normal|uniform|rand|trunc|erfinv", name) and not result.is_meta:
+            self.numbers += result.numel()
+        return result
+
+
+def test_building_downloads_nothing_and_makes_no_weights_up(published, bert_folder, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a request to the network")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    with Made() as made:
+        load(published.state_dict(), bert_folder)
+    assert made.numbers == 0
 
 
 @pytest.mark.parametrize("size", [(20, 600), (600, 20)])
-def test_narrowest_picture_in_lower_precision(swin_t, size):
+def test_narrowest_picture_in_lower_precision(swin_t, tokenizer, size):
     """Thirty times as long as high gives just enough places for the 900 queries."""
+    ids, _ = tokenize(tokenizer, ["a dog"])
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        scores, boxes = detect(swin_t, torch.rand(*size, 3), "a dog .")
+        scores, boxes = detect(swin_t, look(swin_t, torch.rand(*size, 3)), ids, size)
     assert scores.shape == (900, 256) and boxes.shape == (900, 4)
     assert scores.dtype == boxes.dtype == torch.float32
     assert scores.isfinite().all() and boxes.isfinite().all()
     assert (boxes >= 0).all() and (boxes <= torch.tensor([size[1], size[0]] * 2)).all()
 
 
-def test_wrong_checkpoints_say_what_is_wrong(swin_t, bert_folder, tmp_path):
-    bert, tokenizer = read_bert_folder(bert_folder)
-    with pytest.raises(ValueError, match="no Grounding DINO"):
-        build_grounding_dino({"conv.weight": torch.zeros(1)}, bert, tokenizer)
-    weights = swin_t.state_dict()
-    del weights["feat_map.weight"]
-    with pytest.raises(ValueError, match="1 weights are missing, such as 'feat_map.weight'"):
-        build_grounding_dino(weights, bert, tokenizer)
-    wider, _ = read_bert_folder(write_bert_folder(tmp_path, hidden_size=32))
-    with pytest.raises(ValueError, match="bert.embeddings.*shape .* 64.* instead of .* 32"):
-        build_grounding_dino(swin_t.state_dict(), wider, tokenizer)
+def test_wrong_checkpoints_say_what_is_wrong(published, bert_folder, tmp_path):
+    weights = published.state_dict()
+    stem = "backbone.0.patch_embed.proj.weight"
+    for given in ({"conv.weight": torch.zeros(1)}, {stem: torch.tensor(96.0)}, {stem: torch.zeros(97, 3, 4, 4)}):
+        with pytest.raises(ValueError, match="no Grounding DINO"):
+            load(given, bert_folder)
+    with pytest.raises(ValueError, match="1 weights are missing, such as '.*text_projection.weight'"):
+        load(without(weights, "feat_map.weight"), bert_folder)
+    with pytest.raises(ValueError, match="weights are missing, such as '.*bbox_embed"):
+        load(without(weights, *BOX_HEADS), bert_folder)
+    for shape in ((), (7,), (3, 5)):
+        name = "transformer.encoder.text_layers.0.self_attn.in_proj_weight"
+        with pytest.raises(ValueError, match="text_enhancer_layer.*shape|in_proj_weight.*shape"):
+            load(weights | {name: torch.zeros(shape)}, bert_folder)
+    with pytest.raises(ValueError, match="text_backbone.* has another shape"):
+        load(weights, write_bert_folder(tmp_path, hidden_size=32))
 
 
-def test_supervision_is_not_used():
-    """groundingdino-py asks for one old version of it, other packs for newer ones."""
-    code = (
-        "import sys; sys.modules['supervision'] = None; import packages, pnpmix.vision.detection, pnpmix.vision.drawing"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1] / "tools")
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda lines: [*lines[:1012], ",", *lines[1013:]], "numbers for"),
+        (lambda lines: [lines[0], *lines[2:102], "filler", *lines[102:]], "numbers for"),
+        (lambda lines: [*lines, "more", "words"], "1041 words, its text encoder only 1039"),
+    ],
+)
+def test_words_that_the_network_would_misread_are_refused(published, tmp_path, change, words):
+    """transformers' network has some token ids built in."""
+    folder = write_bert_folder(tmp_path)
+    lines = (folder / "vocab.txt").read_text().splitlines()
+    (folder / "vocab.txt").write_text("\n".join(change(lines)) + "\n")
+    with pytest.raises(ValueError, match=words):
+        load(published.state_dict(), folder)
+
+
+def test_text_encoder_for_short_texts_is_refused(published, tmp_path):
+    folder = write_bert_folder(tmp_path, max_position_embeddings=128)
+    with pytest.raises(ValueError, match="reads 128 tokens instead of 256"):
+        load(published.state_dict(), folder)
