@@ -134,7 +134,8 @@ def read_inversion(path: str) -> InvertedLatent:
         fault = f"{name} cannot be read ({error.strerror})."
         raise BadInput("Load Inversion", "file", fault, "Press R, and choose another.") from error
     except Exception as error:  # damage makes json, safetensors and torch raise almost anything
-        raise BadInput("Load Inversion", "file", f"{name} is damaged or cut short ({error}).", remedy) from error
+        fault = f"{name} is damaged or cut short ({type(error).__name__})."
+        raise BadInput("Load Inversion", "file", fault, remedy) from error
 
     seed, family = metadata.pop("seed", ""), metadata.pop("family", None)
     has_seed = seed.isdecimal() and len(seed) <= len(str(MAX_SEED)) and int(seed) <= MAX_SEED

@@ -141,6 +141,7 @@ def test_nothing_is_overwritten_whatever_the_prefix(made, folder, prefix, name):
         ("강" * 90, "shorter"),
         ("file/street", "Not a directory"),
     ],
+    ids=lambda text: ascii(text)[:20],
 )
 def test_a_name_that_cannot_be_saved_leaves_nothing(made, folder, prefix, fault):
     (folder / "file").touch()
@@ -310,7 +311,7 @@ def rewrite(path: Path, metadata: dict | None = None, **tensors) -> None:
     safetensors.torch.save_file(values | tensors, path, old | (metadata or {}))
 
 
-@pytest.mark.parametrize("seed", [str(2**64), "9" * 5000, "-1", "²", ""])
+@pytest.mark.parametrize("seed", [str(2**64), "9" * 5000], ids=["2^64", "5000 digits"])
 def test_a_seed_that_no_generator_takes(made, folder, seed):
     keep(made, "street")
     rewrite(folder / "street_00001_.safetensors", {"seed": seed})
