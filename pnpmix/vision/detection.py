@@ -18,6 +18,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class SeenBefore(nn.Module):
     """In the place of a network's backbone: gives the feature maps that it is told."""
 
+    features: list[Tensor] | None = None
+
     def forward(self, pixels: Tensor, **_) -> SimpleNamespace:
         return SimpleNamespace(feature_maps=self.features)
 
@@ -28,7 +30,8 @@ class GroundingDino(nn.Module):
     def __init__(self, network, tokenizer):
         """network: a GroundingDinoForObjectDetection, from which the backbone is taken out."""
         super().__init__()
-        self.tokenizer, self.network, self.seen = tokenizer, network, SeenBefore()
+        self.seen = SeenBefore()
+        self.tokenizer, self.network = tokenizer, network
         encoder = network.model.backbone.conv_encoder
         self.backbone, encoder.model = encoder.model, self.seen
 

@@ -144,7 +144,7 @@ def hub_layout(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def shared_box_heads(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The one box head under each of its names: some files keep it once, others for each layer."""
-    shared = {}
+    shared: dict[str, Tensor] = {}
     for name, weight in weights.items():
         if match := re.fullmatch(r"(?:model\.decoder\.)?bbox_embed\.\d+\.(.+)", name):
             places = (f"{owner}bbox_embed.{k}." for owner in ("", "model.decoder.") for k in range(DECODER_LAYERS))
