@@ -38,6 +38,7 @@ def holds(outer: Frame, inner: Frame) -> bool:
     return all(a[0] <= b[0] and b[1] <= a[1] for a, b in zip(outer, inner, strict=True))
 
 
+@settings(deadline=None)
 @given(SIZES, SIZES)
 def test_sizes_of_a_shape_touch_what_they_are_in_or_round(size, shape):
     inside, around = sizes_of_shape(size, shape)
@@ -49,6 +50,7 @@ def test_sizes_of_a_shape_touch_what_they_are_in_or_round(size, shape):
         assert off <= 0.5 or 1 in (height, width), "its shape, to the nearest pixel"
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(1, 64))
 def test_sizes_are_rounded_to_the_nearest_multiple_that_is_not_0(size, multiple):
     for side, rounded in zip(size, to_multiple(size, multiple), strict=True):
@@ -56,6 +58,7 @@ def test_sizes_are_rounded_to_the_nearest_multiple_that_is_not_0(size, multiple)
         assert abs(rounded - side) <= multiple / 2 or rounded == multiple
 
 
+@settings(deadline=None)
 @given(SIZES, SIZES, st.data())
 def test_crop_lies_in_the_photo_and_as_near_to_the_object_as_it_can(photo, shape, data):
     target = data.draw(targets(photo))
@@ -66,6 +69,7 @@ def test_crop_lies_in_the_photo_and_as_near_to_the_object_as_it_can(photo, shape
         assert holds(frame, target)
 
 
+@settings(deadline=None)
 @given(SIZES, SIZES)
 def test_pad_keeps_all_of_the_photo_in_the_middle(photo, shape):
     frame = pad_frame(photo, shape)
@@ -73,6 +77,7 @@ def test_pad_keeps_all_of_the_photo_in_the_middle(photo, shape):
     assert all(abs(-start - (stop - limit)) <= 1 for (start, stop), limit in zip(frame, photo, strict=True))
 
 
+@settings(deadline=None)
 @given(SIZES, SIZES, st.integers(0, 300), st.data())
 def test_object_is_never_cut_and_fills_the_frame(photo, shape, margin, data):
     target = data.draw(targets(photo))
