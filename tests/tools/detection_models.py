@@ -71,7 +71,7 @@ class ToldDetector(nn.Module):
 
     def features(self, pixels: Tensor) -> list[Tensor]:
         assert pixels.shape[:2] == (1, 3) and min(pixels.shape[2:]) <= 800 and max(pixels.shape[2:]) <= 1333
-        assert pixels.dtype == torch.float32
+        assert pixels.dtype == torch.float32 and pixels.device == self.weight.device
         self.looks += 1
         return [torch.tensor(self.looks - 1)]
 
