@@ -1,10 +1,12 @@
 """Detectors and segmenters for tests: the real architectures with random weights, and one that sees what it is told."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # the ids of bert-base-uncased, because transformers' own Grounding DINO has them built in
 SPECIAL = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
@@ -43,6 +45,19 @@ def randomise(model: nn.Module, seed: int) -> nn.Module:
             values = values * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 1 + 0.1 * values
         parameter.copy_(values)
     return model.eval().requires_grad_(False)
+
+
+class Made(TorchDispatchMode):
+    """Counts the numbers that are drawn at random, on any device but meta."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        name = function.overloadpacket.__name__
+        if re.match("normal|uniform|rand|trunc|erfinv", name) and not result.is_meta:
+            self.numbers += result.numel()
+        return result
 
 
 def small_sam(seed: int = 0) -> nn.Module:
