@@ -312,7 +312,7 @@ def test_wrong_checkpoints_say_what_is_wrong(published, bert_folder, tmp_path):
     [
         (lambda lines: [*lines[:1012], ",", *lines[1013:]], "numbers for"),
         (lambda lines: [lines[0], *lines[2:102], "filler", *lines[102:]], "numbers for"),
-        (lambda lines: [*lines, "more", "words"], "1041 words, its text encoder only 1039"),
+        (lambda lines: [*lines, "more", "words"], "1041 words, its settings say 1039"),
     ],
 )
 def test_words_that_the_network_would_misread_are_refused(published, tmp_path, change, words):
