@@ -82,7 +82,8 @@ def needs(package: str) -> None:
 
     Without importing it, which can take seconds. One that is there and broken is found out by `importing`.
     """
-    if importlib.util.find_spec(package.replace("-", "_")) is None:
+    module = package.replace("-", "_")
+    if sys.modules.get(module) is None and importlib.util.find_spec(module) is None:
         raise ImportError(f"the package {package} is missing. Install it with: {pip_install(package)}")
 
 

@@ -169,15 +169,23 @@ def has_text_encoder(weights: dict[str, Tensor]) -> bool:
 
 
 def read_text_encoder(folder: str | os.PathLike) -> tuple[BertConfig, BertTokenizerFast]:
-    """The settings and the tokenizer of a folder of BERT.
+    """The settings and the tokenizer of a folder of bert-base-uncased.
 
     Raises:
-        Exception: of almost any kind, where the files are damaged.
+        Exception: of almost any kind, where the files are damaged, or their words would be misread.
     """
     # not AutoTokenizer: a folder could name a class of its own, or ask for its code to be run
-    return BertConfig.from_pretrained(folder, local_files_only=True), BertTokenizerFast.from_pretrained(
-        folder, local_files_only=True
-    )
+    tokenizer = BertTokenizerFast.from_pretrained(folder, local_files_only=True)
+    if tokenizer(".?")["input_ids"] != SPECIAL_TOKENS:
+        raise ValueError("its numbers for [CLS], [SEP], '.' and '?' are not those of bert-base-uncased")
+    config = BertConfig.from_pretrained(folder, local_files_only=True)
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"its tokenizer has {len(tokenizer)} words, its settings say {config.vocab_size}")
+    if config.max_position_embeddings < MAX_TOKENS:
+        raise ValueError(f"it reads {config.max_position_embeddings} tokens instead of {MAX_TOKENS}")
+    with torch.device("meta"):
+        BertModel(config, add_pooling_layer=False)  # settings that make no sense raise here, and cost nothing
+    return config, tokenizer
 
 
 def text_encoder_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
@@ -186,30 +194,15 @@ def text_encoder_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
     return {TEXT_ENCODER + name: weight for name, weight in bert.state_dict().items()}
 
 
-def check_text_encoder(config: BertConfig, tokenizer) -> None:
-    """Refuses one whose words the network would misread.
-
-    Raises:
-        ValueError: it is not that of bert-base-uncased.
-    """
-    if tokenizer(".?")["input_ids"] != SPECIAL_TOKENS:
-        raise ValueError("the tokenizer's numbers for [CLS], [SEP], '.' and '?' are not those of bert-base-uncased.")
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} words, its text encoder only {config.vocab_size}.")
-    if config.max_position_embeddings < MAX_TOKENS:
-        raise ValueError(f"its text encoder reads {config.max_position_embeddings} tokens instead of {MAX_TOKENS}.")
-
-
 def build_grounding_dino(weights: dict[str, Tensor], text_config: BertConfig, tokenizer) -> GroundingDino:
     """The Swin-T or Swin-B model that the checkpoint holds. Nothing is downloaded.
 
     Args:
         weights: see `hub_layout`, with those of the text encoder.
-        text_config, tokenizer: of that text encoder.
+        text_config, tokenizer: see `read_text_encoder`.
     Raises:
         ValueError: the checkpoint is incomplete, or of another text encoder.
     """
-    check_text_encoder(text_config, tokenizer)
     swin = SwinConfig(**SWINS[weights[STEM].shape[0]], out_indices=[2, 3, 4])
     config = GroundingDinoConfig(
         backbone_config=swin, text_config=copy.deepcopy(text_config), decoder_layers=DECODER_LAYERS

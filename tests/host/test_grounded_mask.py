@@ -29,10 +29,8 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture
 def detector_of(tokenizer):
     """A detector that sees what it is told: a list of boxes for each picture."""
-    from comfy.model_patcher import ModelPatcher
-
-    cpu = torch.device("cpu")
-    return lambda *seen: ModelPatcher(ToldDetector(tokenizer, list(seen)), load_device=cpu, offload_device=cpu)
+    detector = pack_module("PnPMixGroundingDinoLoader").Detector
+    return lambda *seen: detector(ToldDetector(tokenizer, list(seen)))
 
 
 @pytest.fixture
@@ -44,7 +42,7 @@ def segmenter():
     def count(*_):
         segmenter.encoded += 1
 
-    segmenter.sam.image_encoder.register_forward_pre_hook(count)
+    segmenter.model.image_encoder.register_forward_pre_hook(count)
     return segmenter
 
 
@@ -130,12 +128,31 @@ def test_one_picture_is_encoded_once_for_all_nodes_that_look_at_it(detector_of, 
     assert segmenter.encoded == 3, "another picture"
 
 
-def test_embeddings_go_when_their_picture_goes(detector_of, segmenter):
-    run(photo(), detector_of(DOG_AND_CAT), segmenter, "dog")
-    assert len(segmenter.embeddings) == 1
+def test_one_picture_is_looked_at_once_whatever_the_words(detector_of, segmenter):
+    graph, detector = Graph(), detector_of(DOG_AND_CAT)
+    image = graph.given(photo(2))
+    links = [grounded_mask(graph, image, detector, segmenter, word) for word in ("dog", "cat", "dog . cat")]
+    masks = graph.run(**{word: link for word, link in zip(("dog", "cat", "both"), links, strict=True)})
+    assert detector.model.looks == 2, "two pictures in the batch"
+    assert not torch.equal(masks["dog"], masks["cat"])
+
+
+def test_what_was_seen_goes_when_its_picture_goes(detector_of, segmenter):
+    detector = detector_of(DOG_AND_CAT)
+    run(photo(), detector, segmenter, "dog")
+    assert len(segmenter.encodings) == len(detector.encodings) == 1
     Graph()  # forgets what was given and captured
     gc.collect()
-    assert len(segmenter.embeddings) == 0
+    assert len(segmenter.encodings) == len(detector.encodings) == 0
+
+
+def test_a_long_video_does_not_fill_the_memory(detector_of, segmenter, monkeypatch):
+    detector = detector_of(DOG_AND_CAT)
+    monkeypatch.setattr(sys.modules[type(detector).__base__.__module__], "MAX_KEPT", 2)
+    images = photo(3)
+    result = run(images, detector, segmenter, "dog")
+    assert [len(model.encodings[images]) for model in (detector, segmenter)] == [2, 2]
+    assert torch.equal(result["mask"], run(photo(3), detector_of(DOG_AND_CAT), segmenter, "dog")["mask"])
 
 
 def test_expand_and_feather(detector_of, segmenter):
@@ -154,6 +171,49 @@ def test_alpha_channel_is_ignored(detector_of, segmenter):
     with_alpha = run(rgba, detector_of(DOG_AND_CAT), segmenter, "dog")
     assert torch.equal(with_alpha["mask"], run(photo(), detector_of(DOG_AND_CAT), segmenter, "dog")["mask"])
     assert with_alpha["preview"].shape == (1, 300, 300, 3)
+
+
+def test_pictures_in_half_precision(detector_of, segmenter):
+    """As newer hosts keep them with --fp16-intermediates."""
+    half = run(photo().half(), detector_of(DOG_AND_CAT), segmenter, "dog")
+    full = run(photo().half().float(), detector_of(DOG_AND_CAT), segmenter, "dog")
+    for name, x in half.items():
+        assert torch.equal(x, full[name]) and x.dtype == torch.float32
+
+
+@pytest.fixture
+def management(monkeypatch):
+    """The host's, for which the device meta is a GPU with much memory."""
+    import comfy.model_management as management
+
+    def free_memory(device=None, torch_free_too=False):
+        return (1e12, 1e12) if torch_free_too else 1e12
+
+    monkeypatch.setattr(management, "get_free_memory", free_memory)
+    return management
+
+
+def test_models_run_where_the_host_leaves_their_weights(detector_of, segmenter, management, monkeypatch):
+    """With --novram it leaves all of them on the CPU, though the GPU is their device."""
+    detector, expected = detector_of(DOG_AND_CAT), run(photo(), detector_of(DOG_AND_CAT), segmenter, "dog")
+    monkeypatch.setattr(management, "vram_state", management.VRAMState.NO_VRAM)
+    for model in (detector, segmenter):
+        model.patcher.load_device = torch.device("meta")
+    result = run(photo(), detector, segmenter, "dog")
+    assert all(torch.equal(x, expected[name]) for name, x in result.items())
+
+
+def test_a_model_of_which_the_host_loaded_a_part_comes_back_as_a_whole(segmenter, management, monkeypatch):
+    patcher, part = segmenter.patcher, segmenter.model.mask_decoder
+    monkeypatch.setattr(management, "load_models_gpu", lambda *_, **__: part.to("meta"))
+    monkeypatch.setattr(patcher, "detach", lambda: part.to_empty(device="cpu"))
+    assert segmenter.load(0) == torch.device("cpu")
+    assert not any(x.is_meta for x in segmenter.model.parameters())
+
+
+def test_a_model_that_the_host_loaded_runs_there(segmenter, management):
+    segmenter.patcher.load_device = torch.device("meta")
+    assert segmenter.load(0) == torch.device("meta")
 
 
 def stops(*inputs, words: tuple[str, ...], **changes) -> None:
@@ -183,9 +243,17 @@ def test_one_of_several_phrases_is_missing(detector_of, segmenter):
     assert run(photo(), seen, segmenter, "dog . red cup", pick="best")["mask"].any(), "any phrase will do"
 
 
-@pytest.mark.parametrize("prompt", ["", "   ", " . .. "])
+@pytest.mark.parametrize("prompt", ["", "   ", " . .. ", "dog . \u200b\u200d"])
 def test_prompt_without_words(detector_of, segmenter, prompt):
     stops(photo(), detector_of(DOG_AND_CAT), segmenter, prompt, words=("'prompt'", "no words", "such as: dog"))
+
+
+@pytest.mark.parametrize("prompt", [None, [], {"dog": 1}])
+def test_prompt_of_another_node_that_is_no_text(detector_of, segmenter, prompt):
+    graph = Graph()
+    link = grounded_mask(graph, photo(), detector_of(DOG_AND_CAT), segmenter, graph.given(prompt))
+    with refused("Grounded Mask", "'prompt'", "no words"):
+        graph.run(mask=link)
 
 
 def test_prompt_that_is_too_long(detector_of, segmenter):
@@ -194,6 +262,11 @@ def test_prompt_that_is_too_long(detector_of, segmenter):
 
 def test_grey_picture(detector_of, segmenter):
     stops(photo()[..., :1], detector_of(DOG_AND_CAT), segmenter, "dog", words=("'image'", "1 channels"))
+
+
+@pytest.mark.parametrize("shape", [(0, 300, 300, 3), (1, 0, 300, 3), (300, 300, 3)])
+def test_no_picture(detector_of, segmenter, shape):
+    stops(torch.zeros(shape), detector_of(DOG_AND_CAT), segmenter, "dog", words=("'image'", "shape", "Wire a picture"))
 
 
 def test_picture_that_is_a_line(detector_of, segmenter):

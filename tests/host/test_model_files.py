@@ -1,5 +1,6 @@
 """Model files are found where people keep them, read without running anything in them, and refused with a remedy."""
 
+import json
 import os
 import pickle
 import shutil
@@ -9,12 +10,13 @@ import pytest
 import safetensors.torch
 import spandrel
 import torch
-from pnpmix.vision.detection import CONFIGS, GroundingDino
+from pnpmix.vision.dino_weights import build_grounding_dino, hub_layout, read_text_encoder
 from segment_anything import sam_model_registry
 from spandrel.architectures.LaMa import LaMa
 
 from comfy_host import Graph, refused
 from detection_models import randomise, read_bert_folder, write_bert_folder
+from published_dino import CONFIGS, PublishedDino
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,14 @@ def folders(comfyui) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def dino_weights(folders) -> dict[str, torch.Tensor]:
     """The real Swin-T architecture with a small BERT."""
-    return randomise(GroundingDino(CONFIGS[96], *read_bert_folder(folders["bert-base-uncased"])), 0).state_dict()
+    return randomise(PublishedDino(CONFIGS[96], *read_bert_folder(folders["bert-base-uncased"])), 0).state_dict()
+
+
+@pytest.fixture(scope="module")
+def dino(folders, dino_weights) -> dict[str, torch.Tensor]:
+    """The same as the network that runs has it."""
+    text_encoder = read_text_encoder(folders["bert-base-uncased"])
+    return build_grounding_dino(hub_layout(dino_weights), *text_encoder).state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +70,16 @@ def same_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> bo
     return all(torch.equal(x.cpu(), weights[name]) for name, x in model.state_dict().items())
 
 
-@pytest.mark.parametrize("file", ["swint_ogc.pth", "folder/swint_ogc.safetensors"])
-def test_grounding_dino(folders, dino_weights, file):
+@pytest.mark.parametrize("file", ["swint_ogc.pth", "folder/swint_ogc.safetensors", "grounding-dino-tiny.safetensors"])
+def test_grounding_dino(folders, dino_weights, dino, file):
+    """As published, as others share it, and as the Hub has it."""
     path = folders["grounding-dino"] / file
     path.parent.mkdir(exist_ok=True)
     if path.suffix == ".pth":
         torch.save({"model": {f"module.{name}": x for name, x in dino_weights.items()}}, path)
     else:
-        save_safetensors(dino_weights, path)
-    patcher = load("PnPMixGroundingDinoLoader", file)
-    assert same_weights(patcher.model, dino_weights)
+        save_safetensors(hub_layout(dino_weights) if "tiny" in file else dino_weights, path)
+    assert same_weights(load("PnPMixGroundingDinoLoader", file).model, dino)
     path.unlink()
 
 
@@ -79,7 +88,7 @@ def test_sam(folders):
     for folder in ("sams", "grounding-dino"):
         torch.save(weights, folders[folder] / "sam_vit_b.pth")
     segmenter = load("PnPMixSamLoader", "sam_vit_b.pth")
-    assert same_weights(segmenter.sam, weights)
+    assert same_weights(segmenter.model, weights)
     assert segmenter.patcher.model_size() == sum(x.nbytes for x in weights.values())
     stops("PnPMixGroundingDinoLoader", "sam_vit_b.pth", "no Grounding DINO")
     for folder in ("sams", "grounding-dino"):
@@ -138,6 +147,33 @@ def test_damaged_and_foreign_files(folders, node, folder, tmp_path):
     place.mkdir()
 
 
+STEMS = {"sams": "image_encoder.pos_embed", "grounding-dino": "backbone.0.patch_embed.proj.weight"}
+
+
+@pytest.mark.parametrize("node, folder", list(LOADERS.items())[:2])
+def test_odd_checkpoints(folders, node, folder):
+    stem, picture = STEMS[folder], torch.zeros(96, 3, 4, 4)
+    odd = {
+        "integer keys": {0: picture, 1: picture, stem: torch.zeros(1)},
+        "only integer keys": {0: picture, 1: picture},
+        "a scalar": {stem: torch.tensor(96.0), "other": picture},
+        "no tensors": {stem: 96, "other": None},
+        "nested": {"model": {"state_dict": {"model": {stem: picture}}}},
+        "a list": [picture],
+        "nothing": {},
+    }
+    for name, checkpoint in odd.items():
+        torch.save(checkpoint, folders[folder] / f"{name}.pth")
+        stops(node, f"{name}.pth", "input 'model_name'", f"{name}.pth")
+    repeated = torch.zeros(1).expand(96, 3, 4, 4)
+    no_numbers = {"sparse": picture.to_sparse(), "of no data": picture.to("meta"), "repeated": repeated}
+    for name, x in no_numbers.items():
+        torch.save({stem: x, "other": picture}, folders[folder] / f"{name}.pth")
+        stops(node, f"{name}.pth", "input 'model_name'", stem, "no plain tensor")
+    shutil.rmtree(folders[folder])
+    folders[folder].mkdir()
+
+
 @pytest.mark.parametrize("node", LOADERS)
 @pytest.mark.parametrize("file", ["absent.pth", "../checkpoints/x.safetensors"])
 def test_files_outside_the_list(folders, node, file):
@@ -170,15 +206,70 @@ def test_an_upscaler_is_no_inpainting_model(folders):
 def test_text_encoder_of_another_size(folders, dino_weights):
     save_safetensors(dino_weights, folders["grounding-dino"] / "d.safetensors")
     write_bert_folder(folders["bert-base-uncased"], hidden_size=32)
-    stops("PnPMixGroundingDinoLoader", "d.safetensors", "bert.embeddings", "shape", "bert-base-uncased")
-    (folders["bert-base-uncased"] / "config.json").write_text("{")
-    stops("PnPMixGroundingDinoLoader", "d.safetensors", "does not load", "bert-base-uncased")
+    stops("PnPMixGroundingDinoLoader", "d.safetensors", "text_backbone", "shape", "bert-base-uncased")
     write_bert_folder(folders["bert-base-uncased"])
     assert load("PnPMixGroundingDinoLoader", "d.safetensors")
 
 
+PAGE = "<!DOCTYPE html><html><body>Sign in to download this file.</body></html>"
+TOKENIZER_OF_ANOTHER = '{"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}}}'
+
+
+BROKEN = {
+    "vocab.txt": {
+        "page": PAGE,
+        "empty": "",
+        "binary": "\xff\x00" * 100,
+        "other words": "\n".join(f"word{i}" for i in range(1039)),
+    },
+    "tokenizer.json": {"page": PAGE, "empty": "", "list": "[]", "of another": TOKENIZER_OF_ANOTHER},
+    "tokenizer_config.json": {"page": PAGE, "list": "[1, 2]", "types": '{"model_max_length": "long", "cls_token": 5}'},
+    "config.json": {
+        "page": PAGE,
+        "empty": "",
+        "cut": "{",
+        "list": "[]",
+        "nothing": "{}",
+        "another": '{"model_type": "t5"}',
+        "text": '{"hidden_size": "64"}',
+        "null": '{"vocab_size": null}',
+        "negative": '{"vocab_size": 1039, "hidden_size": -64}',
+        "heads": '{"vocab_size": 1039, "num_attention_heads": 7}',
+        "unknown": '{"vocab_size": 1039, "hidden_act": "rm"}',
+    },
+}
+
+
+@pytest.mark.parametrize("file, kind", [(file, kind) for file, kinds in BROKEN.items() for kind in kinds])
+def test_broken_text_encoder(folders, dino_weights, file, kind):
+    """A web page saved in place of a file, nothing, another kind, settings of the wrong type."""
+    bert, detector = folders["bert-base-uncased"], folders["grounding-dino"] / "d.safetensors"
+    if not detector.exists():
+        save_safetensors(dino_weights, detector)
+    (bert / file).write_text(BROKEN[file][kind], encoding="latin-1")
+    stops("PnPMixGroundingDinoLoader", "d.safetensors", "Load Grounding DINO, input 'model_name'", "bert-base-uncased")
+    shutil.rmtree(bert)
+    write_bert_folder(bert)
+
+
+def test_text_encoder_that_asks_for_its_code_to_be_run(folders, dino_weights, dino):
+    """It is read as data, like any other, and nobody is asked."""
+    bert, detector = folders["bert-base-uncased"], folders["grounding-dino"] / "d.safetensors"
+    if not detector.exists():
+        save_safetensors(dino_weights, detector)
+    (bert / "evil.py").write_text("from pathlib import Path\nPath('attacked').mkdir()\nclass Evil: pass")
+    classes = {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    config = json.loads((bert / "config.json").read_text()) | {"auto_map": classes}
+    (bert / "config.json").write_text(json.dumps(config))
+    (bert / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Evil", "auto_map": classes}))
+    assert same_weights(load("PnPMixGroundingDinoLoader", "d.safetensors").model, dino)
+    assert not Path("attacked").exists()
+    shutil.rmtree(bert)
+    write_bert_folder(bert)
+
+
 def test_text_encoder_from_a_hugging_face_cache_or_an_error_that_says_what_to_put_where(
-    folders, dino_weights, tmp_path, monkeypatch
+    folders, dino_weights, dino, tmp_path, monkeypatch
 ):
     save_safetensors(dino_weights, folders["grounding-dino"] / "d.safetensors")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -194,7 +285,7 @@ def test_text_encoder_from_a_hugging_face_cache_or_an_error_that_says_what_to_pu
     (tmp_path / "models--google-bert--bert-base-uncased" / "refs" / "main").write_text("0" * 40)
     snapshot = tmp_path / "models--google-bert--bert-base-uncased" / "snapshots" / ("0" * 40)
     write_bert_folder(snapshot)
-    assert same_weights(load("PnPMixGroundingDinoLoader", "d.safetensors").model, dino_weights)
+    assert same_weights(load("PnPMixGroundingDinoLoader", "d.safetensors").model, dino)
     (snapshot / "vocab.txt").unlink()
     stops("PnPMixGroundingDinoLoader", "d.safetensors", *missing)
     write_bert_folder(folders["bert-base-uncased"])

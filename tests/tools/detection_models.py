@@ -1,10 +1,12 @@
 """Detectors and segmenters for tests: the real architectures with random weights, and one that sees what it is told."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # the ids of bert-base-uncased, because transformers' own Grounding DINO has them built in
 SPECIAL = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
@@ -45,6 +47,19 @@ def randomise(model: nn.Module, seed: int) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+class Made(TorchDispatchMode):
+    """Counts the numbers that are drawn at random, on any device but meta."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        name = function.overloadpacket.__name__
+        if re.match("normal|uniform|rand|trunc|erfinv", name) and not result.is_meta:
+            self.numbers += result.numel()
+        return result
+
+
 def small_sam(seed: int = 0) -> nn.Module:
     """SAM with a small image encoder that looks at 256 pixels instead of 1024."""
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -71,7 +86,7 @@ class ToldDetector(nn.Module):
 
     def features(self, pixels: Tensor) -> list[Tensor]:
         assert pixels.shape[:2] == (1, 3) and min(pixels.shape[2:]) <= 800 and max(pixels.shape[2:]) <= 1333
-        assert pixels.dtype == torch.float32
+        assert pixels.dtype == torch.float32 and pixels.device == self.weight.device
         self.looks += 1
         return [torch.tensor(self.looks - 1)]
 

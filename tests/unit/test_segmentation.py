@@ -7,7 +7,7 @@ import torch
 from pnpmix.vision.segmentation import build_sam, embed_image, masks_in_boxes
 from segment_anything import SamPredictor, sam_model_registry
 
-from detection_models import small_sam
+from detection_models import Made, small_sam
 
 BOXES = torch.tensor([[40.0, 20.0, 300.0, 350.0], [200.0, 100.0, 590.0, 390.0]])
 
@@ -59,10 +59,25 @@ def test_variant_is_read_from_the_checkpoint(variant, blocks):
     assert not sam.training
 
 
+def test_weights_are_not_made_up_only_to_be_replaced():
+    with torch.device("meta"):
+        names = sam_model_registry["vit_b"]().state_dict()
+    weights = {name: torch.zeros(1).expand(x.shape) for name, x in names.items()}
+    with Made() as made:
+        sam = build_sam(weights | {"prompt_encoder.no_mask_embed.weight": torch.ones(1, 256, dtype=torch.float16)})
+    assert made.numbers == 0
+    assert not any(x.is_meta for x in [*sam.parameters(), *sam.buffers()])
+    assert sam.pixel_mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
+    assert torch.equal(sam.prompt_encoder.no_mask_embed.weight, torch.ones(1, 256))
+    assert {x.dtype for x in sam.parameters()} == {torch.float32}
+
+
 def test_wrong_checkpoints_say_what_is_wrong():
     weights = small_sam().state_dict()
     with pytest.raises(ValueError, match="no Segment Anything model"):
         build_sam({"conv.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="no Segment Anything model"):
+        build_sam({"image_encoder.pos_embed": torch.tensor(768.0)})
     with pytest.raises(ValueError, match="no Segment Anything model"):
         build_sam(weights)  # 32 wide
     with torch.device("meta"):
@@ -72,4 +87,8 @@ def test_wrong_checkpoints_say_what_is_wrong():
             build_sam(weights)
         weights["image_encoder.neck.0.weight"] = torch.empty(3, 3)
         with pytest.raises(ValueError, match="image_encoder.neck.0.weight"):
+            build_sam(weights)
+        weights = sam_model_registry["vit_b"]().state_dict()
+        weights["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"] = torch.empty(2, 3)  # a buffer
+        with pytest.raises(ValueError, match="positional_encoding_gaussian_matrix"):
             build_sam(weights)
