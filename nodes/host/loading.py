@@ -1,6 +1,11 @@
 """Model files: found in ComfyUI's folders, read as data, placed by ComfyUI's model management."""
 
+import contextlib
+import importlib.util
+import itertools
 import os
+import sys
+from collections.abc import Iterator
 
 import comfy.model_management
 import comfy.utils
@@ -9,7 +14,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...pnpmix.vision.checkpoints import is_torchscript, read_torchscript
+from ...pnpmix.vision.checkpoints import check_file, is_torchscript, read_torchscript
 from .checks import BadInput
 
 MODEL_FILES = {".pth", ".pt", ".ckpt", ".safetensors"}
@@ -27,18 +32,95 @@ def register_folders() -> None:
 
 def load_weights(node: str, folder: str, file: str) -> dict[str, Tensor]:
     """The tensors of a checkpoint that the input 'model_name' names; no code in it is run."""
-    path = folder_paths.get_full_path(folder, file)
+    path = folder_paths.get_full_path(folder, file) if isinstance(file, str) else None  # None of what is no file
     if path is None:
-        raise BadInput(node, "model_name", f"'{file}' is not in models/{folder}.", "Put it there and press R.")
+        fault = f"'{file}' is not in models/{folder}, or is no file."
+        raise BadInput(node, "model_name", fault, "Put it there and press R.")
     try:
-        weights = read_torchscript(path) if is_torchscript(path) else comfy.utils.load_torch_file(path, safe_load=True)
+        check_file(path)
+        if is_torchscript(path):
+            weights = read_torchscript(path)
+        else:
+            check_pickle(node, path)
+            weights = comfy.utils.load_torch_file(path, safe_load=True)
         weights = weights.get("model", weights)
-        return {name: tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
+        weights = {name: x for name, x in weights.items() if isinstance(name, str) and isinstance(x, Tensor)}
+        odd = [name for name, x in weights.items() if not is_plain(x)]
+    except BadInput:
+        raise
     except Exception as error:  # a damaged file makes torch and safetensors raise almost anything
         fault = f"{path} is damaged, cut short or no checkpoint ({type(error).__name__})."
         raise BadInput(node, "model_name", fault, "Download it again.") from error
+    if odd:
+        fault = f"in {path}, '{odd[0]}' is no plain tensor."
+        raise BadInput(node, "model_name", fault, "Use the file as its authors published it.")
+    return weights
+
+
+def check_pickle(node: str, path: str) -> None:
+    """Refuses a file that could run code while it is read: torch.load did, before 2.6, whatever it was told."""
+    if not path.lower().endswith((".safetensors", ".sft")) and older_than(torch.__version__, 2, 6):
+        fault = (
+            f"with torch {torch.__version__}, {os.path.basename(path)} could run code hidden in it (CVE-2025-32434)."
+        )
+        raise BadInput(node, "model_name", fault, "Update torch to 2.6 or newer, or use a .safetensors file.")
+
+
+def older_than(version: str, *least: int) -> bool:
+    return tuple(int(part) for part in version.split(".")[:2]) < least
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether the file holds each number of it: not of a sparse tensor, one without data, or one number repeated."""
+    dense = x.layout == torch.strided and not x.is_meta and not x.is_nested and not x.is_quantized
+    return dense and x.numel() * x.element_size() <= x.untyped_storage().nbytes()
 
 
 def patcher_of(model: torch.nn.Module) -> ModelPatcher:
     management = comfy.model_management
     return ModelPatcher(model, management.get_torch_device(), management.unet_offload_device())
+
+
+def load_where_it_runs(patcher: ModelPatcher, memory: int) -> torch.device:
+    """Has the host load a network of another package, and says on which device it is then.
+
+    The host's own layers fetch weights that it leaves on the CPU (--novram, or half of them where room is short) when
+    they need them. Others cannot, so such a network runs where its weights are, all of them in one place.
+
+    Args:
+        memory: what the network needs beside its weights, in bytes.
+    """
+    comfy.model_management.load_models_gpu([patcher], memory_required=memory, force_full_load=True)
+    places = {x.device for x in itertools.chain(patcher.model.parameters(), patcher.model.buffers())}
+    if len(places) == 1:
+        return places.pop()
+    patcher.detach()  # brings all of it back
+    return patcher.offload_device
+
+
+def needs(package: str) -> None:
+    """For the top of a part: leaves it out where a package is missing.
+
+    Without importing it, which can take seconds. One that is there and broken is found out by `importing`.
+    """
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
+        raise ImportError(f"the package {package} is missing. Install it with: {pip_install(package)}")
+
+
+@contextlib.contextmanager
+def importing(package: str, node: str) -> Iterator[None]:
+    """Round an import that needs the package.
+
+    Raises:
+        BadInput: the package is broken.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever its own imports raise
+        fault = f"the package {package} does not load ({type(error).__name__}: {error})."
+        remedy = f"Repair it with: {pip_install('--force-reinstall --no-deps ' + package)}"
+        raise BadInput(node, "model_name", fault, remedy) from error
+
+
+def pip_install(what: str) -> str:
+    return f'"{sys.executable}" -m pip install {what}'
