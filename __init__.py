@@ -18,6 +18,7 @@ PARTS = (  # files of nodes/, each of which ends in a list NODES
     "vision.detection",
     "vision.segmentation",
     "vision.grounded_mask",
+    "vision.inpaint_model",
     "vision.inpainting",
     "vision.framing",
     "vision.picker",

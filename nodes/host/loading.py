@@ -14,7 +14,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...pnpmix.vision.checkpoints import is_torchscript, read_torchscript
+from ...pnpmix.vision.checkpoints import check_file, is_torchscript, read_torchscript
 from .checks import BadInput
 
 MODEL_FILES = {".pth", ".pt", ".ckpt", ".safetensors"}
@@ -32,14 +32,22 @@ def register_folders() -> None:
 
 def load_weights(node: str, folder: str, file: str) -> dict[str, Tensor]:
     """The tensors of a checkpoint that the input 'model_name' names; no code in it is run."""
-    path = folder_paths.get_full_path(folder, file)
+    path = folder_paths.get_full_path(folder, file) if isinstance(file, str) else None  # None of what is no file
     if path is None:
-        raise BadInput(node, "model_name", f"'{file}' is not in models/{folder}.", "Put it there and press R.")
+        fault = f"'{file}' is not in models/{folder}, or is no file."
+        raise BadInput(node, "model_name", fault, "Put it there and press R.")
     try:
-        weights = read_torchscript(path) if is_torchscript(path) else comfy.utils.load_torch_file(path, safe_load=True)
+        check_file(path)
+        if is_torchscript(path):
+            weights = read_torchscript(path)
+        else:
+            check_pickle(node, path)
+            weights = comfy.utils.load_torch_file(path, safe_load=True)
         weights = weights.get("model", weights)
         weights = {name: x for name, x in weights.items() if isinstance(name, str) and isinstance(x, Tensor)}
         odd = [name for name, x in weights.items() if not is_plain(x)]
+    except BadInput:
+        raise
     except Exception as error:  # a damaged file makes torch and safetensors raise almost anything
         fault = f"{path} is damaged, cut short or no checkpoint ({type(error).__name__})."
         raise BadInput(node, "model_name", fault, "Download it again.") from error
@@ -47,6 +55,19 @@ def load_weights(node: str, folder: str, file: str) -> dict[str, Tensor]:
         fault = f"in {path}, '{odd[0]}' is no plain tensor."
         raise BadInput(node, "model_name", fault, "Use the file as its authors published it.")
     return weights
+
+
+def check_pickle(node: str, path: str) -> None:
+    """Refuses a file that could run code while it is read: torch.load did, before 2.6, whatever it was told."""
+    if not path.lower().endswith((".safetensors", ".sft")) and older_than(torch.__version__, 2, 6):
+        fault = (
+            f"with torch {torch.__version__}, {os.path.basename(path)} could run code hidden in it (CVE-2025-32434)."
+        )
+        raise BadInput(node, "model_name", fault, "Update torch to 2.6 or newer, or use a .safetensors file.")
+
+
+def older_than(version: str, *least: int) -> bool:
+    return tuple(int(part) for part in version.split(".")[:2]) < least
 
 
 def is_plain(x: Tensor) -> bool:

@@ -1,11 +1,11 @@
 """Inpaint Background: the scene without its objects, for Background Dilution++."""
 
+from functools import partial
+
 import comfy.model_management
-import comfy.model_patcher
 import comfy.utils
-import folder_paths
-import spandrel
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 from typing_extensions import override
@@ -13,48 +13,11 @@ from typing_extensions import override
 from ...pnpmix.masks import to_image_size
 from ...pnpmix.vision.inpainting import MAX_SIDE, fill_by_model, fill_smoothly, fill_weights, inpaint
 from ..host.checks import BadInput, check_aspect, check_image, check_numbers
-from ..host.loading import load_weights, patcher_of
+from ..host.loading import load_where_it_runs, patcher_of
 from ..host.messages import show
 from ..host.types import CATEGORY, InpaintModelType, schema
 
 NODE = "Inpaint Background"
-
-
-class PnPMixInpaintModelLoader(io.ComfyNode):
-    @classmethod
-    @override
-    def define_schema(cls):
-        return schema(
-            node_id="PnPMixInpaintModelLoader",
-            search_aliases=["lama", "big-lama", "object removal"],
-            display_name="Load Inpaint Model",
-            category=CATEGORY,
-            description="Loads LaMa, which paints an object out of a picture.",
-            inputs=[
-                io.Combo.Input(
-                    "model_name",
-                    options=folder_paths.get_filename_list("inpaint"),
-                    tooltip="big-lama.pt, or LaMa as .safetensors, in models/inpaint.",
-                )
-            ],
-            outputs=[InpaintModelType.Output(display_name="inpaint_model", tooltip="For Inpaint Background.")],
-        )
-
-    @classmethod
-    @override
-    def execute(cls, model_name) -> io.NodeOutput:
-        node = "Load Inpaint Model"
-        weights = load_weights(node, "inpaint", model_name)
-        remedy = "Use big-lama.pt."
-        try:
-            model = spandrel.ModelLoader().load_from_state_dict(weights)
-        except Exception as error:  # the tests for its many architectures stumble over weights of none of them
-            fault = f"{model_name} is of no known architecture ({type(error).__name__})."
-            raise BadInput(node, "model_name", fault, remedy) from error
-        if not isinstance(model, spandrel.MaskedImageModelDescriptor):
-            fault = f"{model_name} ({model.architecture.name}) is no inpainting model."
-            raise BadInput(node, "model_name", fault, remedy)
-        return io.NodeOutput(model.eval())
 
 
 class PnPMixInpaintBackground(io.ComfyNode):
@@ -103,25 +66,24 @@ class PnPMixInpaintBackground(io.ComfyNode):
     def execute(cls, image, mask, inpaint_model=None, expand=8, feather=4) -> io.NodeOutput:
         check_numbers(NODE, expand=expand, feather=feather)
         check_image(NODE, "image", image)
+        if mask.numel() == 0:
+            raise BadInput(NODE, "mask", f"it has shape {tuple(mask.shape)}.", "Wire a mask of the objects.")
         check_aspect(NODE, "mask", mask, *image.shape[1:3])
-        image, device = image.cpu(), comfy.model_management.intermediate_device()
+        image = image.cpu()
         masks, messages = objects_to_remove(mask, len(image), image.shape[1:3])
         if not masks.any((1, 2)).all():
             messages.append("Warning: a mask is empty, so its picture stays as it is.")
 
-        fill = fill_smoothly
+        check = comfy.model_management.throw_exception_if_processing_interrupted
+        fill = partial(fill_smoothly, check=check)
         if inpaint_model is not None:
-            patcher = model_patcher(inpaint_model)
             memory = 2048 * min(image[0, ..., 0].numel(), MAX_SIDE**2)  # LaMa takes about 2 KB a pixel
-            comfy.model_management.load_models_gpu([patcher], memory_required=memory, force_full_load=True)
-            inpaint_model.to(patcher.load_device)  # nodes of other packs take it off without telling the patcher
-            fill = fill_by_model(inpaint_model, patcher.load_device)
+            fill = fill_by_model(inpaint_model, load_where_it_runs(model_patcher(inpaint_model), memory), check)
 
         progress = comfy.utils.ProgressBar(len(image))
         results = []
         for picture, objects in zip(image, masks, strict=True):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            weights = fill_weights(objects.float(), expand, feather)
+            weights = fill_weights(objects.float(), expand, feather, check)
             if (weights > 0).all():
                 fault = f"grown by {expand} pixels it covers the whole picture."
                 raise BadInput(NODE, "mask", fault, "Mark only the objects in white, or lower expand.")
@@ -129,7 +91,7 @@ class PnPMixInpaintBackground(io.ComfyNode):
             progress.update(1)
         messages.append(f"Removed {masks.float().mean():.1%} of the picture.")
         show(NODE, cls.hidden.unique_id, messages)
-        return io.NodeOutput(torch.stack(results).to(device))
+        return io.NodeOutput(to_intermediate(torch.stack(results)))
 
 
 def objects_to_remove(mask: Tensor, count: int, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
@@ -145,11 +107,21 @@ def objects_to_remove(mask: Tensor, count: int, size: tuple[int, int]) -> tuple[
     return masks, messages
 
 
-def model_patcher(model) -> comfy.model_patcher.ModelPatcher:
+def model_patcher(model) -> ModelPatcher:
     """One for each model, whichever pack loaded it."""
     if not hasattr(model, "patcher"):
         model.patcher = patcher_of(model.model)
+    if model.patcher.loaded_size() > 0 and model.device != model.patcher.load_device:
+        model.patcher.detach()  # nodes of other packs take it off without telling the host
     return model.patcher
 
 
-NODES = [PnPMixInpaintModelLoader, PnPMixInpaintBackground]
+def to_intermediate(images: Tensor) -> Tensor:
+    """Where the host keeps pictures, and in its precision."""
+    management = comfy.model_management
+    # hosts that have no such function keep them in float32
+    dtype = management.intermediate_dtype() if hasattr(management, "intermediate_dtype") else torch.float32
+    return images.to(management.intermediate_device(), dtype)
+
+
+NODES = [PnPMixInpaintBackground]

@@ -3,9 +3,11 @@
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..host.checks import BadInput, check_numbers
+from ..host.checks import BadInput, check_image, check_numbers
 from ..host.messages import thumbnails
 from ..host.types import CATEGORY, schema
+
+NODE = "Background Picker"
 
 
 class PnPMixBackgroundPicker(io.ComfyNode):
@@ -15,7 +17,7 @@ class PnPMixBackgroundPicker(io.ComfyNode):
         return schema(
             node_id="PnPMixBackgroundPicker",
             search_aliases=["choose image", "select from batch", "candidates"],
-            display_name="Background Picker",
+            display_name=NODE,
             category=CATEGORY,
             description="Passes on the candidate that you choose. Only what follows it runs again when you change it.",
             inputs=[
@@ -32,10 +34,11 @@ class PnPMixBackgroundPicker(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, images, index) -> io.NodeOutput:
-        check_numbers("Background Picker", index=index)
+        check_numbers(NODE, index=index)
+        check_image(NODE, "images", images)
         if not 0 <= index < len(images):
             fault = f"{index} is not in the batch of {len(images)}."
-            raise BadInput("Background Picker", "index", fault, f"Choose from 0 to {len(images) - 1}.")
+            raise BadInput(NODE, "index", fault, f"Choose from 0 to {len(images) - 1}.")
         shown = {"candidates": thumbnails(images), "chosen": [index]}
         return io.NodeOutput(images[index : index + 1], index, ui=shown)
 

@@ -1,27 +1,44 @@
 """The emptied background: objects painted out, every other pixel as it was."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..masks import grow
-
 MAX_SIDE = 2048  # pixels that a model fills at once; a larger hole is filled at this size and scaled up
+Check = Callable[[], None]  # called again and again during the work; what it raises ends it
 
 
-def fill_weights(mask: Tensor, expand: int, feather: int) -> Tensor:
+def no_check() -> None:
+    """Nothing ends the work."""
+
+
+def fill_weights(mask: Tensor, expand: int, feather: int, check: Check = no_check) -> Tensor:
     """How much of each pixel is filled: 1 on the (H, W) binary mask, 0 outside the mask grown by `expand`.
 
     The last `feather` (at most `expand`) pixels fall in equal steps, and none of them lies in the mask itself.
     """
     steps = min(feather, expand)
-    weights = ring = grow(mask[None], expand - steps)
-    for _ in range(steps):
-        ring = grow(ring, 1)
-        weights = weights + ring
-    return weights[0] / (steps + 1)
+    return (expand + 1 - distances(mask, check)).clamp(0, steps + 1) / (steps + 1)
+
+
+def distances(mask: Tensor, check: Check = no_check) -> Tensor:
+    """By how many pixels `masks.grow` must grow the (H, W) binary mask to reach each pixel; infinite if it is empty."""
+    height, width = mask.shape
+    column = torch.arange(width, dtype=torch.float32)
+    left = torch.where(mask > 0, column, -torch.inf).cummax(1).values
+    right = torch.where(mask > 0, column, torch.inf).flip(1).cummin(1).values.flip(1)
+    # along each row, with a column more on each side for what lies beyond the picture
+    distance = F.pad(torch.minimum(column - left, right - column), (1, 1), value=torch.inf)
+    for order in (range(1, height), range(height - 2, -1, -1)):  # from above, then from below
+        for row in order:
+            before = distance[row - order.step]
+            near = torch.minimum(torch.minimum(before[:-2], before[1:-1]), before[2:]) + 1
+            distance[row, 1:-1] = torch.minimum(distance[row, 1:-1], near)
+            check()
+    return distance[:, 1:-1]
 
 
 def surroundings(hole: Tensor) -> tuple[slice, slice]:
@@ -36,42 +53,44 @@ def inpaint(image: Tensor, weights: Tensor, fill: Callable[[Tensor, Tensor], Ten
     """Fills an image where `weights` are above 0.
 
     Args:
-        image: (H, W, 3 or 4) in 0..1; a fourth channel (alpha) is kept.
+        image: (H, W, 3 or 4) in 0..1, float32 or half; a fourth channel (alpha) is kept.
         weights: (H, W), see `fill_weights`; at least one is 0 and one is not.
-        fill: (h, w, 3) pixels and (h, w) hole → (h, w, 3) with the hole filled.
+        fill: (h, w, 3) float32 pixels and (h, w) hole → (h, w, 3) with the hole filled.
     """
     rows, columns = surroundings(weights > 0)
-    pixels, weight = image[rows, columns, :3], weights[rows, columns, None]
+    pixels, weight = image[rows, columns, :3].float(), weights[rows, columns, None]
     filled = fill(pixels, (weights[rows, columns] > 0).float())
     result = image.clone()
     result[rows, columns, :3] = torch.where(weight > 0, pixels + weight * (filled - pixels), pixels)
     return result
 
 
-def fill_smoothly(pixels: Tensor, hole: Tensor) -> Tensor:
+def fill_smoothly(pixels: Tensor, hole: Tensor, check: Check = no_check) -> Tensor:
     """The surroundings flow into the hole: no edge in it, none at its border."""
-    return membrane(pixels.movedim(-1, 0)[None], 1 - hole[None, None])[0].movedim(0, -1)
+    return membrane(pixels.movedim(-1, 0)[None], 1 - hole[None, None], check)[0].movedim(0, -1)
 
 
-def membrane(x: Tensor, known: Tensor) -> Tensor:
+def membrane(x: Tensor, known: Tensor, check: Check) -> Tensor:
     """Solves Laplace's equation where (1, 1, h, w) `known` is 0, with the rest as its border.
 
     From coarse to fine (pull-push, Gortler et al. 1996), each level smoothed by a few sweeps of Jacobi's method; more
     of them change the error by less than 0.1 dB.
     """
+    check()
     if known.all():
         return x
     size = ((x.shape[-2] + 1) // 2, (x.shape[-1] + 1) // 2)
     weight = F.adaptive_avg_pool2d(known, size)
     coarse = F.adaptive_avg_pool2d(x * known, size) / weight.clamp(min=1e-6)
-    coarse = membrane(coarse, (weight > 0).float())
+    coarse = membrane(coarse, (weight > 0).float(), check)
     x = torch.where(known > 0, x, F.interpolate(coarse, size=x.shape[-2:], mode="bilinear"))
     for _ in range(5):
+        check()
         x = torch.where(known > 0, x, F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1))
     return x
 
 
-def fill_by_model(model, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+def fill_by_model(model, device: torch.device, check: Check = no_check) -> Callable[[Tensor, Tensor], Tensor]:
     """Fill with a spandrel inpainting model that is on `device`; it pads to the sizes it needs."""
 
     def fill(pixels: Tensor, hole: Tensor) -> Tensor:
@@ -82,9 +101,21 @@ def fill_by_model(model, device: torch.device) -> Callable[[Tensor, Tensor], Ten
             small = [max(1, round(side * scale)) for side in size]
             x = F.interpolate(x, size=small, mode="bilinear", antialias=True)
             mask = (F.adaptive_max_pool2d(mask, small) > 0).float()
-        filled = model(x.to(device, model.dtype), mask.to(device, model.dtype)).float().to(pixels.device)
+        with checked(model.model, check):
+            filled = model(x.to(device, model.dtype), mask.to(device, model.dtype)).float().to(pixels.device)
         if scale < 1:
             filled = F.interpolate(filled, size=size, mode="bicubic").clamp(0, 1)
         return filled[0].movedim(0, -1)
 
     return fill
+
+
+@contextlib.contextmanager
+def checked(network: torch.nn.Module, check: Check) -> Iterator[None]:
+    """Calls `check` before each layer of the network."""
+    hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layer in network.modules()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

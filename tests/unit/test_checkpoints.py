@@ -1,13 +1,14 @@
 """TorchScript archives give their tensors, and nothing in them is run."""
 
-import io
 import os
 import pickle
+import tracemalloc
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
-from pnpmix.vision.checkpoints import is_torchscript, read_torchscript
+from pnpmix.vision.checkpoints import check_file, is_torchscript, read_torchscript
 from torch import nn
 
 
@@ -32,6 +33,7 @@ def test_scripted_archive(tmp_path, dtype):
     path = tmp_path / "odd.pt"
     torch.jit.script(Odd().to(dtype)).save(path)
     assert is_torchscript(path)
+    check_file(path)
     same_state(read_torchscript(path), torch.jit.load(path).state_dict())
 
 
@@ -50,6 +52,7 @@ def same_state(ours: dict, theirs: dict) -> None:
 
 def test_other_files_are_no_archives(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "plain.pth")
+    check_file(tmp_path / "plain.pth")
     (tmp_path / "text.pt").write_text("no model")
     assert not is_torchscript(tmp_path / "plain.pth")
     assert not is_torchscript(tmp_path / "text.pt")
@@ -60,12 +63,128 @@ def test_code_in_an_archive_is_refused(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "attacked"),)
 
-    stream = io.BytesIO()
-    pickle.dump(Attack(), stream)
-    with zipfile.ZipFile(tmp_path / "attack.pt", "w") as archive:
-        archive.writestr("attack/data.pkl", stream.getvalue())
-        archive.writestr("attack/constants.pkl", b"")
-    assert is_torchscript(tmp_path / "attack.pt")
     with pytest.raises(pickle.UnpicklingError, match="mkdir"):
-        read_torchscript(tmp_path / "attack.pt")
+        read(tmp_path, pickle.dumps(Attack(), protocol=2))
     assert not (tmp_path / "attacked").exists()
+
+
+MODULE, NEW = b"c__torch__\nM\n", b")\x81"  # a class; an instance of it, without arguments
+TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
+
+
+def text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def number(value: int) -> bytes:
+    return b"\x8a\x08" + value.to_bytes(8, "little", signed=True)
+
+
+def record(count: int, dtype: str = "Float") -> bytes:
+    kind = b"ctorch\n" + dtype.encode() + b"Storage\n"
+    return b"(" + text("storage") + kind + text("0") + text("cpu") + number(count) + b"tQ"
+
+
+def tensor(record: bytes, size: int, offset: int = 0, stride: int = 1) -> bytes:
+    return (
+        TENSOR + b"(" + record + number(offset) + number(size) + b"\x85" + number(stride) + b"\x85" + b"\x89Nt" + b"R"
+    )
+
+
+def module(*attributes: bytes) -> bytes:
+    return MODULE + NEW + b"}(" + b"".join(attributes) + b"ub"
+
+
+def read(folder: Path, objects: bytes, numbers: bytes = bytes(16), compression: int = zipfile.ZIP_STORED) -> dict:
+    """The tensors of an archive with this data.pkl and one record."""
+    path = folder / "archive.pt"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + objects.removeprefix(b"\x80\x02").rstrip(b".") + b".")
+        archive.writestr("archive/data/0", numbers)
+        archive.writestr("archive/constants.pkl", b"")
+    assert is_torchscript(path)
+    check_file(path)
+    return read_torchscript(path)
+
+
+def test_the_archives_of_these_tests_are_read(tmp_path):
+    numbers = torch.arange(4.0)
+    objects = module(text("a"), tensor(record(4), 4), text("b"), tensor(record(4), 2, 1, 2))
+    tensors = read(tmp_path, objects, numbers.numpy().tobytes())
+    assert tensors["a"].tolist() == [0, 1, 2, 3] and tensors["b"].tolist() == [1, 3]
+    assert tensors["a"].untyped_storage().data_ptr() == tensors["b"].untyped_storage().data_ptr(), "read once"
+
+
+def test_a_tiny_archive_takes_no_memory(tmp_path):
+    """An index of the memo, for which Python's own unpickler takes 4 GB."""
+    tracemalloc.start()
+    assert read(tmp_path, MODULE + NEW + b"}br" + (0x0FFFFFFF).to_bytes(4, "little")) == {}
+    assert (tmp_path / "archive.pt").stat().st_size < 500
+    assert tracemalloc.get_traced_memory()[1] < 10**6, "bytes"
+    tracemalloc.stop()
+
+
+def deep_tuple() -> bytes:
+    """A tuple that holds itself twice, sixty times over: to hash it takes 2^60 steps."""
+    return b")" + b"".join(b"q" + bytes([k]) + b"h" + bytes([k]) + b"\x86" for k in range(60))
+
+
+def deep_modules(levels: int) -> bytes:
+    """Each holds the next one twice, so that there are 2^levels names."""
+    objects = module(text("x"), tensor(record(4), 4))
+    for k in range(levels):
+        lower = b"h" + bytes([k])
+        objects += b"q" + bytes([k]) + module(text("a"), lower, text("b"), lower)
+    return objects
+
+
+BROKEN = {
+    "reaches beyond": module(text("a"), tensor(record(4), 5)),
+    "reaches beyond the 4": module(text("a"), tensor(record(4), 4, offset=-1)),
+    "of its record": module(text("a"), tensor(record(4), 2, stride=4)),
+    "16 bytes, not 5 numbers": module(text("a"), tensor(record(5), 1)),
+    "not 1000000000000 numbers": module(text("a"), tensor(record(10**12), 1)),
+    "in two ways": module(text("a"), tensor(record(4), 1), text("b"), tensor(record(4, "Int"), 1)),
+    "key is a tuple": module(deep_tuple(), number(1)),
+    "not described": module(text("a"), record(4).replace(text("0"), deep_tuple())),
+    "no module": TENSOR + b"}b",
+    "BINBYTES": b"B" + (0).to_bytes(4, "little"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_an_archive_that_claims_what_it_does_not_hold_is_refused(tmp_path, fault):
+    with pytest.raises(pickle.UnpicklingError, match=fault):
+        read(tmp_path, BROKEN[fault])
+
+
+def test_modules_that_hold_each_other_come_to_an_end(tmp_path):
+    around = MODULE + NEW + b"q\x00}(" + text("self") + b"h\x00" + text("x") + tensor(record(4), 4) + b"ub"
+    for objects in (around, deep_modules(30)):
+        with pytest.raises(pickle.UnpicklingError, match="without end"):
+            read(tmp_path, objects)
+    assert len(read(tmp_path, deep_modules(3))) == 8
+
+
+def test_a_compressed_archive_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="data.pkl is compressed"):
+        read(tmp_path, module(), bytes(10**6), zipfile.ZIP_DEFLATED)
+
+
+def test_entries_that_share_bytes_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "shared.pth", "w") as archive:
+        archive.writestr("shared/data/0", bytes(1000))
+        archive.filelist += archive.filelist * 9
+    with pytest.raises(ValueError, match="share bytes"):
+        check_file(tmp_path / "shared.pth")
+
+
+@pytest.mark.skipif(not hasattr(os, "SEEK_DATA"), reason="this system does not tell of holes")
+def test_a_file_that_is_mostly_holes_is_refused(tmp_path):
+    whole, sparse = tmp_path / "whole.safetensors", tmp_path / "sparse.safetensors"
+    whole.write_bytes(bytes(10**6))
+    check_file(whole)
+    sparse.touch()
+    os.truncate(sparse, 10**12)
+    with pytest.raises(ValueError, match="never written"):
+        check_file(sparse)

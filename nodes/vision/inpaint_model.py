@@ -1,0 +1,54 @@
+"""Load Inpaint Model: LaMa, for Inpaint Background."""
+
+import folder_paths
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..host.checks import BadInput
+from ..host.loading import importing, load_weights, needs
+from ..host.types import CATEGORY, InpaintModelType, schema
+
+needs("spandrel")
+NODE = "Load Inpaint Model"
+
+
+class PnPMixInpaintModelLoader(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixInpaintModelLoader",
+            search_aliases=["lama", "big-lama", "object removal"],
+            display_name=NODE,
+            category=CATEGORY,
+            description="Loads LaMa, which paints an object out of a picture.",
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=folder_paths.get_filename_list("inpaint"),
+                    tooltip="big-lama.pt, or LaMa as .safetensors, in models/inpaint.",
+                )
+            ],
+            outputs=[InpaintModelType.Output(display_name="inpaint_model", tooltip="For Inpaint Background.")],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, model_name) -> io.NodeOutput:
+        with importing("spandrel", NODE):
+            import spandrel
+
+        weights = load_weights(NODE, "inpaint", model_name)
+        remedy = "Use big-lama.pt."
+        try:
+            model = spandrel.ModelLoader().load_from_state_dict(weights)
+        except Exception as error:  # the tests for its many architectures stumble over weights of none of them
+            fault = f"{model_name} is of no known architecture ({type(error).__name__})."
+            raise BadInput(NODE, "model_name", fault, remedy) from error
+        if not isinstance(model, spandrel.MaskedImageModelDescriptor):
+            fault = f"{model_name} ({model.architecture.name}) is no inpainting model."
+            raise BadInput(NODE, "model_name", fault, remedy)
+        return io.NodeOutput(model.eval())
+
+
+NODES = [PnPMixInpaintModelLoader]
