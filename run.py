@@ -185,6 +185,7 @@ def run_tests(python: Path, options: list[str | Path], host: Path | None = None,
     """pytest's exit code."""
     # small tensors: one process a core is faster than one process with all cores
     variables = os.environ | {"OMP_NUM_THREADS": "1"} | ({"COMFYUI_DIR": str(host)} if host else {})
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)  # a dozen Pythons start here: 10 s each if none keeps what it compiled
     tests = [python, "-m", "pytest", "-c", TESTS / "pytest.ini", "-n", "auto", "--dist", "loadgroup"]
     tests += ["-m", " and ".join(f"not {marker}" for marker in left_out)]
     return subprocess.run([*tests, *options], cwd=PACK, env=variables).returncode
