@@ -1,22 +1,26 @@
 """Starts ComfyUI with this pack in it, or tests the pack.
 
-    python3 run.py [options of ComfyUI]         set up, then start ComfyUI
-    python3 run.py test [options of pytest]     set up, then run every test
-    python3 run.py demo [options of the demo]   set up, then run the demo, which needs no ComfyUI
+    python3 run.py [options of ComfyUI]                 set up, then start ComfyUI
+    python3 run.py test [--all] [options of pytest]     set up, then run the tests; --all: the nightly ones too
+    python3 run.py demo [options of the demo]           set up, then run the demo, which needs no ComfyUI
 
 Needs Python and git alone. The first two find a ComfyUI in COMFYUI_DIR, round this folder, in ~/comfy/ComfyUI or in
-~/ComfyUI; without one, the first command clones its latest release into ~/ComfyUI.
+~/ComfyUI. Without one, the first command clones its latest release into ~/ComfyUI; the second clones the oldest release
+that the pack supports and the latest one into .hosts in this folder.
 """
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent
+TESTS = PACK / "tests"
 RELEASES = "https://github.com/comfyanonymous/ComfyUI"
 # Tested together. ComfyUI itself takes any version, and a mixed trio does not import.
 TORCH = ["torch==2.12.1", "torchvision==0.27.1", "torchaudio==2.11.0"]
@@ -45,7 +49,7 @@ def find_comfyui() -> Path | None:
 
 
 def find_hosts() -> list[Path]:
-    """The ComfyUIs to test with: the one that `find_comfyui` finds and, where there is one, a newer one."""
+    """The ComfyUIs to test with, oldest first: what `find_comfyui` finds and, where there is one, a newer one."""
     newer = Path(os.environ.get("COMFYUI_NEW_DIR", Path.home() / "ComfyUI-new")).expanduser()
     return [folder for folder in (find_comfyui(), newer) if folder is not None and is_comfyui(folder)]
 
@@ -55,15 +59,42 @@ def find_browser() -> str | None:
     return next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
 
 
-def clone_latest_release(url: str, folder: Path) -> None:
+def latest_release(url: str) -> str:
+    """Its tag."""
     listing = ["git", "ls-remote", "--tags", "--refs", "--sort=-version:refname", url, "v*"]
     tags = subprocess.run(listing, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     if not tags:
         raise SystemExit(f"No release was found at {url}.")
-    latest = tags[0].split("refs/tags/")[1]
-    print(f"Cloning ComfyUI {latest} into {folder}", flush=True)
+    return tags[0].split("refs/tags/")[1]
+
+
+def oldest_release() -> str:
+    """The tag of the oldest release that the pack supports."""
+    project = (PACK / "pyproject.toml").read_text(encoding="utf-8")
+    return "v" + re.search(r'^requires-comfyui = ">=([\d.]+)"$', project, re.MULTILINE).group(1)
+
+
+def clone_release(url: str, tag: str, folder: Path) -> None:
+    print(f"Cloning ComfyUI {tag} into {folder}", flush=True)
     clone = ["git", "-c", "advice.detachedHead=false", "clone", "--quiet", "--depth", "1"]
-    subprocess.run([*clone, "--branch", latest, url, str(folder)], check=True)
+    subprocess.run([*clone, "--branch", tag, url, str(folder)], check=True)
+
+
+def bring_hosts(url: str, place: Path) -> list[Path]:
+    """The ComfyUIs to test with, oldest first, where none is installed: clones in `place`, as far as they are possible.
+
+    A clone from an earlier time is brought up to date.
+    """
+    oldest, newest = place / "oldest", place / "newest"
+    try:
+        for folder, tag in ((oldest, oldest_release()), (newest, latest_release(url))):
+            cloned = subprocess.run(["git", "-C", folder, "tag", "--points-at", "HEAD"], capture_output=True, text=True)
+            if not is_comfyui(folder) or tag not in cloned.stdout.split():
+                shutil.rmtree(folder, ignore_errors=True)
+                clone_release(url, tag, folder)
+    except (subprocess.CalledProcessError, OSError) as error:
+        print(f"ComfyUI could not be brought up to date from {url}: {error}", flush=True)
+    return [folder for folder in (oldest, newest) if is_comfyui(folder)]
 
 
 def python_in(environment: Path) -> Path:
@@ -120,7 +151,7 @@ def start(options: list[str]) -> int:
     comfyui = find_comfyui()
     if comfyui is None:
         comfyui = Path.home() / "ComfyUI"
-        clone_latest_release(RELEASES, comfyui)
+        clone_release(RELEASES, latest_release(RELEASES), comfyui)
     python = python_of(comfyui)
     link_pack(comfyui)
     has_gpu = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available()))"
@@ -137,37 +168,56 @@ def demo(options: list[str]) -> int:
     return subprocess.run([python, "-m", "demo", *options], cwd=PACK).returncode
 
 
-def run_tests(python: Path, options: list[str], comfyui: Path | None = None) -> int:
+def plan(hosts: list[Path], everything: bool) -> list[tuple[Path | None, list[Path], list[str]]]:
+    """(ComfyUI, folders of tests, markers left out) of each run of pytest; tests/pytest.ini says what the markers mean.
+
+    What needs no ComfyUI runs once.
+    """
+    nightly = [] if everything else ["nightly"]
+    if len(hosts) < 2:
+        return [(host, [TESTS], nightly) for host in hosts or [None]]
+    oldest, newest = ([], []) if everything else (["newest"], ["oldest"])
+    with_host = [TESTS / "host", TESTS / "browser"]
+    return [(hosts[0], with_host, nightly + oldest), (hosts[1], [TESTS], nightly + newest)]
+
+
+def run_tests(python: Path, options: list[str | Path], host: Path | None = None, left_out: Sequence[str] = ()) -> int:
     """pytest's exit code."""
     # small tensors: one process a core is faster than one process with all cores
-    variables = os.environ | {"OMP_NUM_THREADS": "1"} | ({"COMFYUI_DIR": str(comfyui)} if comfyui else {})
-    tests = [python, "-m", "pytest", "-c", PACK / "tests" / "pytest.ini", "-n", "auto", "--dist", "loadgroup", *options]
-    return subprocess.run(tests, cwd=PACK, env=variables).returncode
+    variables = os.environ | {"OMP_NUM_THREADS": "1"} | ({"COMFYUI_DIR": str(host)} if host else {})
+    variables.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # a dozen Pythons start here: 10 s each if none keeps what it compiled
+    tests = [python, "-m", "pytest", "-c", TESTS / "pytest.ini", "-n", "auto", "--dist", "loadgroup"]
+    tests += ["-m", " and ".join(f"not {marker}" for marker in left_out)]
+    return subprocess.run([*tests, *options], cwd=PACK, env=variables).returncode
 
 
 def test(options: list[str]) -> int:
-    passed = True
-    for host in find_hosts() or [None]:
+    everything, options = "--all" in options, [x for x in options if x != "--all"]
+    runs = plan(find_hosts() or bring_hosts(RELEASES, PACK / ".hosts"), everything)
+    pythons = []
+    for host, _, _ in runs:
         needs = [host / "requirements.txt", *MISSING_IN_COMFYUI] if host else []
         environment = PACK / ".venv" / (host.name if host else "no-host")
-        python = create_environment(environment, *TORCH, *needs, PACK / "requirements-dev.txt")
-        if host and find_browser() is None:
-            subprocess.run([python, "-m", "playwright", "install", "chromium"], check=True)
-        print(f"\nTesting with {host or 'no ComfyUI'}", flush=True)
-        # ruff takes milliseconds, so every environment may check the whole tree
-        for check in (["check"], ["format", "--check"]):
-            passed &= subprocess.run([python, "-m", "ruff", *check, PACK]).returncode == 0
-        passed &= run_tests(python, [PACK / "tests", *options], host) == 0
+        pythons.append(create_environment(environment, *TORCH, *needs, PACK / "requirements-dev.txt"))
+    newest, has_host = pythons[-1], runs[-1][0] is not None
+    if has_host and find_browser() is None:
+        subprocess.run([newest, "-m", "playwright", "install", "chromium"], check=True)
+    checks = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"])
+    checked = [subprocess.run([newest, "-m", *check], cwd=PACK).returncode for check in checks]
 
-    environment = PACK / ".venv" / "transformers-4"
-    create_environment(environment, *TORCH, "transformers>=4.50,<5", PACK / "requirements-dev.txt")
-    # groundingdino-py asks for supervision 0.6.0 exactly, other packs for newer ones
-    python = create_environment(environment, "supervision>=0.26")
-    print("\nTesting Grounded Mask's models with transformers 4 and a newer supervision", flush=True)
-    names = ("test_grounding.py", "test_segmentation.py")
-    code = run_tests(python, [*(PACK / "tests" / "unit" / name for name in names), *options])
-    passed &= code == 0 or (code == 5 and bool(options))  # 5: the options select none of these
-    return int(not passed)
+    codes = []
+    for python, (host, paths, left_out) in zip(pythons, runs, strict=True):
+        print(f"\nTesting with {host or 'no ComfyUI'}", flush=True)
+        codes.append(run_tests(python, [*paths, *options], host, left_out))
+    environment, versions = PACK / ".venv" / "transformers-4", [*TORCH[:2], "transformers>=4.50,<5"]
+    python = create_environment(environment, *versions, PACK / "requirements-dev.txt")
+    print("\nTesting Grounded Mask's models with transformers 4", flush=True)
+    names = ("test_detection.py", "test_segmentation.py")
+    codes.append(run_tests(python, [*(TESTS / "unit" / name for name in names), *options]))
+    fine = {0, 5} if options else {0}  # 5: the options select none of these
+    return int(any(checked) or 0 not in codes or not fine.issuperset(codes))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,12 @@
 import packages  # noqa: F401 the pack's libraries, for every test
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        assert not {"oldest", "newest"} <= marks, f"{item.nodeid} would run with no ComfyUI"
+
+
 def pytest_terminal_summary(terminalreporter):
     from comfy_host import COMFYUI
 

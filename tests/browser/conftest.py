@@ -1,5 +1,6 @@
 """ComfyUI's own server and editor, once for all tests of this folder, in a browser for each file."""
 
+import importlib.util
 import json
 import os
 import runpy
@@ -7,11 +8,16 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from comfy_host import COMFYUI, PACK
-from editor import Editor
 from server_process import Server
+
+if COMFYUI is None:
+    MISSING = "no ComfyUI: set COMFYUI_DIR"
+elif importlib.util.find_spec("playwright") is None:
+    MISSING = "no playwright: install requirements-dev.txt"
+else:
+    MISSING = None
 
 # Nothing of a first visit
 SETTINGS = {
@@ -25,6 +31,17 @@ EMPTY = {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "groups
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
+class Skipped(pytest.Module):
+    """A file of tests that cannot be imported here."""
+
+    def collect(self):
+        pytest.skip(MISSING)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    return Skipped.from_parent(parent, path=module_path) if MISSING else None
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent in item.path.parents:
@@ -33,8 +50,6 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    if COMFYUI is None:
-        pytest.skip("no ComfyUI: set COMFYUI_DIR")
     base = tmp_path_factory.mktemp("editor")
     user = base / "user" / "default"
     (user / "workflows").mkdir(parents=True)
@@ -56,6 +71,10 @@ def server(tmp_path_factory):
 @pytest.fixture(scope="module")
 def shared_editor(server):
     """The browser lives for one file: while it does, no other test of the process could use asyncio."""
+    from playwright.sync_api import sync_playwright
+
+    from editor import Editor
+
     installed = runpy.run_path(str(PACK / "run.py"))["find_browser"]()  # without one, Playwright's own
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=installed, args=ARGUMENTS)

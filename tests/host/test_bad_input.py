@@ -121,8 +121,13 @@ def test_latents_that_are_none(model):
 
 
 def test_latent_of_picture_and_sound(model):
-    """Newer hosts have a type of their own for it."""
-    nested = pytest.importorskip("comfy.nested_tensor")
+    try:
+        import comfy.nested_tensor as nested
+    except ImportError:  # the oldest host has no such latents
+        import comfyui_version
+
+        assert comfyui_version.__version__ == "0.3.64"
+        return
     both = nested.NestedTensor([latent(0), torch.zeros(1, 8, 20)])
     graph = Graph()
     stops(graph, invert(graph, model, latent={"samples": both}), "DDPM Invert", "'latent'", "several latents")

@@ -57,17 +57,52 @@ def test_comfyui_round_the_clone_comes_first(home):
     assert runpy.run_path(str(clone / "run.py"))["find_comfyui"]() == around
 
 
-def test_the_latest_release_is_cloned(home):
+@pytest.fixture
+def releases(home) -> str:
+    """The address of a repository with the oldest release that the pack supports and two later ones."""
     origin = home / "origin"
     git = ["git", "-C", str(origin), "-c", "user.name=t", "-c", "user.email=t@example.org"]
-    subprocess.run(["git", "init", "-q", str(origin)], check=True)
-    for tag in ("v0.9.0", "v0.10.1", "v0.10.0"):
-        (origin / "version").write_text(tag)
+    subprocess.run(["git", "init", "-q", str(make_comfyui(origin))], check=True)
+    for tag in (functions()["oldest_release"](), "v9.9.0", "v9.10.1", "v9.10.0"):
+        for path in ("main.py", "comfy/version"):  # what a ComfyUI is known by
+            (origin / path).write_text(tag)
         subprocess.run([*git, "add", "."], check=True)
         subprocess.run([*git, "commit", "-q", "-m", tag], check=True)
         subprocess.run([*git, "tag", tag], check=True)
-    functions()["clone_latest_release"](origin.as_uri(), home / "ComfyUI")
-    assert (home / "ComfyUI" / "version").read_text() == "v0.10.1"
+    return origin.as_uri()
+
+
+def test_the_latest_release_is_cloned(home, releases):
+    run = functions()
+    run["clone_release"](releases, run["latest_release"](releases), home / "ComfyUI")
+    assert (home / "ComfyUI" / "main.py").read_text() == "v9.10.1"
+
+
+def test_tests_bring_the_oldest_and_the_newest_release(home, releases):
+    run, place = functions(), home / "pack" / ".hosts"
+    hosts = run["bring_hosts"](releases, place)
+    assert hosts == [place / "oldest", place / "newest"]
+    assert [(host / "main.py").read_text() for host in hosts] == ["v0.3.64", "v9.10.1"]
+
+    (hosts[0] / "kept").touch()
+    subprocess.run(["git", "-C", str(home / "origin"), "tag", "v10.0.0", "v9.9.0"], check=True)
+    assert run["bring_hosts"](releases, place) == hosts
+    assert (hosts[0] / "kept").exists() and (hosts[1] / "main.py").read_text() == "v9.9.0", "the newest by its number"
+
+    # without a network what is there serves
+    assert run["bring_hosts"]((home / "gone").as_uri(), place) == hosts
+    assert run["bring_hosts"]((home / "gone").as_uri(), home / "elsewhere") == []
+
+
+def test_what_needs_no_comfyui_runs_once_and_nothing_is_left_out_of_both():
+    plan, old, new = functions()["plan"], Path("old"), Path("new")
+    (_, with_old, not_old), (_, with_new, not_new) = plan([old, new], everything=False)
+    folders = {path.parent for path in (PACK / "tests").glob("*/test_*.py")}
+    assert set(with_old) == folders - {PACK / "tests" / "unit"} and with_new == [PACK / "tests"]
+    assert set(not_old) & set(not_new) == {"nightly"}
+    assert [left_out for _, _, left_out in plan([old, new], everything=True)] == [[], []]
+    for hosts in ([], [new]):
+        assert plan(hosts, everything=False) == [(hosts[0] if hosts else None, [PACK / "tests"], ["nightly"])]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links are made by the command interpreter there")
@@ -84,9 +119,24 @@ def test_the_pack_is_linked_once_and_never_over_another_copy(home):
         functions()["link_pack"](comfyui)
 
 
+def run_pytest(*arguments: str, without: str = "nothing") -> str:
+    """What pytest says in the folder of the tests, in a Python that lacks a package, where no test may fail."""
+    code = f"import sys, pytest; sys.modules[{without!r}] = None; sys.exit(pytest.main(sys.argv[1:]))"
+    tests = [sys.executable, "-c", code, "-p", "no:xdist", *arguments]
+    result = subprocess.run(tests, capture_output=True, text=True, cwd=PACK / "tests")
+    assert result.returncode in (0, 5), result.stdout  # 5: nothing was left to run
+    return result.stdout
+
+
 def test_tests_without_comfyui_say_so(home):
-    """pytest on one host test: skipped, and the reason is in the last lines."""
-    tests = [sys.executable, "-m", "pytest", str(PACK / "tests" / "host" / "test_progress.py"), "-p", "no:xdist"]
-    result = subprocess.run(tests, capture_output=True, text=True, cwd=home)
-    assert "1 skipped" in result.stdout
-    assert "NO COMFYUI" in "\n".join(result.stdout.splitlines()[-6:])
+    """Tests in ComfyUI and in its editor: skipped, and the reason is in the last lines."""
+    said = run_pytest("host/test_requirements.py", "browser")
+    files = len(list((PACK / "tests" / "browser").glob("test_*.py")))
+    assert f"{2 + files} skipped" in said
+    assert "NO COMFYUI" in "\n".join(said.splitlines()[-6:])
+
+
+def test_tests_of_the_editor_without_playwright_say_so(home):
+    make_comfyui(home / "ComfyUI")
+    said = run_pytest("browser", "-rs", without="playwright")
+    assert "no playwright: install" in said and "error" not in said
