@@ -33,11 +33,11 @@ MAX_NAME = 300  # characters of a tensor's name
 
 
 class Record(NamedTuple):
-    """A storage: `count` numbers in the archive's entry data/<key>."""
+    """A storage: `length` numbers in the archive's entry data/<key>."""
 
     dtype: torch.dtype
     key: str
-    count: int
+    length: int
 
 
 class View(NamedTuple):
@@ -123,11 +123,11 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
 
 def read_record(archive: zipfile.ZipFile, folder: str, record: Record) -> Tensor:
     """The (count,) numbers of a storage."""
-    if record.count == 0:
+    if record.length == 0:
         return torch.empty(0, dtype=record.dtype)
     entry = archive.getinfo(f"{folder}/{record.key}")
-    if entry.file_size != record.count * record.dtype.itemsize:
-        raise pickle.UnpicklingError(f"{entry.filename} has {entry.file_size} bytes, not {record.count} numbers")
+    if entry.file_size != record.length * record.dtype.itemsize:
+        raise pickle.UnpicklingError(f"{entry.filename} has {entry.file_size} bytes, not {record.length} numbers")
     return torch.frombuffer(bytearray(archive.read(entry)), dtype=record.dtype)
 
 
@@ -170,6 +170,7 @@ def read_objects(data: bytes) -> Any:
         del stack[start:]
         return items
 
+    value: Any
     for instruction, value, _ in pickletools.genops(data):
         match instruction.name:
             case "PROTO" | "STOP":
