@@ -31,6 +31,7 @@ DECODER_LAYERS = 6
 # beginnings of names on the Hub
 SWIN, TEXT_ENCODER = "model.backbone.conv_encoder.model.", "model.text_backbone."
 STEM = SWIN + "embeddings.patch_embeddings.projection.weight"
+UNUSED = re.compile(r"label_enc\.|\.pooler\.|\.position_ids$")  # in the files, and read by nobody
 # [CLS], ".", "?" and [SEP] of bert-base-uncased, which transformers' network has built in
 SPECIAL_TOKENS = [101, 1012, 1029, 102]
 
@@ -133,7 +134,7 @@ def hub_layout(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         ValueError: it is of another kind.
     """
     # training on several GPUs leaves "module." before each name
-    weights = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    weights = {name.removeprefix("module."): x for name, x in state_dict.items() if not UNUSED.search(name)}
     if "backbone.0.patch_embed.proj.weight" in weights:
         weights = published_to_hub(weights)
     stem = weights.get(STEM)
