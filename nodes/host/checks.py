@@ -85,10 +85,9 @@ def check_mask(node: str, name: str, mask: Tensor, remedy: str) -> Tensor:
 
 
 def check_image(node: str, name: str, image: Tensor) -> None:
-    """Refuses what is no colour picture, or none at all; an alpha channel is fine."""
-    if image.ndim != 4 or 0 in image.shape[:3]:
-        fault = f"it has shape {tuple(image.shape)}: there is no picture in it."
-        raise BadInput(node, name, fault, "Wire at least one picture.")
+    """Refuses what is no colour picture; an alpha channel is fine."""
+    if image.ndim != 4 or image.numel() == 0:
+        raise BadInput(node, name, f"it has shape {tuple(image.shape)}.", "Wire a picture.")
     if image.shape[-1] not in (3, 4):
         raise BadInput(node, name, f"it has {image.shape[-1]} channels.", "Wire a colour picture.")
 
