@@ -60,9 +60,7 @@ def load_weights(node: str, folder: str, file: str) -> dict[str, Tensor]:
 def check_pickle(node: str, path: str) -> None:
     """Refuses a file that could run code while it is read: torch.load did, before 2.6, whatever it was told."""
     if not path.lower().endswith((".safetensors", ".sft")) and older_than(torch.__version__, 2, 6):
-        fault = (
-            f"with torch {torch.__version__}, {os.path.basename(path)} could run code hidden in it (CVE-2025-32434)."
-        )
+        fault = f"code hidden in {os.path.basename(path)} could run in torch {torch.__version__} (CVE-2025-32434)."
         raise BadInput(node, "model_name", fault, "Update torch to 2.6 or newer, or use a .safetensors file.")
 
 

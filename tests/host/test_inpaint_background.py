@@ -1,5 +1,7 @@
 """Inpaint Background in a graph: objects go, everything else comes back bit by bit, odd masks are told of."""
 
+import sys
+
 import pytest
 import skimage
 import spandrel
@@ -7,7 +9,7 @@ import torch
 from pnpmix.masks import grow
 from spandrel.architectures.LaMa import LaMa
 
-from comfy_host import Graph, refused
+from comfy_host import Graph, GraphError, refused
 
 
 def photo(name: str = "coffee") -> torch.Tensor:
@@ -151,6 +153,106 @@ def test_photo_of_eight_megapixels(lama):
 def test_grey_picture_is_refused():
     with refused("Inpaint Background, input 'image': it has 1 channels"):
         run(photo()[..., :1], disc((400, 600), 150, 130, 40))
+
+
+@pytest.mark.parametrize("shape", [(0, 64, 64, 3), (64, 64, 3)])
+def test_what_holds_no_picture_is_refused(shape):
+    with refused("Inpaint Background, input 'image'", f"it has shape {shape}"):
+        run(torch.rand(shape), torch.ones(1, 64, 64))
+
+
+def test_a_batch_of_no_masks_is_refused():
+    with refused("Inpaint Background, input 'mask'", "(0, 64, 64)"):
+        run(torch.rand(1, 64, 64, 3), torch.ones(0, 64, 64))
+
+
+@pytest.mark.parametrize("method", ["built in", "model"])
+def test_cancel_ends_the_work_on_a_picture(lama, method, monkeypatch):
+    """Pressed while the one picture is filled: the executor asks a few times and each of its rows twice before."""
+    import comfy.model_management as management
+
+    asked, ask = [], management.throw_exception_if_processing_interrupted
+
+    def press_cancel():
+        asked.append(True)
+        if len(asked) == 70:
+            management.interrupt_current_processing()
+        ask()
+
+    monkeypatch.setattr(management, "throw_exception_if_processing_interrupted", press_cancel)
+    with pytest.raises(GraphError, match="execution_interrupted"):
+        run(torch.rand(1, 32, 64, 3), disc((32, 64), 16, 16, 8), lama if method == "model" else None)
+    assert len(asked) == 70
+
+
+@pytest.mark.parametrize("method", ["built in", "model"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_half_precision_pictures_come_back_as_the_host_keeps_them(lama, method, dtype, monkeypatch):
+    """As with --fp16-intermediates, which older hosts do not have; and from another pack, without it."""
+    import comfy.model_management
+
+    monkeypatch.setattr(comfy.model_management, "intermediate_dtype", lambda: dtype, raising=False)
+    image, mask = photo("chelsea").half(), disc((300, 451), 100, 100, 20)
+    model = lama if method == "model" else None
+    result = run(image, mask, model)
+    assert result.dtype == dtype
+    outside = grow(mask, 8)[0] == 0
+    assert torch.equal(result[:, outside], image[:, outside].to(dtype))
+    assert torch.allclose(result.float(), run(image.float(), mask, model).float(), atol=1e-3)
+
+
+@pytest.fixture
+def card_without_memory(monkeypatch):
+    """A host that keeps weights off its graphics card (--novram); whatever is put on this card is lost."""
+    import comfy.model_management as management
+
+    monkeypatch.setattr(management, "vram_state", management.VRAMState.NO_VRAM)
+    monkeypatch.setattr(management, "get_torch_device", lambda: torch.device("meta"))
+    free = 10**9
+    monkeypatch.setattr(
+        management, "get_free_memory", lambda _=None, torch_free_too=False: (free, free) if torch_free_too else free
+    )
+
+
+def test_model_runs_where_the_host_keeps_its_weights(lama, card_without_memory):
+    other = spandrel.ModelLoader().load_from_state_dict(lama.model.state_dict()).eval()
+    image, mask = photo("chelsea"), disc((300, 451), 100, 100, 20)
+    result = run(image, mask, other)
+    assert other.patcher.load_device.type == "meta"
+    assert torch.equal(result, run(image, mask, lama))
+
+
+def test_the_host_hears_of_it_when_another_pack_took_the_model_off_the_card(lama, card_without_memory):
+    other = spandrel.ModelLoader().load_from_state_dict(lama.model.state_dict()).eval()
+    image, mask = photo("chelsea"), disc((300, 451), 100, 100, 20)
+    run(image, mask, other)
+    other.model.model_loaded_weight_memory = other.patcher.model_size()  # in the host's books it is on the card
+    run(image, mask, other)
+    assert other.patcher.loaded_size() == 0
+
+
+@pytest.mark.parametrize("fault", ["missing", "broken"])
+def test_without_spandrel_only_the_loader_is_missing(fault, comfyui, monkeypatch):
+    import nodes
+
+    pack = sys.modules[nodes.NODE_CLASS_MAPPINGS["PnPMixDemoModel"].__module__.split(".nodes.")[0]]
+    for name in ("inpainting", "inpaint_model"):
+        monkeypatch.delitem(sys.modules, f"{pack.__name__}.nodes.vision.{name}")
+    for name in [name for name in sys.modules if name.split(".")[0] == "spandrel"]:
+        monkeypatch.delitem(sys.modules, name)
+    if fault == "missing":
+        monkeypatch.setitem(sys.modules, "spandrel", None)
+        assert pack.nodes_of("vision.inpaint_model") == []
+    else:
+        monkeypatch.setitem(sys.modules, "spandrel.util", None)
+        (loader,) = pack.nodes_of("vision.inpaint_model")
+        with pytest.raises(Exception, match="Load Inpaint Model.*package spandrel does not load"):
+            loader.execute("big-lama.pt")
+    (node,) = pack.nodes_of("vision.inpainting")
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "PnPMixInpaintBackground", node)
+    image, mask = torch.rand(1, 64, 64, 3), disc((64, 64), 32, 32, 8)
+    assert not torch.equal(run(image, mask), image)
+    assert "spandrel" not in sys.modules or fault == "missing"
 
 
 def test_model_from_another_pack_works(lama):

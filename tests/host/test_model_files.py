@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,12 @@ def lama() -> LaMa:
     return LaMa(in_nc=4, out_nc=3).eval()
 
 
-def load(node: str, file: str):
+def load(node: str, file: object):
     graph = Graph()
-    return graph.run(model=graph.add(node, model_name=file))["model"]
+    return graph.run(model=graph.add(node, model_name=graph.given(file)))["model"]
 
 
-def stops(node: str, file: str, *words: str) -> None:
+def stops(node: str, file: object, *words: str) -> None:
     with refused(*words):
         load(node, file)
 
@@ -180,6 +181,91 @@ def test_files_outside_the_list(folders, node, file):
     (folders["sams"].parent / "checkpoints").mkdir(exist_ok=True)
     (folders["sams"].parent / "checkpoints" / "x.safetensors").touch()
     stops(node, file, "not in")
+
+
+@pytest.mark.parametrize("node", LOADERS)
+@pytest.mark.parametrize("name", [None, ["lama.pt"], "a\0b.pt"])
+def test_names_that_are_none(folders, node, name):
+    stops(node, name, "model_name", "not in")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no such files")
+@pytest.mark.parametrize("node, folder", LOADERS.items())
+def test_what_is_no_file_is_never_opened(folders, node, folder):
+    """A pipe would hold the server until somebody writes into it."""
+    os.mkfifo(folders[folder] / "pipe.pth")
+    (folders[folder] / "folder.pth").mkdir()
+    (folders[folder] / "device.pth").symlink_to("/dev/zero")
+    for name in ("pipe.pth", "device.pth"):
+        stops(node, name, name, "is no file")
+    stops(node, "folder.pth", "folder.pth", "not in")
+    shutil.rmtree(folders[folder])
+    folders[folder].mkdir()
+
+
+KEY = "model.model.1.ffc.convl2l.weight"
+ODD = {
+    "is no plain tensor": {
+        "sparse": torch.eye(3).to_sparse(),
+        "without data": torch.empty(10**9, device="meta"),
+        "one number as a terabyte": torch.zeros(1).expand(500_000, 500_000),
+    },
+    "no known architecture": {"scalar": torch.tensor(1.0), "another shape": torch.rand(64, 4, 3, 3)},
+}
+
+
+@pytest.mark.parametrize("kind, fault", [(kind, fault) for fault, kinds in ODD.items() for kind in kinds])
+def test_odd_tensors_in_a_checkpoint(folders, lama, kind, fault):
+    torch.save(lama.state_dict() | {KEY: ODD[fault][kind]}, folders["inpaint"] / "odd.pth")
+    stops("PnPMixInpaintModelLoader", "odd.pth", fault, "odd.pth", "Use ")
+    (folders["inpaint"] / "odd.pth").unlink()
+
+
+@pytest.mark.parametrize(
+    "weights", [{1: torch.rand(3)}, {"a": 1, "b": "text"}, {}, {"model.model.99999999999.weight": torch.rand(3)}]
+)
+def test_checkpoints_without_weights_of_an_inpainting_model(folders, weights):
+    torch.save(weights, folders["inpaint"] / "odd.pth")
+    stops("PnPMixInpaintModelLoader", "odd.pth", "no known architecture", "Use big-lama.pt")
+    (folders["inpaint"] / "odd.pth").unlink()
+
+
+def test_names_that_are_numbers_are_passed_over(folders, lama):
+    torch.save(lama.state_dict() | {7: torch.rand(3), "step": 7}, folders["inpaint"] / "numbered.pth")
+    assert same_weights(load("PnPMixInpaintModelLoader", "numbered.pth").model, lama.state_dict())
+    (folders["inpaint"] / "numbered.pth").unlink()
+
+
+def test_a_compressed_checkpoint_is_refused(folders):
+    """A file of 5 KB that takes a gigabyte."""
+    torch.save({"weight": torch.zeros(10**6)}, folders["inpaint"] / "plain.pth")
+    with (
+        zipfile.ZipFile(folders["inpaint"] / "plain.pth") as plain,
+        zipfile.ZipFile(folders["inpaint"] / "small.pth", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for name in plain.namelist():
+            small.writestr(name, plain.read(name))
+    stops("PnPMixInpaintModelLoader", "small.pth", "damaged", "Download it again")
+    stops("PnPMixInpaintModelLoader", "plain.pth", "no known architecture")
+    for name in ("plain.pth", "small.pth"):
+        (folders["inpaint"] / name).unlink()
+
+
+@pytest.mark.parametrize("version, safe", [("2.5.1+cu124", False), ("2.6.0", True), ("2.10.0", True)])
+def test_torch_that_may_run_code_in_a_checkpoint_is_not_given_one(folders, lama, version, safe, monkeypatch):
+    """CVE-2025-32434. Archives and safetensors are not read by torch.load."""
+    torch.save(lama.state_dict(), folders["inpaint"] / "lama.pth")
+    safetensors.torch.save_file(lama.state_dict(), folders["inpaint"] / "lama.safetensors")
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.rand(1, 2)).save(folders["inpaint"] / "linear.pt")
+    monkeypatch.setattr(torch, "__version__", version)
+    if safe:
+        load("PnPMixInpaintModelLoader", "lama.pth")
+    else:
+        stops("PnPMixInpaintModelLoader", "lama.pth", "lama.pth", "torch 2.5.1", "2.6 or newer", ".safetensors")
+    load("PnPMixInpaintModelLoader", "lama.safetensors")
+    stops("PnPMixInpaintModelLoader", "linear.pt", "no known architecture")
+    for name in ("lama.pth", "lama.safetensors", "linear.pt"):
+        (folders["inpaint"] / name).unlink()
 
 
 def test_archive_cut_short(folders):
