@@ -105,6 +105,7 @@ def test_sdxl_with_a_prompt_of_its_own():
     assert_same(graph_result("SDXL", model, **settings), expected)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("layout", ["SD 1.x", "SD 2.x eps", "SD 2.x v"])
 @pytest.mark.parametrize(
     "settings",

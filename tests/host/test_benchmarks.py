@@ -8,6 +8,7 @@ from benchmarks.unets import random_model
 from oracle import relative_error
 
 STEPS, SKIP = 10, 4
+pytestmark = pytest.mark.oldest
 
 
 @pytest.fixture(scope="module")
