@@ -19,6 +19,7 @@ PARTS = (  # files of nodes/, each of which ends in a list NODES
     "vision.segmentation",
     "vision.grounded_mask",
     "vision.inpainting",
+    "vision.framing",
     "vision.picker",
     "demo",
 )

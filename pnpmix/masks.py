@@ -48,6 +48,14 @@ def cell_weights(mask: Tensor, grid: tuple[int, int], feather: float = 0) -> Ten
     return (to_latent_grid(mask, *grid) >= 0.5).float()
 
 
+def changed_pixels(weights: Tensor, height: int, width: int) -> Tensor:
+    """(n, 1, h, w) weights of all targets → (height, width) mask: 1 in every cell where a concept has any weight.
+
+    Outside it the finished latent is the background's exactly.
+    """
+    return F.interpolate((weights > 0).any(0)[None].float(), size=(height, width))[0, 0]
+
+
 def covered_cells(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     """Indices (m,) of the grid's cells of which the mask (H, W) covers at least half, or else the most."""
     share = to_latent_grid(mask, *grid).flatten()

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...pnpmix.mixer.inversion import Inversion
+from ...pnpmix.vision.framing import Frame, Size
 
 CATEGORY = "PnP-MIX"
 
@@ -15,6 +16,7 @@ ConceptsType = io.Custom("PNPMIX_CONCEPTS")
 DetectorType = io.Custom("PNPMIX_DETECTOR")  # ModelPatcher of a pnpmix.vision.detection.GroundingDino
 SegmenterType = io.Custom("PNPMIX_SEGMENTER")  # grounding_models.Segmenter
 InpaintModelType = io.Custom("INPAINT_MODEL")  # spandrel's descriptor, as in comfyui-inpaint-nodes
+PlaceType = io.Custom("PNPMIX_PLACE")
 
 
 def schema(search_aliases: list[str], **fields) -> io.Schema:
@@ -61,6 +63,14 @@ class InpaintedBackground(NamedTuple):
     beta: float
     expand: int  # image pixels
     outside: str  # "scaled" or "blended"
+
+
+class Place(NamedTuple):
+    """PNPMIX_PLACE: where Fit Picture's part came from."""
+
+    photo: Size
+    frame: Frame  # on the photo
+    size: Size  # that the frame was scaled to
 
 
 # Where a MODEL carries them. Only the mixer reads them, so any other sampler works as if they were not there.

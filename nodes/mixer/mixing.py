@@ -7,7 +7,14 @@ from comfy_api.latest import io
 from torch import Tensor
 from typing_extensions import override
 
-from ...pnpmix.masks import cell_weights, expanded_box_mask, last_in_front, share_overlaps, to_image_size
+from ...pnpmix.masks import (
+    cell_weights,
+    changed_pixels,
+    expanded_box_mask,
+    last_in_front,
+    share_overlaps,
+    to_image_size,
+)
 from ..host.checks import (
     BadInput,
     check_channels,
@@ -96,6 +103,9 @@ class PnPMixSampler(io.ComfyNode):
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The finished picture, for VAE Decode."),
                 io.Latent.Output(display_name="references", tooltip="The branch of each concept, as a batch."),
+                io.Mask.Output(
+                    display_name="mask", tooltip="Every pixel that may have changed, of all concepts: for Paste Back."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -159,7 +169,8 @@ class PnPMixSampler(io.ComfyNode):
             noise, torch.zeros_like(noise[:1]), sampler, sigmas, callback=callback, seed=inversion.inversion.seed
         )
         result = result.to(comfy.model_management.intermediate_device())
-        return io.NodeOutput({"samples": result[:1]}, {"samples": result[1:]}, ui={"overlay": [overlay]})
+        changed = changed_pixels(masks, grid[0] * ratio, grid[1] * ratio)[None].to(result.device)
+        return io.NodeOutput({"samples": result[:1]}, {"samples": result[1:]}, changed, ui={"overlay": [overlay]})
 
 
 def check_inversion(model, inversion: InvertedLatent) -> None:

@@ -3,7 +3,7 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pnpmix.masks import cell_weights, expanded_box_mask, share_overlaps
+from pnpmix.masks import cell_weights, changed_pixels, expanded_box_mask, share_overlaps
 from pnpmix.mixer.dilution import Dilution
 from pnpmix.mixer.inversion import ddpm_invert, edit_friendly_trajectory
 from pnpmix.mixer.sampling import Rows, sample_pnp_mix
@@ -57,7 +57,7 @@ def stack(tensors, grid):
     return torch.stack(tensors)[:, None] if tensors else torch.zeros(0, 1, *grid)
 
 
-def run(scene, chosen, order=None):
+def run(scene, chosen, order=None, feather=0):
     seed, grid, pixels = scene
     given_options, outside, normalised = chosen
     generator = torch.Generator().manual_seed(seed)
@@ -67,7 +67,7 @@ def run(scene, chosen, order=None):
     inversion = ddpm_invert(toy_denoise, background, SIGMAS, seed=0, timesteps_per_call=3)
 
     # two that cover exactly half of a cell both claim it
-    masks = share_overlaps(stack([cell_weights(pixels[k], grid) for k in order], grid))
+    masks = share_overlaps(stack([cell_weights(pixels[k], grid, feather) for k in order], grid))
     personal = [edit_friendly_trajectory(own[k], SIGMAS, seed=1 + k) for k in order]
     personal = torch.stack(personal, 1) if personal else torch.zeros(STEPS + 1, 0, CHANNELS, *grid)
     dilution = None
@@ -87,6 +87,19 @@ def test_outside_all_masks_the_background_is_untouched(scene, chosen):
     background, masks, output, _ = run(scene, chosen)
     outside = masks.sum(0)[0] == 0
     assert torch.equal(output[:, outside], background[:, outside])
+
+
+@settings(deadline=None)
+@given(scenes(min_concepts=1), options(), st.sampled_from([0, 3, 9]))
+def test_pixels_that_are_not_told_as_changed_are_the_backgrounds(scene, chosen, feather):
+    _, grid, pixels = scene
+    background, masks, output, _ = run(scene, chosen, feather=feather)
+    changed = changed_pixels(masks, *pixels[0].shape)
+    differs = (output != background).any(0).repeat_interleave(RATIO, 0).repeat_interleave(RATIO, 1)
+    assert changed.shape == pixels[0].shape and set(changed.unique().tolist()) <= {0, 1}
+    assert (changed[differs] == 1).all()
+    cells = masks.sum((0, 1)) > 0
+    assert changed.sum() == RATIO**2 * cells.sum(), "and no cell more than that has a weight"
 
 
 @settings(deadline=None)

@@ -1,0 +1,277 @@
+"""Fit Picture and Paste Back: the part of a photo that a model works on, and the way back into the photo."""
+
+import comfy.model_management
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+from typing_extensions import override
+
+from ...pnpmix.masks import to_image_size
+from ...pnpmix.vision.framing import (
+    Frame,
+    Size,
+    bounding_frame,
+    crop_frame,
+    cut_masks,
+    cut_pictures,
+    fits,
+    mask_in_place,
+    object_frame,
+    overlap,
+    pad_frame,
+    paste,
+    picture_in_place,
+    same_shape,
+    to_multiple,
+    whole,
+)
+from ...pnpmix.vision.inpainting import fill_weights
+from ..host.checks import BadInput, check_choice, check_image
+from ..host.messages import show
+from ..host.types import CATEGORY, Place, PlaceType, schema
+
+FIT, PASTE = "Fit Picture", "Paste Back"
+MODES = CROP, PAD, OBJECT = ["crop", "pad", "around the object"]
+MAX_SIDE = 16384  # pixels, as ComfyUI's own nodes have it
+
+
+class PnPMixFitPicture(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixFitPicture",
+            search_aliases=["crop", "pad", "resize", "scale image", "crop around mask", "crop and stitch", "fit"],
+            display_name=FIT,
+            category=CATEGORY,
+            description="Brings a photo of any size, and the mask of its object, to the size that the model works at.",
+            inputs=[
+                io.Image.Input("image", tooltip="The photo. All pictures of a batch are cut alike."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="The object in the photo. It moves with the picture; several masks count as one object "
+                    "and all move.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=512,
+                    min=8,
+                    max=MAX_SIDE,
+                    step=8,
+                    tooltip="Of the result, in pixels: 512 for SD 1.x, 768 for SD 2.x, 1024 for SDXL.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=512,
+                    min=8,
+                    max=MAX_SIDE,
+                    step=8,
+                    tooltip="Of the result, in pixels.",
+                ),
+                io.Image.Input(
+                    "like",
+                    optional=True,
+                    tooltip="A picture whose size is taken instead of width and height: your scene, as Fit Picture "
+                    "gave it.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=MODES,
+                    default=CROP,
+                    tooltip="crop: as much of the photo as the shape allows, round its object if a mask is wired. pad: "
+                    "all of it, its border drawn out. around the object: the object fills the picture, and none of it "
+                    "is cut off.",
+                ),
+                io.Int.Input(
+                    "margin",
+                    default=20,
+                    min=0,
+                    max=1000,
+                    tooltip="Room around the object on each side, in percent of its longer side, as far as the photo "
+                    "goes. Higher: a smaller object with more of its surroundings.",
+                ),
+                io.Int.Input(
+                    "multiple",
+                    default=8,
+                    min=1,
+                    max=256,
+                    tooltip="Width and height are rounded to a multiple of this many pixels. VAEs need 8.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The part in its new size, for VAE Encode."),
+                io.Mask.Output(
+                    display_name="mask", tooltip="The object in it; without a mask, all that is of the photo."
+                ),
+                PlaceType.Output(display_name="place", tooltip="Where it came from, for Paste Back."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, image, width, height, mode, margin, multiple, mask=None, like=None) -> io.NodeOutput:
+        check_choice(FIT, "mode", mode, MODES)
+        check_image(FIT, "image", image)
+        photo, shape = tuple(image.shape[1:3]), (height, width) if like is None else tuple(like.shape[1:3])
+        size = to_multiple(shape, multiple)
+        messages: list[str] = []
+        masks = torch.ones(1, *photo) if mask is None else masks_of_photo(mask, photo, messages)
+        target = None if mask is None else bounding_frame(masks.amax(0))
+        if target is None and mode == OBJECT:
+            fault = "it is not wired." if mask is None else "it is empty."
+            raise BadInput(FIT, "mask", fault, "Mark the object in white, or choose another mode.")
+        if target is None and mask is not None:
+            messages.append("Warning: the mask is empty.")
+        frame = frame_of(mode, photo, size, target, margin)
+        if mode == OBJECT and not fits(frame.size, photo):
+            messages.append("Warning: no frame of this shape inside the photo holds the object, so it is padded.")
+        messages.append(f"{words(frame.size)} of {words(photo)} pixels, scaled to {words(size)}.")
+        show(FIT, cls.hidden.unique_id, messages)
+        pictures = cut_pictures(image.float().cpu(), frame, size)
+        return io.NodeOutput(for_host(pictures), for_host(cut_masks(masks, frame, size)), Place(photo, frame, size))
+
+
+class PnPMixPasteBack(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixPasteBack",
+            search_aliases=["composite", "stitch", "crop and stitch", "uncrop", "paste", "keep original pixels"],
+            display_name=PASTE,
+            category=CATEGORY,
+            description="Puts the finished objects into the original. Outside the grown mask it keeps every bit.",
+            inputs=[
+                io.Image.Input("original", tooltip="The photo at its own size, as it was before Fit Picture."),
+                io.Image.Input("image", tooltip="The finished picture, from VAE Decode."),
+                io.Mask.Input(
+                    "mask",
+                    tooltip="What to take from it: mask of the Mask Noise Mixer or of Fit Picture, or a mask on the "
+                    "original. Several are joined; as many as there are pictures go one to each.",
+                ),
+                io.Int.Input(
+                    "expand",
+                    default=6,
+                    min=0,
+                    max=512,
+                    tooltip="Grows the mask on each side, in pixels of the original, so that no rim of the old object "
+                    "stays.",
+                ),
+                io.Int.Input(
+                    "feather",
+                    default=4,
+                    min=0,
+                    max=512,
+                    tooltip="Width of the soft border, in pixels of the original, inside the grown mask and at most "
+                    "expand.",
+                ),
+                PlaceType.Input(
+                    "place",
+                    optional=True,
+                    tooltip="From Fit Picture, if the finished picture is a part of the original. Without it, it is "
+                    "all of it.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="image", tooltip="The original with the finished objects in it.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, original, image, mask, expand, feather, place=None) -> io.NodeOutput:
+        for name, pictures in (("original", original), ("image", image)):
+            check_image(PASTE, name, pictures)
+        count = max(len(original), len(image))
+        if not {len(original), len(image)} <= {1, count}:
+            fault = f"it is a batch of {len(image)}, original one of {len(original)}."
+            raise BadInput(PASTE, "image", fault, "Wire as many pictures, or one.")
+        place = place_of(original, image, place)
+        messages: list[str] = []
+        masks = objects_in_frame(mask, place, messages)
+        if len(masks) != count:
+            masks = masks.any(0).expand(count, -1, -1)
+        if not masks.any((1, 2)).all():
+            messages.append("Warning: a mask is empty, so its picture stays as it is.")
+
+        rows, columns = overlap(place.frame, place.photo)
+        results, changed = [], 0
+        for k, objects in enumerate(masks):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            picture, part = (x[k % len(x)].float().cpu() for x in (original, image))  # one may serve for all
+            weights = fill_weights(objects.float(), expand, feather)
+            part = picture_in_place(part[..., :3], place.frame, place.photo)
+            results.append(paste(picture, part, weights, rows, columns))
+            changed += int((weights > 0).sum())
+        messages.append(f"Changed {changed / (count * place.photo[0] * place.photo[1]):.1%} of the picture.")
+        show(PASTE, cls.hidden.unique_id, messages)
+        return io.NodeOutput(for_host(torch.stack(results)))
+
+
+def words(size: Size) -> str:
+    return f"{size[1]} x {size[0]}"
+
+
+def for_host(x: Tensor) -> Tensor:
+    """As pictures and masks travel between nodes in this ComfyUI."""
+    dtype = getattr(comfy.model_management, "intermediate_dtype", lambda: torch.float32)()  # older hosts: always 32
+    return x.to(comfy.model_management.intermediate_device(), dtype)
+
+
+def masks_of_photo(mask: Tensor, photo: Size, messages: list[str]) -> Tensor:
+    """(n, *photo) of a MASK. An empty one may have any size: Load Image gives 64 x 64 where nothing is painted."""
+    masks = mask.reshape(-1, *mask.shape[-2:]).float().cpu()
+    size = tuple(masks.shape[1:])
+    if not (masks >= 0.5).any():
+        return torch.zeros(len(masks), *photo)
+    if not same_shape(size, photo):
+        fault = f"it is {words(size)} and the picture {words(photo)}, which is another shape."
+        raise BadInput(FIT, "mask", fault, "Wire the mask of this picture.")
+    if size != photo:
+        messages.append(f"Warning: mask resized from {words(size)} to {words(photo)}.")
+    return torch.stack([to_image_size(x, *photo) for x in masks])
+
+
+def frame_of(mode: str, photo: Size, size: Size, target: Frame | None, margin: int) -> Frame:
+    if mode == CROP:
+        return crop_frame(photo, size, target)
+    if mode == PAD:
+        return pad_frame(photo, size)
+    return object_frame(photo, size, target, round(margin / 100 * max(target.size)))
+
+
+def place_of(original: Tensor, image: Tensor, place: Place | None) -> Place:
+    """Where the image belongs in the original: everywhere, if Fit Picture says nothing else."""
+    photo, size = tuple(original.shape[1:3]), tuple(image.shape[1:3])
+    if place is None:
+        if not same_shape(size, photo):
+            fault = f"it is {words(size)} and the original {words(photo)}, which is another shape."
+            raise BadInput(PASTE, "image", fault, "Wire place from the Fit Picture that it was made from.")
+        return Place(photo, whole(photo), size)
+    if photo != place.photo:
+        fault = f"it is {words(photo)}, but place comes from a photo of {words(place.photo)}."
+        raise BadInput(PASTE, "original", fault, "Wire the photo that went into Fit Picture.")
+    if not same_shape(size, place.size):
+        fault = f"it is {words(size)}, but place comes with a part of {words(place.size)}, which is another shape."
+        raise BadInput(PASTE, "image", fault, "Wire the picture that was made from Fit Picture's.")
+    return place
+
+
+def objects_in_frame(mask: Tensor, place: Place, messages: list[str]) -> Tensor:
+    """Binary masks (n, h, w) of the photo's pixels in the frame, from a MASK on the part or on the photo."""
+    masks = mask.reshape(-1, *mask.shape[-2:]).float().cpu()
+    size, (rows, columns) = tuple(masks.shape[1:]), overlap(place.frame, place.photo)
+    if size == place.photo != place.size:
+        return masks[:, rows, columns] >= 0.5
+    if not (masks >= 0.5).any():
+        return torch.zeros(len(masks), rows.stop - rows.start, columns.stop - columns.start, dtype=torch.bool)
+    if not same_shape(size, place.size):
+        fault = f"it is {words(size)} and the picture {words(place.size)}, which is another shape."
+        raise BadInput(PASTE, "mask", fault, "Wire a mask of the finished picture, or of the original in its size.")
+    if size != place.size:
+        messages.append(f"Warning: mask resized from {words(size)} to {words(place.size)}.")
+    return torch.stack([mask_in_place(x, place.frame, place.photo) >= 0.5 for x in masks])
+
+
+NODES = [PnPMixFitPicture, PnPMixPasteBack]
