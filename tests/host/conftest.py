@@ -1,5 +1,6 @@
 """ComfyUI, once for all tests of this folder. Where there is none, they are skipped, and the last lines say so."""
 
+import logging
 import os
 
 import pytest
@@ -16,3 +17,16 @@ def comfyui(tmp_path_factory):
     yield
     os.chdir(where)
     Given.values, Capture.values = {}, {}
+
+
+@pytest.fixture
+def messages(monkeypatch, caplog):
+    """What the last node that ran shows in the editor and in the log."""
+    import server
+
+    shown = []
+    monkeypatch.setattr(
+        server.PromptServer.instance, "send_progress_text", lambda text, node_id, sid=None: shown.append(text)
+    )
+    caplog.set_level(logging.WARNING)
+    return lambda: shown[-1] + "".join(x.getMessage() for x in caplog.records)

@@ -1,7 +1,5 @@
 """Inpaint Background in a graph: objects go, everything else comes back bit by bit, odd masks are told of."""
 
-import logging
-
 import pytest
 import skimage
 import spandrel
@@ -34,19 +32,6 @@ def lama(comfyui):
     """What Load Inpaint Model gives, with random weights."""
     torch.manual_seed(0)
     return spandrel.ModelLoader().load_from_state_dict(LaMa(in_nc=4, out_nc=3).state_dict()).eval()
-
-
-@pytest.fixture
-def messages(monkeypatch, caplog):
-    """What the node shows in the editor and in the log."""
-    import server
-
-    shown = []
-    monkeypatch.setattr(
-        server.PromptServer.instance, "send_progress_text", lambda text, node_id, sid=None: shown.append(text)
-    )
-    caplog.set_level(logging.WARNING)
-    return lambda: shown[-1] + "".join(x.getMessage() for x in caplog.records)
 
 
 @pytest.mark.parametrize("method", ["built in", "model"])

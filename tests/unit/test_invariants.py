@@ -92,7 +92,7 @@ def test_outside_all_masks_the_background_is_untouched(scene, chosen):
 @settings(deadline=None)
 @given(scenes(min_concepts=1), options(), st.sampled_from([0, 3, 9]))
 def test_pixels_that_are_not_told_as_changed_are_the_backgrounds(scene, chosen, feather):
-    _, grid, pixels = scene
+    pixels = scene[2]
     background, masks, output, _ = run(scene, chosen, feather=feather)
     changed = changed_pixels(masks, *pixels[0].shape)
     differs = (output != background).any(0).repeat_interleave(RATIO, 0).repeat_interleave(RATIO, 1)
