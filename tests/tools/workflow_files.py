@@ -4,17 +4,20 @@ import json
 
 from comfy_host import PACK
 
-FOLDER, BLUEPRINTS = PACK / "workflows", PACK / "subgraphs"
+FOLDER, LIBRARY = PACK / "workflows", PACK / "subgraphs"
 EARLIER = PACK / "tests" / "data" / "workflows"  # what earlier versions shipped, and people have saved
-WORKFLOWS, OLD_WORKFLOWS = (sorted(path.stem for path in folder.glob("*.json")) for folder in (FOLDER, EARLIER))
+WORKFLOWS, BLUEPRINTS, OLD_WORKFLOWS = (
+    sorted(path.stem for path in folder.glob("*.json")) for folder in (FOLDER, LIBRARY, EARLIER)
+)
 SHOWN = ("SaveImage", "PreviewImage", "MaskPreview", "PnPMixBackgroundPicker")
 CONTROLS = {"fixed", "increment", "decrement", "randomize"}  # of the widget that the editor adds behind a seed
 INPUTS, OUTPUTS = -10, -20  # the two ends of a subgraph, as nodes that its links name
 
 
 def read(name: str) -> dict:
-    """A template, or one of earlier versions."""
-    (path,) = [x for x in (FOLDER / f"{name}.json", EARLIER / f"{name}.json") if x.is_file()]
+    """A template, a blueprint, or a template of earlier versions."""
+    paths = [folder / f"{name}.json" for folder in (FOLDER, LIBRARY, EARLIER)]
+    (path,) = [path for path in paths if path.is_file()]
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -113,17 +116,18 @@ CANDIDATES, PHOTO = 4, ["demo scene", 0]
 SIDE = "Side of the part, pixels"  # title of the node that says it
 
 
-def with_demo_model(name: str, seed: int) -> dict:
-    """The graph of a template with what comes with the pack in the place of the files that people bring.
+def with_demo_model(prompt: dict, seed: int) -> dict:
+    """The graph of a template, in the server's form, with what comes with the pack in the place of people's files.
 
     Load Demo Model stands in for Load Checkpoint, and Demo Scene for the photos, the candidates and the masks; the
     rest of the graph is the template's own.
     """
-    prompt, stands_in = to_api(read(name)), {}
+    stands_in = {}
     concepts = sum(node["class_type"] == "PnPMixConcept" for node in prompt.values())
     scene = {"class_type": "PnPMixDemoScene", "inputs": {"seed": seed, "concepts": concepts}}
     added = {"demo model": {"class_type": "PnPMixDemoModel", "inputs": {}}, "demo scene": scene}
-    pictures, masks = (iter([["demo scene", k] for k in range(first, first + 4)]) for first in (0, 4))
+    sampled = any(node["class_type"] == "KSampler" for node in prompt.values())  # then the scene is not loaded
+    pictures, masks = (iter([["demo scene", k] for k in range(first, first + 4)]) for first in (int(sampled), 4))
     candidates = candidate_scenes(seed, concepts)
     for node_id, node in prompt.items():
         kind, inputs = node["class_type"], node["inputs"]
@@ -132,7 +136,6 @@ def with_demo_model(name: str, seed: int) -> dict:
         elif kind == "VAEDecode" and prompt[inputs["samples"][0]]["class_type"] == "KSampler":
             added |= candidates
             stands_in[node_id, 0] = [list(candidates)[-1], 0]
-            next(pictures)  # the background is one of them
         elif kind == "LoadImage":
             stands_in[node_id, 0] = next(pictures)
             stands_in[node_id, 1] = painted_mask(stands_in[node_id, 0])
@@ -145,7 +148,7 @@ def with_demo_model(name: str, seed: int) -> dict:
         elif kind == "PrimitiveInt" and node["_meta"]["title"] == SIDE:
             inputs["value"] = 64
         inputs |= SMALL.get(kind, {})
-    prompt |= added
+    prompt = prompt | added
     for node in prompt.values():
         for key, value in node["inputs"].items():
             if isinstance(value, list):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from comfy_host import boot
 from graph_files import Graph, Output, Subgraph, workflow
-from workflow_files import BLUEPRINTS, FOLDER, SIDE
+from workflow_files import FOLDER, LIBRARY, SIDE
 
 # What a group's colour says
 FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"
@@ -397,8 +397,8 @@ HINTS = """- Look too weak: raise *swap_guidance* of **Mask Noise Mixer** or *al
 - As many steps as the paper: *steps* 100, *skip_steps* 32 in **DDPM Invert**, twice the time. The plain paper: also \
 *adain* off in **Guided Appearance Attention** and *object_mask* of each **Concept** unwired."""
 INSIDE = "**To change more**, open a step by the sign in its corner. In **Blend**:"
-SIZES = """The model works on a part of the photo, {side} × {side} pixels, round all things; the finished picture is the \
-whole photo in its own size, with every pixel outside the grown masks as it was."""
+SIZES = """The model works on a part of the photo, {side} × {side} pixels, round all things; the finished picture is \
+the whole photo in its own size, with every pixel outside the grown masks as it was."""
 
 
 def photo_note(count: int, side: int, finder: str, sampled: bool) -> str:
@@ -466,18 +466,18 @@ def demo_note() -> str:
 Press **Run**: everything comes with the pack, and it takes less than a minute, on a CPU too.
 
 **Demo Scene** draws a scene with two things, and two pictures of things with looks of their own. **Blend** draws the \
-scene's things again with these looks; nothing else changes. **Look inside** shows the scene, the same emptied, the two \
-pictures, and each thing's branch.
+scene's things again with these looks; nothing else changes. **Look inside** shows the scene, the same emptied, the \
+two pictures, and each thing's branch.
 
 - Another *seed* in **Demo Scene**: another scene. Not every seed comes out as well as this one.
 - Open **Blend** by the sign in its corner: **Mask Noise Mixer** shows, while it runs, where each thing goes. Ctrl+B \
 on **Guided Appearance Attention** or **Background Dilution++** shows what it does.
-- The plain paper: *steps* 100, *skip_steps* 32 in **DDPM Invert**, *adain* off in **Guided Appearance Attention**, and \
-*object_mask* of each **Concept** unwired.
+- The plain paper: *steps* 100, *skip_steps* 32 in **DDPM Invert**, *adain* off in **Guided Appearance Attention**, \
+and *object_mask* of each **Concept** unwired.
 
 **Load Demo Model** is a tiny diffusion model for such drawings, 64 × 64 pixels; the pictures here are enlarged. It \
-knows the shapes ball, box, cup, fish, heart, star; the looks striped, checkered, dotted in red, orange, yellow, green, \
-blue, purple, white, black; the places meadow, desert, sea, dusk, snow, room.
+knows the shapes ball, box, cup, fish, heart, star; the looks striped, checkered, dotted in red, orange, yellow, \
+green, blue, purple, white, black; the places meadow, desert, sea, dusk, snow, room.
 
 With your own photos: the templates **2** to **9**.
 """
@@ -499,7 +499,7 @@ def write_all(info: dict) -> None:
         write(FOLDER / f"{name}.json", data)
     for count in (1, 2, 3):
         data = blueprint(info, count)
-        write(BLUEPRINTS / f"{data['definitions']['subgraphs'][0]['name'].replace(':', '')}.json", data)
+        write(LIBRARY / f"{data['definitions']['subgraphs'][0]['name'].replace(':', '')}.json", data)
 
 
 def write(path: Path, data: dict) -> None:
