@@ -372,7 +372,7 @@ def test_the_app_shows_three_pictures_the_words_the_seed_and_the_result():
 
 def test_a_blueprint_gives_the_picture_of_its_template():
     """One node with pictures, words, model, clip and vae."""
-    (name,) = [name for name in BLUEPRINTS if "two things" in name]
+    (name,) = [name for name in BLUEPRINTS if "Two things" in name]
     (subgraph,) = subgraphs(read(name)).values()
     loaded = {x: ["checkpoint", k] for k, x in enumerate(("model", "clip", "vae"))}
     pictures = {x: [x, 0] for x in ("photo", "your picture 1", "your picture 2")}

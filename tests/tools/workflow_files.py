@@ -23,7 +23,7 @@ def read(name: str) -> dict:
 
 def subgraphs(workflow: dict) -> dict[str, dict]:
     """By the type of the nodes that stand for them."""
-    return {x["id"]: x for x in workflow.get("definitions", {}).get("subgraphs", [])}
+    return {x["id"]: x for x in (workflow.get("definitions") or {}).get("subgraphs", [])}
 
 
 def levels(workflow: dict) -> list[dict]:
@@ -77,6 +77,7 @@ def add_level(prompt: dict, level: dict, inside: dict[str, dict], path: str, giv
         if node["type"] == "MarkdownNote":
             continue
         inputs = widget_values(node)
+        inputs.pop("upload", None)  # a button
         inputs |= {i["name"]: origin(i["link"]) for i in node["inputs"] if i.get("link") is not None}
         node_id = f"{path}{node['id']}"
         if node["type"] in inside:

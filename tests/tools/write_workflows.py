@@ -230,8 +230,7 @@ def candidates(info: dict, prompt: str, side: int) -> Subgraph:
 
 def whole(info: dict, count: int) -> Subgraph:
     """All steps in one node, for the editor's own library."""
-    number = ["", "one thing", "two things", "three things"][count]
-    graph = Subgraph(info, f"PnP-MIX: {number} of yours into your photo", 1)
+    graph = Subgraph(info, f"{THINGS[count].capitalize()} of yours into a photo (PnP-MIX)", 1)
     model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
     photo, things = graph.input("photo", "IMAGE"), []
     pictures = [graph.input(f"your picture {k}", "IMAGE") for k in range(1, count + 1)]
@@ -253,7 +252,7 @@ def whole(info: dict, count: int) -> Subgraph:
 
 # --- Templates
 
-NOTE, FILES_AT, PICTURE_AT, THING_AT, BLEND_AT, RESULT_AT = 0, 310, 600, 850, 1110, 1410  # columns
+NOTE, FILES_AT, PICTURE_AT, THING_AT, BLEND_AT, RESULT_AT = 0, 280, 540, 780, 1030, 1310  # columns
 THINGS = ["", "one thing", "two things", "three things"]
 
 
@@ -267,33 +266,36 @@ def photo_template(info: dict, count: int, side: int = SD, finder: str = "words"
     files, mixing = model_files(info, side, finder), blend(info, count, side, "" if sampled else prompt)
     steps = [thing(info, k, finder) for k in range(1, count + 1)]
     subgraphs = [files, *steps, mixing]
-    graph.note(photo_note(count, side, finder, sampled), [NOTE, -32], [270, 840])
-    loaded = graph.add_subgraph(files, [FILES_AT, 0], [250, 216])
+    graph.note(photo_note(count, side, finder, sampled), [NOTE, -32], [250, 840])
+    loaded = graph.add_subgraph(files, [FILES_AT, 0], [230, 216])
     graph.group("Model files", FILES, loaded)
     model, clip, vae, *found_by = (loaded[k] for k in range(len(files.outputs)))
     ends = {"model": model, "clip": clip, "vae": vae}
     if sampled:
         sampling = candidates(info, prompt, side)
         subgraphs.append(sampling)
-        made = graph.add_subgraph(sampling, [FILES_AT, 310], [250, 210], **ends)
-        photo = graph.add("PnPMixBackgroundPicker", "Choose the scene", [FILES_AT, 566], [250, 300], images=made[0])
+        made = graph.add_subgraph(sampling, [FILES_AT, 310], [230, 210], **ends)
+        photo = graph.add("PnPMixBackgroundPicker", "Choose the scene", [FILES_AT, 566], [230, 300], images=made[0])
         graph.group("1 · The scene", YOURS, made, photo)
         ends["prompt"] = made[1]
     else:
-        photo = graph.add("LoadImage", "Your photo", [FILES_AT, 310], [250, 314], image=PICTURE)
+        photo = graph.add("LoadImage", "Your photo", [FILES_AT, 310], [230, 314], image=PICTURE)
         graph.group("1 · Your photo", YOURS, photo)
     ends["photo"], rows = photo[0], []
     for k, step in enumerate(steps, 1):
-        y = ROW * (k - 1)
-        picture = graph.add("LoadImage", f"Your picture {k}", [PICTURE_AT, y], [230, 314], image=PICTURE)
+        picture_at, thing_at = [PICTURE_AT, ROW * (k - 1)], [THING_AT, ROW * (k - 1)]
+        if count == 3:  # a third row would not fit on the screen
+            thing_at[1] = 192 * (k - 1)
+            picture_at = [THING_AT, 576] if k == 3 else picture_at
+        picture = graph.add("LoadImage", f"Your picture {k}", picture_at, [220, 314], image=PICTURE)
         finders = dict(zip([name for name, _ in FINDERS[finder]], found_by, strict=True))
         found = graph.add_subgraph(
-            step, [THING_AT, y], [220, 150], photo=photo[0], **{"your picture": picture[0]}, **finders
+            step, thing_at, [210, 130], photo=photo[0], **{"your picture": picture[0]}, **finders
         )
         ends |= {f"where {k} goes": found[0], f"your picture {k}": picture[0], f"your object {k}": found[1]}
         rows += [picture, found]
     graph.group("2 · Yours, and what each replaces", YOURS, *rows)
-    mixed = graph.add_subgraph(mixing, [BLEND_AT, 0], [260, 480], **ends)
+    mixed = graph.add_subgraph(mixing, [BLEND_AT, 0], [240, 480], **ends)
     graph.group("3 · In words" if not sampled else "3 · Blend", YOURS, mixed)
     save = add_results(graph, mixed, RESULT_AT)
     inputs = [(photo, "image"), *((x, "image") for x in rows[::2]), *((x, "what it replaces") for x in rows[1::2])]
@@ -346,7 +348,7 @@ def demo_template(info: dict) -> dict:
     return workflow(graph, [mixing])
 
 
-def add_results(graph: Graph, mixed, x: int, wide: int = 260):
+def add_results(graph: Graph, mixed, x: int, wide: int = 240):
     save = graph.add("SaveImage", "Finished picture", [x, 0], [wide, 360], images=mixed[0], filename_prefix="PnP-MIX")
     shown = graph.add("PreviewImage", "Look inside", [x, 410], [wide, 300], images=mixed[1])
     graph.group("Finished picture", RESULT, save, shown)
@@ -359,7 +361,6 @@ def blueprint(info: dict, count: int) -> dict:
     graph.add_subgraph(step, [0, 0], [320, 500])
     extra = {
         "BlueprintDescription": f"{THINGS[count].capitalize()} of yours into a photo, the rest of it untouched.",
-        "BlueprintSearchAliases": ["multi subject", "swap object", "replace object", "personalization", "pnp-mix"],
     }
     return workflow(graph, [step], extra)
 
@@ -498,8 +499,7 @@ def write_all(info: dict) -> None:
     for name, data in templates.items():
         write(FOLDER / f"{name}.json", data)
     for count in (1, 2, 3):
-        data = blueprint(info, count)
-        write(LIBRARY / f"{data['definitions']['subgraphs'][0]['name'].replace(':', '')}.json", data)
+        write(LIBRARY / f"{THINGS[count].capitalize()} of yours into a photo (PnP-MIX).json", blueprint(info, count))
 
 
 def write(path: Path, data: dict) -> None:
