@@ -58,7 +58,7 @@ def server(tmp_path_factory):
     (user / "comfy.templates.json").write_text("[]")
     (user / "comfy.settings.json").write_text(json.dumps(SETTINGS))
     (base / "input").mkdir()
-    for name in ("background", "my_dog", "my_cat", "my_cup"):  # of the templates
+    for name in ("example", "background", "my_dog", "my_cat", "my_cup"):  # of the templates, earlier ones too
         Image.new("RGB", (8, 8)).save(base / "input" / f"{name}.png")
     server = Server(base, "--preview-method", "auto", environment=os.environ | {"OMP_NUM_THREADS": "1"})
     try:

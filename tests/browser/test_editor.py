@@ -6,7 +6,7 @@ import pytest
 
 from comfy_host import PACK
 from editor import Editor
-from workflow_files import WORKFLOWS, read
+from workflow_files import read
 
 NODES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((PACK / "js" / "docs").glob("*.md"))}
 DEMO = "try_it_without_downloads"
@@ -67,16 +67,6 @@ def test_search_finds_the_nodes_by_the_words_that_people_use(editor: Editor, wor
         for title in expected:
             found.filter(has=editor.page.get_by_text(title, exact=True)).first.wait_for()
         editor.add_from_search(expected[0], 500, 300)
-
-
-@pytest.mark.parametrize("name", WORKFLOWS)
-def test_template_loads_as_it_was_written(editor: Editor, name):
-    editor.open_template(name)
-    loaded, written = editor.graph(), read(name)
-    types = {node["type"] for node in written["nodes"]}
-    if "SAM3_Detect" in types and not editor.knows("SAM3_Detect"):
-        assert name == "pnp_mix_two_concepts_sam3"  # this ComfyUI is older than its nodes
-    assert essence(loaded, like=written) == essence(written)
 
 
 def essence(workflow: dict, like: dict | None = None) -> dict:

