@@ -18,6 +18,8 @@ from .pictures import draw_masks, panels, save_film, side_by_side
 from .scenes import MAX_THINGS, draw_concepts, draw_scene, random_blend
 
 FRAMES = 25  # of the film, at most
+# The settings of the templates: the nodes' own defaults are the paper's
+DEFAULTS = Settings(steps=50, skip_steps=16, object_mask=True, adain=True)
 
 
 def read_options() -> argparse.Namespace:
@@ -28,10 +30,11 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("demo-result"), help="name of the files, without ending")
     settings = parser.add_argument_group("inputs of the nodes, by their names")
     for field in fields(Settings):
-        choices, kind = get_args(field.type) or None, type(field.default)
+        default = getattr(DEFAULTS, field.name)
+        choices, kind = get_args(field.type) or None, type(default)
         action = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "choices": choices}
         name = "--" + field.name.replace("_", "-")
-        settings.add_argument(name, default=field.default, help=f"default: {field.default}", **action)
+        settings.add_argument(name, default=default, help=f"default: {default}", **action)
     return parser.parse_args()
 
 
