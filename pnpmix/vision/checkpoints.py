@@ -122,7 +122,7 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_record(archive: zipfile.ZipFile, folder: str, record: Record) -> Tensor:
-    """The (count,) numbers of a storage."""
+    """The (length,) numbers of a storage."""
     if record.length == 0:
         return torch.empty(0, dtype=record.dtype)
     entry = archive.getinfo(f"{folder}/{record.key}")
@@ -164,6 +164,7 @@ def read_objects(data: bytes) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
+    value: Any
 
     def cut(start: int) -> list[Any]:
         items = stack[start:]
@@ -245,10 +246,10 @@ def with_attributes(module: Any, attributes: Any) -> Module:
     return module
 
 
-def record_of(kind: Any, dtype: Any, key: Any, device: Any, count: Any) -> Record:
-    if not isinstance(dtype, torch.dtype) or not isinstance(key, str) or not isinstance(count, int):
+def record_of(kind: Any, dtype: Any, key: Any, device: Any, length: Any) -> Record:
+    if not isinstance(dtype, torch.dtype) or not isinstance(key, str) or not isinstance(length, int):
         raise pickle.UnpicklingError("a record is not described as one")
-    return Record(dtype, key, count)
+    return Record(dtype, key, length)
 
 
 def view_of(record: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> View:

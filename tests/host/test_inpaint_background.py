@@ -192,7 +192,7 @@ def test_half_precision_pictures_come_back_as_the_host_keeps_them(lama, method, 
     import comfy.model_management
 
     monkeypatch.setattr(comfy.model_management, "intermediate_dtype", lambda: dtype, raising=False)
-    image, mask = photo("chelsea").half(), disc((300, 451), 100, 100, 20)
+    image, mask = photo("chelsea")[:, :96, :96].half(), disc((96, 96), 40, 40, 9)
     model = lama if method == "model" else None
     result = run(image, mask, model)
     assert result.dtype == dtype
@@ -216,7 +216,7 @@ def card_without_memory(monkeypatch):
 
 def test_model_runs_where_the_host_keeps_its_weights(lama, card_without_memory):
     other = spandrel.ModelLoader().load_from_state_dict(lama.model.state_dict()).eval()
-    image, mask = photo("chelsea"), disc((300, 451), 100, 100, 20)
+    image, mask = photo("chelsea")[:, :96, :96], disc((96, 96), 40, 40, 9)
     result = run(image, mask, other)
     assert other.patcher.load_device.type == "meta"
     assert torch.equal(result, run(image, mask, lama))
@@ -224,7 +224,7 @@ def test_model_runs_where_the_host_keeps_its_weights(lama, card_without_memory):
 
 def test_the_host_hears_of_it_when_another_pack_took_the_model_off_the_card(lama, card_without_memory):
     other = spandrel.ModelLoader().load_from_state_dict(lama.model.state_dict()).eval()
-    image, mask = photo("chelsea"), disc((300, 451), 100, 100, 20)
+    image, mask = photo("chelsea")[:, :96, :96], disc((96, 96), 40, 40, 9)
     run(image, mask, other)
     other.model.model_loaded_weight_memory = other.patcher.model_size()  # in the host's books it is on the card
     run(image, mask, other)
