@@ -164,7 +164,6 @@ def read_objects(data: bytes) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
-    value: Any
 
     def cut(start: int) -> list[Any]:
         items = stack[start:]
