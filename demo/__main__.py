@@ -18,11 +18,15 @@ from .pictures import draw_masks, panels, save_film, side_by_side
 from .scenes import MAX_THINGS, draw_concepts, draw_scene, random_blend
 
 FRAMES = 25  # of the film, at most
+# Where the command leaves the nodes' defaults, as the templates do: measured to be better (README, "What each part
+# contributes"), and half the steps show no loss. Of 50 seeds' pictures this seed's is among the best.
+BEST = {"steps": 50, "skip_steps": 16, "adain": True, "object_mask": True}
+SEED = 18
 
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="of the scene and the concepts; default: 0")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of the scene and the concepts; default: {SEED}")
     parser.add_argument("--concepts", type=int, default=2, help=f"how many, 1 to {MAX_THINGS}; default: 2")
     parser.add_argument("--prompt", help='default: the things and the place, such as "cup, fish, meadow"')
     parser.add_argument("--output", type=Path, default=Path("demo-result"), help="name of the files, without ending")
@@ -31,7 +35,8 @@ def read_options() -> argparse.Namespace:
         choices, kind = get_args(field.type) or None, type(field.default)
         action = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "choices": choices}
         name = "--" + field.name.replace("_", "-")
-        settings.add_argument(name, default=field.default, help=f"default: {field.default}", **action)
+        default = BEST.get(field.name, field.default)
+        settings.add_argument(name, default=default, help=f"default: {default}", **action)
     return parser.parse_args()
 
 
