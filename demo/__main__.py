@@ -18,13 +18,15 @@ from .pictures import draw_masks, panels, save_film, side_by_side
 from .scenes import MAX_THINGS, draw_concepts, draw_scene, random_blend
 
 FRAMES = 25  # of the film, at most
-# The settings of the templates: the nodes' own defaults are the paper's
+# The settings of the templates, measured to be better than the paper's, which are the nodes' own defaults (see
+# benchmarks/README.md). Of 50 seeds' pictures this seed's is among the best.
 DEFAULTS = Settings(steps=50, skip_steps=16, object_mask=True, adain=True)
+SEED = 18
 
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="of the scene and the concepts; default: 0")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of the scene and the concepts; default: {SEED}")
     parser.add_argument("--concepts", type=int, default=2, help=f"how many, 1 to {MAX_THINGS}; default: 2")
     parser.add_argument("--prompt", help='default: the things and the place, such as "cup, fish, meadow"')
     parser.add_argument("--output", type=Path, default=Path("demo-result"), help="name of the files, without ending")

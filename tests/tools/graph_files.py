@@ -220,7 +220,7 @@ class Subgraph(Graph):
             at = column[node["id"]]
             slots = sum("widget" not in x for x in node["inputs"])
             height = TITLE + SLOT * max(slots, len(node["outputs"])) + WIDGET * len(node["widgets_values"])
-            height += 80 * (node["type"] == "CLIPTextEncode") + 250 * (node["type"] == "PnPMixSampler")
+            height += {"CLIPTextEncode": 80, "PnPMixSampler": 420, "PnPMixDDPMInvert": 170}.get(node["type"], 0)
             node["pos"], node["size"] = [COLUMN * at, bottom.get(at, 0)], [COLUMN - 100, height]
             bottom[at] = bottom.get(at, 0) + height + GAP
         return COLUMN * (max(column.values()) + 1)

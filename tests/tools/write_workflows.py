@@ -16,7 +16,7 @@ FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"
 WORDS, PICTURE = ["dog", "cat", "cup"], "example.png"  # which every ComfyUI has, until people choose their own
 SD, SDXL = 512, 1024  # sides of the part that the model works on, in pixels
 ROW = 346
-DEMO_SEED = 2
+DEMO_SEED = 18  # its picture is among the best of 50 seeds
 FINDERS = {
     "words": [("detector", "PNPMIX_DETECTOR"), ("segmenter", "PNPMIX_SEGMENTER")],
     "sam3": [("SAM 3", "MODEL"), ("its words", "CLIP")],
@@ -342,7 +342,7 @@ def demo_template(info: dict) -> dict:
     ends = {name: loaded[k] for k, name in enumerate(("model", "clip", "vae"))}
     for k in (1, 2):
         ends |= {f"where {k} goes": scene[3 + k], f"your picture {k}": scene[k], f"your object {k}": scene[7 + k]}
-    mixed = graph.add_subgraph(mixing, [650, 0], [270, 340], photo=scene[0], prompt=scene[7], **ends)
+    mixed = graph.add_subgraph(mixing, [650, 0], [270, 470], photo=scene[0], prompt=scene[7], **ends)
     graph.group("PnP-MIX", YOURS, mixed)
     add_results(graph, mixed, 970, wide=360)
     return workflow(graph, [mixing])
