@@ -84,6 +84,20 @@ def test_grounding_dino(folders, dino_weights, dino, file):
     path.unlink()
 
 
+def test_two_prompts_share_one_look_of_the_real_network(folders, dino_weights):
+    """The loaded detector in a graph; the words still decide what is found."""
+    save_safetensors(dino_weights, folders["grounding-dino"] / "d.safetensors")
+    detector, looks = load("PnPMixGroundingDinoLoader", "d.safetensors"), []
+    detector.model.backbone.register_forward_hook(lambda *_: looks.append(1))
+    picture, scores = torch.rand(1, 20, 600, 3), []  # the quickest: just enough places for the 900 queries
+    with torch.inference_mode():
+        for ids in ([101, 1030, 1012, 102], [101, 1034, 1035, 1012, 102], [101, 1030, 1012, 102]):
+            scores.append(detector.scores_and_boxes(picture, 0, ids))
+    assert len(looks) == 1
+    assert all(torch.equal(x, y) for x, y in zip(scores[0], scores[2], strict=True)), "kept as it was"
+    assert not torch.allclose(scores[0][1], scores[1][1])
+
+
 def test_sam(folders):
     weights = sam_model_registry["vit_b"]().state_dict()
     for folder in ("sams", "grounding-dino"):
