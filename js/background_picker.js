@@ -4,14 +4,46 @@ import { addPanel, onOutput, pictureUrl, text } from "./panel.js";
 
 const NODE = "PnPMixBackgroundPicker";
 const KEYS = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 };
+const GAP = 4; // pixels between pictures
+const SMALLEST = 96; // width of a picture in pixels; where not all fit at that, they scroll
+
+/** The number of columns with which `count` pictures of this width / height are largest, and their width. */
+function grid(count, shape, width, height) {
+  let best = { columns: 1, size: 0 };
+  for (let columns = 1; columns <= count; columns++) {
+    const rows = Math.ceil(count / columns);
+    const size = Math.min((width + GAP) / columns - GAP, shape * ((height + GAP) / rows - GAP));
+    if (size > best.size) best = { columns, size };
+  }
+  if (best.size >= SMALLEST) return { columns: best.columns, size: `${best.size}px` };
+  return { columns: Math.max(1, Math.floor((width + GAP) / (SMALLEST + GAP))), size: "1fr" };
+}
 
 function addPicker(node) {
   const index = node.widgets.find((widget) => widget.name === "index");
   const panel = addPanel(node, "candidates", () => 150);
-  panel.setAttribute("role", "radiogroup");
-  panel.setAttribute("aria-label", text("candidates"));
-  panel.textContent = text("queueToSeeCandidates");
+  node.setSize([node.size[0], node.computeSize()[1] + 120]); // a new one has room for four
+  const list = document.createElement("div");
+  list.setAttribute("role", "radiogroup");
+  list.setAttribute("aria-label", text("candidates"));
+  list.dataset.captureWheel = "true"; // the newer rendering leaves it the wheel while it has the focus
+  list.textContent = text("queueToSeeCandidates");
+  panel.append(list);
   let buttons = [];
+
+  function arrange() {
+    const { naturalWidth, naturalHeight } = buttons[0]?.firstChild ?? {};
+    if (!naturalHeight) return;
+    const { columns, size } = grid(buttons.length, naturalWidth / naturalHeight, panel.clientWidth, panel.clientHeight);
+    list.style.gridTemplateColumns = `repeat(${columns}, minmax(0, ${size}))`;
+  }
+  new ResizeObserver(arrange).observe(panel);
+
+  function focus(button) {
+    button.focus({ preventScroll: true }); // which would move the canvas too
+    const { offsetTop, offsetHeight } = button;
+    list.scrollTop = Math.min(offsetTop, Math.max(list.scrollTop, offsetTop + offsetHeight - list.clientHeight));
+  }
 
   function mark(chosen) {
     buttons.forEach((button, k) => {
@@ -26,10 +58,11 @@ function addPicker(node) {
     index.callback?.(k);
     node.setDirtyCanvas(true, true);
     app.canvas.emitAfterChange();
-    buttons[k].focus({ preventScroll: true });
+    focus(buttons[k]);
   }
 
   function show({ candidates, chosen }) {
+    const focused = buttons.indexOf(document.activeElement);
     const isWired = node.inputs.some((input) => input.name === "index" && input.link != null);
     buttons = candidates.map((file, k) => {
       const button = document.createElement("button");
@@ -47,11 +80,15 @@ function addPicker(node) {
       button.addEventListener("click", () => choose(k));
       return button;
     });
-    panel.replaceChildren(...buttons);
+    buttons[0].firstChild.addEventListener("load", arrange);
+    const { scrollTop } = list;
+    list.replaceChildren(...buttons);
+    list.scrollTop = scrollTop;
     mark(isWired ? chosen[0] : index.value);
+    if (buttons[focused]) focus(buttons[focused]);
   }
 
-  panel.addEventListener("keydown", (event) => {
+  list.addEventListener("keydown", (event) => {
     const k = buttons.indexOf(event.target) + (KEYS[event.key] ?? 0);
     if (!(event.key in KEYS) || !buttons[k]) return;
     event.preventDefault();

@@ -23,9 +23,14 @@ export function addPanel(node, name, height) {
   const widget = node.addDOMWidget(name, "pnpmix", element, {
     serialize: false,
     hideOnZoom: false,
+    hideInPanel: true, // no row of its own among the properties
     getMinHeight: height,
   });
   widget.serialize = false; // in the workflow; the option is for what is queued
+  // as wide as the node, whatever width a properties panel that lists it all the same notes down
+  Object.defineProperty(widget, "width", { get: () => undefined, set() {} });
+  // nor among the inputs of a subgraph that holds the node: what is disabled is not listed there
+  Object.defineProperty(widget, "computedDisabled", { get: () => app.canvas?.graph !== node.graph, set() {} });
   return element;
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from editor import Editor
+from editor import IS_NEWER, RENDERINGS, Editor
 
 
 @pytest.fixture
@@ -25,6 +25,22 @@ def picker(editor: Editor) -> int:
     ):
         editor.connect(origin, output, target, name)
     return picker
+
+
+def show_nine(editor: Editor, picker: int) -> None:
+    (link,) = [link for link in editor.graph()["links"] if link[3] == picker]
+    repeat = editor.add("RepeatImageBatch", 320, 450, amount=3)
+    editor.connect(link[1], 0, repeat, "image")
+    editor.connect(repeat, 0, picker, "images")
+    editor.look_at(picker)
+    editor.run()
+    candidates(editor).nth(8).wait_for()
+
+
+def sizes(editor: Editor) -> list[tuple[int, int]]:
+    """Width and height of each picture on the screen."""
+    boxes = candidates(editor).evaluate_all("all => all.map((x) => x.getBoundingClientRect().toJSON())")
+    return [(round(box["width"]), round(box["height"])) for box in boxes]
 
 
 def candidates(editor: Editor):
@@ -118,3 +134,69 @@ def test_another_node_may_choose(editor, picker):
         pictures = groups.nth(k).get_by_role("radio")
         assert pictures.nth(1).get_attribute("aria-checked") == "true"
         assert pictures.nth(1).is_enabled() == may_click
+
+
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_many_candidates_stay_whole_and_scroll_until_the_node_has_room_for_all(editor, picker, rendering):
+    editor.render(rendering)
+    size = "([id]) => [...app.graph.getNodeById(id).size]"
+    before = editor.page.evaluate(size, [picker])
+    show_nine(editor, picker)
+    assert editor.page.evaluate(size, [picker]) == pytest.approx(before, abs=25), "room for its title or label at most"
+    editor.wait_until("document.querySelector('.pnpmix-candidates img').naturalWidth === 64")
+    small = sizes(editor)
+    assert all(width >= 96 and abs(width - height) <= 1 for width, height in small), small
+
+    candidates(editor).nth(0).focus()
+    pictures = editor.page.get_by_role("radiogroup", name="Candidates")
+    pictures.hover(position={"x": 50, "y": 50})
+    editor.page.mouse.wheel(0, 400)
+    editor.wait_until("document.querySelector('.pnpmix-candidates [role=radiogroup]').scrollTop > 100")
+    assert editor.page.evaluate("app.canvas.ds.scale") == 1, "the canvas stays where it is"
+
+    editor.resize(picker, 600, 640)
+    editor.wait_until(
+        """() => {
+            const list = document.querySelector(".pnpmix-candidates [role=radiogroup]");
+            return list.clientHeight > 400 && list.scrollHeight <= list.clientHeight;
+        }"""
+    )
+    large = sizes(editor)
+    assert large[0][0] > small[0][0] + 20 and abs(large[0][0] - large[0][1]) <= 1, (small, large)
+
+
+def test_the_keyboard_goes_on_choosing_after_a_run(editor, picker):
+    show_nine(editor, picker)
+    candidates(editor).nth(0).focus()
+    for _ in range(5):
+        editor.page.keyboard.press("ArrowRight")
+    editor.run(keys="Control+Enter")
+    assert candidates(editor).nth(5).evaluate("button => button === document.activeElement")
+    editor.page.keyboard.press("ArrowRight")
+    assert chosen(editor) == [6] and editor.widget(picker, "index") == 6
+    shown, box = candidates(editor).nth(6).bounding_box(), editor.page.locator(".pnpmix-candidates").bounding_box()
+    assert box["y"] <= shown["y"] and shown["y"] + shown["height"] <= box["y"] + box["height"] + 1, "in sight"
+
+
+@pytest.mark.skipif(not IS_NEWER, reason="editors of this age have no panel of properties")
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_the_panel_of_properties_lists_inputs_alone_and_leaves_the_pictures_on_the_node(editor, picker, rendering):
+    editor.render(rendering)
+    panel = editor.show_properties(True)
+    try:
+        show_nine(editor, picker)
+        editor.select(picker)
+        panel.get_by_text("index", exact=True).wait_for()
+        assert panel.get_by_text("candidates").count() == 0
+        editor.resize(picker, 420, 350)
+        editor.wait_until("document.querySelector('.pnpmix-candidates').clientWidth > 380")
+        assert candidates(editor).count() == 9
+
+        editor.page.evaluate("id => app.canvas.selectItems([app.graph.getNodeById(id)])", picker)
+        editor.command("Comfy.Graph.ConvertToSubgraph")
+        editor.select(editor.page.evaluate("Number(app.graph.nodes.find((node) => node.subgraph).id)"))
+        panel.get_by_text("Advanced Inputs").click()
+        panel.get_by_text("index", exact=True).wait_for()
+        assert panel.get_by_text("candidates").count() == 0
+    finally:
+        editor.show_properties(False)

@@ -1,11 +1,10 @@
 """While the mixer runs, its node shows where each concept goes and what its branches look like."""
 
-import importlib.metadata
 import random
 
 import pytest
 
-from editor import Editor
+from editor import RENDERINGS, Editor
 from workflow_files import read
 
 ORANGE, SKY_BLUE = "rgb(230, 159, 0)", "rgb(86, 180, 233)"
@@ -39,11 +38,6 @@ def previews(editor: Editor):
     )
     yield lambda: editor.page.evaluate("previews")
     editor.page.evaluate("app.api.removeEventListener('b_preview_with_metadata', note)")
-
-
-# Editors before 1.33 had the newer rendering as an experiment, which showed no elements of extensions.
-FRONTEND = tuple(map(int, importlib.metadata.version("comfyui_frontend_package").split(".")))
-RENDERINGS = ["classic", "vue"] if FRONTEND >= (1, 33) else ["classic"]
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)

@@ -1,10 +1,17 @@
 """ComfyUI's editor in a browser, as a person uses it."""
 
+import importlib.metadata
 import re
 
 from playwright.sync_api import Locator, Page
 
 from server_process import Server
+
+# Editors before 1.33 had the newer rendering as an experiment, which showed no elements of extensions, and no panel of
+# properties.
+FRONTEND = tuple(map(int, importlib.metadata.version("comfyui_frontend_package").split(".")))
+IS_NEWER = FRONTEND >= (1, 33)
+RENDERINGS = ["classic", "vue"] if IS_NEWER else ["classic"]
 
 # What the editor reports of itself, without this pack too
 ITS_OWN_ERRORS = re.compile(
@@ -171,6 +178,15 @@ class Editor:
             [origin, output, target, name],
         )
 
+    def resize(self, node: int, width: int, height: int) -> None:
+        self.page.evaluate(
+            """([id, size]) => {
+                app.graph.getNodeById(id).setSize(size);
+                app.canvas.setDirty(true, true);
+            }""",
+            [node, [width, height]],
+        )
+
     def look_at(self, node: int) -> None:
         """Moves the canvas so that the node is in the middle of the window."""
         self.page.evaluate(
@@ -204,8 +220,18 @@ class Editor:
         button = self.page.get_by_test_id("queue-button")
         button.and_(self.page.locator("button")).or_(button.locator("button")).first.click()
 
-    def run(self, seconds: float = 120) -> dict:
-        """Queues the graph and waits until the editor has heard of its end; the server's account of it."""
+    def show_properties(self, shown: bool) -> Locator:
+        """The panel at the side, which the server remembers for later visits too."""
+        panel = self.page.get_by_test_id("properties-panel")
+        if panel.is_visible() != shown:
+            self.page.get_by_role("button", name="Toggle properties panel").click()
+        return panel
+
+    def run(self, seconds: float = 120, keys: str = "") -> dict:
+        """Queues the graph and waits until the editor has heard of its end; the server's account of it.
+
+        With `keys` instead of the button where some are given.
+        """
         self.page.evaluate(
             """() => {
                 window.ended = null;
@@ -213,7 +239,7 @@ class Editor:
                     app.api.addEventListener(event, ({ detail }) => (window.ended = detail.prompt_id), { once: true });
             }"""
         )
-        self.press_queue()
+        self.page.keyboard.press(keys) if keys else self.press_queue()
         self.wait_until("!!window.ended", seconds=seconds)
         prompt = self.page.evaluate("window.ended")
         # the server writes its history after it has told the editor
