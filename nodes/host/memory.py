@@ -1,4 +1,4 @@
-"""What fits on the device, by ComfyUI's own estimates."""
+"""What fits on the device, by ComfyUI's own estimates, and where and how it keeps what travels between nodes."""
 
 import comfy.model_management
 import torch
@@ -53,3 +53,9 @@ def pinned(x: Tensor, device: torch.device) -> Tensor:
     """For copies to a GPU that nobody waits for, where ComfyUI holds these to be safe."""
     safe = device.type == "cuda" and comfy.model_management.device_supports_non_blocking(device)
     return x.pin_memory() if safe and x.device.type == "cpu" else x
+
+
+def for_host(x: Tensor) -> Tensor:
+    """As pictures and masks travel between nodes in this ComfyUI."""
+    dtype = getattr(comfy.model_management, "intermediate_dtype", lambda: torch.float32)()  # older hosts: always 32
+    return x.to(comfy.model_management.intermediate_device(), dtype)

@@ -27,6 +27,7 @@ from ...pnpmix.vision.framing import (
 )
 from ...pnpmix.vision.inpainting import fill_weights
 from ..host.checks import BadInput, check_choice, check_image, check_numbers
+from ..host.memory import for_host
 from ..host.messages import show
 from ..host.types import CATEGORY, Place, PlaceType, schema
 
@@ -213,12 +214,6 @@ class PnPMixPasteBack(io.ComfyNode):
 
 def words(size: Size) -> str:
     return f"{size[1]} x {size[0]}"
-
-
-def for_host(x: Tensor) -> Tensor:
-    """As pictures and masks travel between nodes in this ComfyUI."""
-    dtype = getattr(comfy.model_management, "intermediate_dtype", lambda: torch.float32)()  # older hosts: always 32
-    return x.to(comfy.model_management.intermediate_device(), dtype)
 
 
 def masks_of_photo(mask: Tensor, photo: Size, messages: list[str]) -> Tensor:

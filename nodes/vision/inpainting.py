@@ -14,6 +14,7 @@ from ...pnpmix.masks import to_image_size
 from ...pnpmix.vision.inpainting import MAX_SIDE, fill_by_model, fill_smoothly, fill_weights, inpaint
 from ..host.checks import BadInput, check_aspect, check_image, check_numbers
 from ..host.loading import load_where_it_runs, patcher_of
+from ..host.memory import for_host
 from ..host.messages import show
 from ..host.types import CATEGORY, InpaintModelType, schema
 
@@ -91,7 +92,7 @@ class PnPMixInpaintBackground(io.ComfyNode):
             progress.update(1)
         messages.append(f"Removed {masks.float().mean():.1%} of the picture.")
         show(NODE, cls.hidden.unique_id, messages)
-        return io.NodeOutput(to_intermediate(torch.stack(results)))
+        return io.NodeOutput(for_host(torch.stack(results)))
 
 
 def objects_to_remove(mask: Tensor, count: int, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
@@ -114,14 +115,6 @@ def model_patcher(model) -> ModelPatcher:
     if model.patcher.loaded_size() > 0 and model.device != model.patcher.load_device:
         model.patcher.detach()  # nodes of other packs take it off without telling the host
     return model.patcher
-
-
-def to_intermediate(images: Tensor) -> Tensor:
-    """Where the host keeps pictures, and in its precision."""
-    management = comfy.model_management
-    # hosts that have no such function keep them in float32
-    dtype = management.intermediate_dtype() if hasattr(management, "intermediate_dtype") else torch.float32
-    return images.to(management.intermediate_device(), dtype)
 
 
 NODES = [PnPMixInpaintBackground]
