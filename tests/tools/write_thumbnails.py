@@ -12,7 +12,7 @@ from torch import Tensor
 from comfy_host import Graph, boot
 from workflow_files import FOLDER, read, to_api, with_demo_model
 
-# Of the seeds 0 to 49 among the best ten by fidelity (demo/measures.py), so they show success, not the average
+# Of the seeds 0 to 49 among the best twelve by fidelity (demo/measures.py): success, not the average
 SCENES = {
     "2 One thing, masks painted by hand": 1,
     "3 One thing": 0,
