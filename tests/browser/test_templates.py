@@ -129,6 +129,6 @@ def test_the_app_shows_pictures_words_seed_and_result(editor: Editor):
 def test_blueprints_are_found_by_the_search(editor: Editor):
     if not editor.server.get("/global_subgraphs"):
         pytest.skip("this ComfyUI is older than blueprints")
-    found = editor.search("pnp-mix")
+    found = editor.search("yours into a photo")
     for name in BLUEPRINTS:
         found.filter(has_text=name).first.wait_for()

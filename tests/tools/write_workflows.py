@@ -230,7 +230,7 @@ def candidates(info: dict, prompt: str, side: int) -> Subgraph:
 
 def whole(info: dict, count: int) -> Subgraph:
     """All steps in one node, for the editor's own library."""
-    graph = Subgraph(info, f"{THINGS[count].capitalize()} of yours into a photo (PnP-MIX)", 1)
+    graph = Subgraph(info, f"{THINGS[count].capitalize()} of yours into a photo with PnP-MIX", 1)
     model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
     photo, things = graph.input("photo", "IMAGE"), []
     pictures = [graph.input(f"your picture {k}", "IMAGE") for k in range(1, count + 1)]
@@ -499,7 +499,7 @@ def write_all(info: dict) -> None:
     for name, data in templates.items():
         write(FOLDER / f"{name}.json", data)
     for count in (1, 2, 3):
-        write(LIBRARY / f"{THINGS[count].capitalize()} of yours into a photo (PnP-MIX).json", blueprint(info, count))
+        write(LIBRARY / f"{THINGS[count].capitalize()} of yours into a photo with PnP-MIX.json", blueprint(info, count))
 
 
 def write(path: Path, data: dict) -> None:

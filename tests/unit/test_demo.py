@@ -145,7 +145,7 @@ def test_the_command_writes_a_picture_and_a_film(tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert "fidelity" in ran.stdout and "leakage" in ran.stdout and "background error" in ran.stdout
     picture, film = Image.open(tmp_path / "result.png"), Image.open(tmp_path / "result.gif")
-    assert picture.width > 7 * SIZE and film.n_frames == 4
+    assert picture.width > 7 * SIZE and film.n_frames == 5, "one a step"
 
 
 @pytest.mark.parametrize(
