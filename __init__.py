@@ -2,10 +2,12 @@
 
 import logging
 from importlib import import_module
+from pathlib import Path
 
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+from .nodes.host.help import register_help
 from .nodes.host.loading import register_folders
 
 WEB_DIRECTORY = "./js"
@@ -26,6 +28,7 @@ PARTS = (  # files of nodes/, each of which ends in a list NODES
 )
 
 register_folders()
+register_help(Path(__file__).parent.name)
 
 
 def nodes_of(part: str) -> list[type[io.ComfyNode]]:

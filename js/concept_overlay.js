@@ -2,14 +2,9 @@
 // of the live view; on each Concept node its colour.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { addPanel, findNode, fit, onOutput, pictureUrl, text } from "./panel.js";
+import { addPanel, findNode, fit, onOutput, pictureUrl, showOutput, text } from "./panel.js";
 
-// Name and height of each node's panel. It takes no room before there is something to see.
-const PANELS = {
-  PnPMixSampler: ["overlay", (panel) => 170 + 36 * panel.querySelectorAll("p").length],
-  PnPMixConcept: ["colour", () => 14],
-};
-const panels = new WeakMap(); // by node
+const coloured = new WeakMap(); // by mixer: the Concept nodes that have a colour from it
 
 function element(kind, words, colour) {
   const result = document.createElement(kind);
@@ -18,16 +13,37 @@ function element(kind, words, colour) {
   return result;
 }
 
-function fill(node, ...children) {
-  const panel = panels.get(node);
-  if (!panel) return; // the graph has changed since it was queued
-  panel.replaceChildren(...children);
-  fit(node);
+/** Adds a panel that takes no room before there is something to see. */
+function addPanelFor(node, name, height) {
+  const panel = addPanel(node, name, () => (panel.hasChildNodes() ? height(panel) : 0));
+  return (...children) => {
+    panel.replaceChildren(...children);
+    fit(node);
+  };
 }
 
-function show(mixer, { picture, concepts, overlaps }) {
-  for (const { node, name, colour } of concepts) fill(findNode(node), element("div", name, colour));
+function addColour(node) {
+  const fill = addPanelFor(node, "colour", () => 14);
+  onOutput(node, "colour", ({ name, colour }) => fill(...(colour ? [element("div", name, colour)] : [])));
+}
 
+function addOverlay(node) {
+  const fill = addPanelFor(node, "overlay", (panel) => 170 + 36 * panel.querySelectorAll("p").length);
+  onOutput(node, "overlay", ({ overlay: [{ picture, concepts, overlaps }] }) => {
+    showColours(node, concepts);
+    fill(...overlayOf(picture, concepts, overlaps));
+  });
+}
+
+function showColours(mixer, concepts) {
+  const nodes = concepts.map(({ node }) => findNode(node));
+  const others = (coloured.get(mixer) ?? []).filter((node) => !nodes.includes(node));
+  for (const node of others) showOutput(node, { colour: null }); // bypassed, or no longer in the chain
+  nodes.forEach((node, k) => showOutput(node, concepts[k]));
+  coloured.set(mixer, nodes.filter(Boolean));
+}
+
+function overlayOf(picture, concepts, overlaps) {
   const overlay = document.createElement("img");
   overlay.src = pictureUrl(picture);
   overlay.alt = text("masksOverBackground");
@@ -38,19 +54,17 @@ function show(mixer, { picture, concepts, overlaps }) {
     const percent = Math.max(1, Math.round(100 * share));
     return element("p", text("overlap", { first: concepts[j].name, second: concepts[k].name, percent }));
   });
-  fill(mixer, overlay, branches, ...warnings);
+  return [overlay, branches, ...warnings];
 }
 
 // before the mixer is done, which is when the editor gets what it returns
-api.addEventListener("pnpmix.concepts", ({ detail: { node, overlay } }) => show(findNode(node), overlay));
+api.addEventListener("pnpmix.concepts", ({ detail: { node, overlay } }) =>
+  showOutput(findNode(node), { overlay: [overlay] }),
+);
+
+const PANELS = { PnPMixSampler: addOverlay, PnPMixConcept: addColour };
 
 app.registerExtension({
   name: "PnPMix.ConceptOverlay",
-  nodeCreated(node) {
-    if (!(node.comfyClass in PANELS)) return;
-    const [name, height] = PANELS[node.comfyClass];
-    const panel = addPanel(node, name, () => (panel.hasChildNodes() ? height(panel) : 0));
-    panels.set(node, panel);
-    onOutput(node, "overlay", ({ overlay }) => show(node, overlay[0]));
-  },
+  nodeCreated: (node) => PANELS[node.comfyClass]?.(node),
 });

@@ -41,32 +41,63 @@ export function fit(node) {
   node.setDirtyCanvas(true, true);
 }
 
+/** A link that opens beside the editor. */
+export function link(address, words = address) {
+  const result = document.createElement("a");
+  Object.assign(result, { href: address, textContent: words, target: "_blank", rel: "noopener" });
+  return result;
+}
+
 /** Address of a file in one of the server's folders. */
 export function pictureUrl({ filename, subfolder, type }) {
   return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
 }
 
-const shows = new WeakMap(); // by node
+const shows = new WeakMap(); // by node: what shows an output
+const shown = new WeakMap(); // by node: the output that it shows
+
+/** Lets the node show what it returned, or what another returned for it. */
+export function showOutput(node, output) {
+  if (!shows.has(node)) return; // the graph has changed since it was queued
+  shown.set(node, output);
+  shows.get(node)(output);
+}
 
 /** `show(output)` for what the node returns under `key`, after a run and whenever the editor builds the node anew. */
 export function onOutput(node, key, show) {
-  shows.set(node, (output) => output?.[key] && show(output));
-  const { onExecuted } = node;
+  shows.set(node, (output) => output && key in output && show(output));
+  const { onExecuted, onRemoved } = node;
   node.onExecuted = function (output) {
     onExecuted?.call(this, output);
-    shows.get(node)(output);
+    showOutput(node, output);
+  };
+  node.onRemoved = function () {
+    onRemoved?.call(this);
+    const copy = shown.has(node) && copyInSubgraph(node);
+    if (copy) showOutput(copy, shown.get(node));
   };
 }
+
+/** The copy that takes the place of a node which becomes part of a subgraph. */
+const copyInSubgraph = ({ id, type }) => everywhere(id).find((node) => node.type === type && !shown.has(node));
+
+const rootGraph = () => app.rootGraph ?? app.graph;
+
+/** The nodes of the graph and of its subgraphs. */
+export const allNodes = () => [rootGraph(), ...(rootGraph().subgraphs?.values() ?? [])].flatMap(({ nodes }) => nodes);
+
+const everywhere = (id) => allNodes().filter((node) => String(node.id) === String(id));
 
 /** The node of an id such as "7", or node 7 of a subgraph: by its node, "3:7", or by the subgraph's own id. */
 export function findNode(id) {
   const [last, ...outer] = String(id).split(":").reverse();
   const into = (graph, key) => graph?.subgraphs?.get(key) ?? graph?.getNodeById(key)?.subgraph;
-  return outer.reduceRight(into, app.rootGraph ?? app.graph)?.getNodeById(last);
+  // what the server has kept from an earlier run may name a node that has moved into a subgraph, or out of one, since
+  return outer.reduceRight(into, rootGraph())?.getNodeById(last) ?? everywhere(last)[0];
 }
 
 function showAgain(outputs) {
-  for (const [id, output] of Object.entries(outputs)) shows.get(findNode(id))?.(output);
+  for (const [id, output] of Object.entries(outputs)) showOutput(findNode(id), output);
 }
 
 app.registerExtension({

@@ -8,7 +8,7 @@ import comfy.sd
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
 from typing_extensions import override
 
@@ -56,10 +56,12 @@ class PnPMixDemoScene(io.ComfyNode):
         numbers = range(1, MAX_THINGS + 1)
         return schema(
             node_id="PnPMixDemoScene",
+            shows_result=True,
             search_aliases=["demo", "example pictures", "pnp-mix"],
             display_name="Demo Scene",
             category=CATEGORY,
-            description="Draws a scene and concepts for the demo model, 64 × 64 pixels, with true masks and words.",
+            description="Draws a scene and concepts for the demo model, 64 × 64 pixels, with true masks and words, and "
+            "shows them enlarged.",
             inputs=[
                 io.Int.Input(
                     "seed",
@@ -110,7 +112,13 @@ class PnPMixDemoScene(io.ComfyNode):
             task.scene.nouns(),
             *own_masks[:, None],
             *missing,
+            ui=ui.PreviewImage(enlarged(torch.stack([background, *pictures]))),
         )
+
+
+def enlarged(pictures):
+    """Four times as large: the editor shows a picture of 64 pixels as a speck."""
+    return pictures.repeat_interleave(4, 1).repeat_interleave(4, 2)
 
 
 class DemoLatent(comfy.latent_formats.LatentFormat):

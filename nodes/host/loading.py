@@ -12,6 +12,7 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
 from torch import Tensor
 
 from ...pnpmix.vision.checkpoints import check_file, is_torchscript, read_torchscript
@@ -19,23 +20,75 @@ from .checks import BadInput
 
 MODEL_FILES = {".pth", ".pt", ".ckpt", ".safetensors"}
 BERT = "bert-base-uncased"
+# Where people get the files that fit
+KNOWN_FILES = {
+    "grounding-dino": {
+        "groundingdino_swint_ogc.pth": "https://huggingface.co/ShilongLiu/GroundingDINO/resolve/main/groundingdino_swint_ogc.pth",
+        "groundingdino_swinb_cogcoor.pth": "https://huggingface.co/ShilongLiu/GroundingDINO/resolve/main/groundingdino_swinb_cogcoor.pth",
+    },
+    "sams": {
+        "sam_vit_b_01ec64.pth": "https://huggingface.co/ybelkada/segment-anything/resolve/main/checkpoints/sam_vit_b_01ec64.pth",
+        "sam_vit_l_0b3195.pth": "https://huggingface.co/ybelkada/segment-anything/resolve/main/checkpoints/sam_vit_l_0b3195.pth",
+        "sam_vit_h_4b8939.pth": "https://huggingface.co/ybelkada/segment-anything/resolve/main/checkpoints/sam_vit_h_4b8939.pth",
+    },
+    "inpaint": {
+        "big-lama.pt": "https://github.com/Sanster/models/releases/download/add_big_lama/big-lama.pt",
+    },
+}
 FOLDERS = {"grounding-dino": MODEL_FILES, "sams": MODEL_FILES, "inpaint": MODEL_FILES, BERT: set()}
 
 
 def register_folders() -> None:
-    """models/<name> of each, after the places that extra_model_paths.yaml or another pack gave it."""
+    """models/<name> of each, after the places that extra_model_paths.yaml or another pack gave it.
+
+    It is made where there is none of them yet, so that people see where their files go.
+    """
     for name, extensions in FOLDERS.items():
         folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
         paths, others = folder_paths.folder_names_and_paths[name]
         folder_paths.folder_names_and_paths[name] = (paths, set(others) | extensions)
+        if not any(map(os.path.isdir, paths)):
+            with contextlib.suppress(OSError):  # on a disk that is read-only
+                os.makedirs(paths[-1])
+
+
+def file_input(folder: str, tooltip: str) -> io.Combo.Input:
+    """The input 'model_name', with the known files for js/model_files.js to show where one is missing."""
+    choice = io.Combo.Input("model_name", options=folder_paths.get_filename_list(folder), tooltip=tooltip)
+    choice.extra_dict = {"pnpmix_known": {"folder": f"models/{folder}", "files": KNOWN_FILES[folder]}}
+    return choice
+
+
+def path_of(node: str, folder: str, file: str | None) -> str:
+    """The path of a file that the input 'model_name' names.
+
+    Raises:
+        BadInput: it is not there; the message says which files fit, and where they go.
+    """
+    listed = file in folder_paths.get_filename_list(folder)  # no other file is ever opened
+    path = folder_paths.get_full_path(folder, file) if listed else None  # None of what is no file
+    if path is None:
+        fault = f"'{file}' is not in models/{folder}, or is no file."
+        known = "\n".join(f"{name}: {url}" for name, url in KNOWN_FILES[folder].items())
+        place = folder_paths.get_folder_paths(folder)[0]
+        raise BadInput(node, "model_name", fault, f"Put one of these into {place} and press R.\n{known}")
+    return path
+
+
+def validate_file(node: str, folder: str, file: str | None) -> bool | str:
+    """For a node's `validate_inputs`: True or a message, in the place of ComfyUI's, which names no file that fits."""
+    if file is None:  # a linked value is not known yet; then `execute` is the first to see it
+        return True
+    try:
+        path_of(node, folder, file)
+    except BadInput as error:
+        return str(error)
+    return True
 
 
 def load_weights(node: str, folder: str, file: str) -> dict[str, Tensor]:
     """The tensors of a checkpoint that the input 'model_name' names; no code in it is run."""
-    path = folder_paths.get_full_path(folder, file) if isinstance(file, str) else None  # None of what is no file
-    if path is None:
-        fault = f"'{file}' is not in models/{folder}, or is no file."
-        raise BadInput(node, "model_name", fault, "Put it there and press R.")
+    path = path_of(node, folder, file)
     try:
         check_file(path)
         if is_torchscript(path):

@@ -1,11 +1,15 @@
 """What a node tells about its last run, in the log and on the node itself."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 
 import comfy.utils
 from comfy_api.latest import ui
 from server import PromptServer
 from torch import Tensor
+
+from .checks import BadInput
 
 
 def show(node: str, unique_id: str, messages: list[str]) -> None:
@@ -13,6 +17,17 @@ def show(node: str, unique_id: str, messages: list[str]) -> None:
     for message in messages:
         logging.log(logging.WARNING if message.startswith("Warning") else logging.INFO, "%s: %s", node, message)
     PromptServer.instance.send_progress_text("\n".join(messages), unique_id)
+
+
+@contextlib.contextmanager
+def at_fault(node_id: str | None) -> Iterator[None]:
+    """Tells the editor of a bad input found inside that it is that node's, though another one stops for it."""
+    try:
+        yield
+    except BadInput:
+        server = PromptServer.instance
+        server.send_sync("pnpmix.fault", {"node": node_id}, server.client_id)
+        raise
 
 
 def thumbnails(images: Tensor, longest: int = 256) -> list[dict]:

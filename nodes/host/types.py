@@ -1,6 +1,7 @@
 """What travels between the nodes of this pack."""
 
 import dataclasses
+import inspect
 from typing import NamedTuple
 
 from comfy_api.latest import io
@@ -19,10 +20,19 @@ InpaintModelType = io.Custom("INPAINT_MODEL")  # spandrel's descriptor, as in co
 PlaceType = io.Custom("PNPMIX_PLACE")
 
 
-def schema(search_aliases: list[str], **fields) -> io.Schema:
-    """With the words that people search for, where ComfyUI has a place for them; versions before raise a TypeError."""
-    later = {"search_aliases": search_aliases}
+# For an input that most people never touch: editors that know such inputs show them on request alone
+EXPERT = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input).parameters else {}
+
+
+def schema(search_aliases: list[str], shows_result: bool = False, **fields) -> io.Schema:
+    """With what came later than the oldest ComfyUI that we support, which raises a TypeError for it.
+
+    Args:
+        search_aliases: Words that people search for.
+        shows_result: The node shows on itself what it returned, also where nothing had to run again.
+    """
     known = {field.name for field in dataclasses.fields(io.Schema)}
+    later = {"search_aliases": search_aliases, "has_intermediate_output": shows_result}
     return io.Schema(**fields, **{name: value for name, value in later.items() if name in known})
 
 
@@ -63,6 +73,7 @@ class InpaintedBackground(NamedTuple):
     beta: float
     expand: int  # image pixels
     outside: str  # "scaled" or "blended"
+    node_id: str | None = None  # of its node in the graph, which a message may be about
 
 
 class Place(NamedTuple):

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..host.checks import check_latent, check_mask, check_numbers
-from ..host.types import CATEGORY, Concept, ConceptsType, schema
+from ..host.types import CATEGORY, EXPERT, Concept, ConceptsType, schema
 
 
 class PnPMixConcept(io.ComfyNode):
@@ -16,9 +16,15 @@ class PnPMixConcept(io.ComfyNode):
             search_aliases=[
                 "multi concept",
                 "multi-concept",
+                "multi subject",
                 "personalization",
                 "subject",
+                "face",
+                "identity",
                 "reference image",
+                "ip adapter",
+                "swap object",
+                "replace object",
                 "pnp-mix",
             ],
             display_name="Concept",
@@ -40,8 +46,11 @@ class PnPMixConcept(io.ComfyNode):
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=False,
                     tooltip="Seed of this picture's noise. Keep it different from the background's.",
+                    **EXPERT,
                 ),
-                io.String.Input("name", default="", tooltip="A name for messages, such as dog."),
+                io.String.Input(
+                    "name", default="", tooltip="A name for messages, such as dog. Without it the node's title."
+                ),
                 io.Mask.Input(
                     "object_mask",
                     optional=True,
@@ -52,13 +61,13 @@ class PnPMixConcept(io.ComfyNode):
             outputs=[
                 ConceptsType.Output(display_name="concepts", tooltip="For the next Concept or the Mask Noise Mixer.")
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
     @override
     def execute(cls, latent, mask, concepts=(), positive=None, seed=1, name="", object_mask=None) -> io.NodeOutput:
-        name = name or str(len(concepts) + 1)
+        name = name or own_title(cls.hidden.unique_id, cls.hidden.prompt) or str(len(concepts) + 1)
         node = f"Concept '{name}'"
         check_numbers(node, seed=seed)
         samples = check_latent(node, "latent", latent)
@@ -67,6 +76,14 @@ class PnPMixConcept(io.ComfyNode):
             object_mask = check_mask(node, "object_mask", object_mask, "Mark the object of your picture in white.")
         concept = Concept(samples, mask, positive, seed, name, object_mask, cls.hidden.unique_id)
         return io.NodeOutput([*concepts, concept])
+
+
+def own_title(node_id: str, prompt: dict) -> str | None:
+    """What the person called the node in the editor; None where that tells it from no other Concept."""
+    concepts = {key: node for key, node in prompt.items() if node["class_type"] == "PnPMixConcept"}
+    titles = {key: (node.get("_meta") or {}).get("title") for key, node in concepts.items()}
+    own = titles.get(node_id)
+    return own if own != "Concept" and list(titles.values()).count(own) == 1 else None
 
 
 NODES = [PnPMixConcept]

@@ -20,7 +20,7 @@ from ..host.checks import (
     model_family,
 )
 from ..host.memory import room_for
-from ..host.types import CATEGORY, InversionType, InvertedLatent, schema
+from ..host.types import CATEGORY, EXPERT, InversionType, InvertedLatent, schema
 from .samplers import MAX_ROWS, InvertSampler, RowGuider, acts_by_time
 
 
@@ -85,6 +85,7 @@ class PnPMixDDPMInvert(io.ComfyNode):
                     options=comfy.samplers.SCHEDULER_NAMES,
                     default="ddim_uniform",
                     tooltip="How the steps are spread over the noise levels.",
+                    **EXPERT,
                 ),
             ],
             outputs=[

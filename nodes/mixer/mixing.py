@@ -28,10 +28,12 @@ from ..host.checks import (
     model_family,
 )
 from ..host.memory import room_for
+from ..host.messages import at_fault
 from ..host.types import (
     APPEARANCE,
     CATEGORY,
     DILUTION,
+    EXPERT,
     Appearance,
     Concept,
     ConceptsType,
@@ -52,7 +54,19 @@ class PnPMixSampler(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="PnPMixSampler",
-            search_aliases=["multi concept", "multi-concept", "blend concepts", "regional", "sampler", "pnp-mix"],
+            shows_result=True,
+            search_aliases=[
+                "multi concept",
+                "multi-concept",
+                "multi subject",
+                "blend concepts",
+                "regional prompt",
+                "swap object",
+                "replace object",
+                "composite",
+                "sampler",
+                "pnp-mix",
+            ],
             display_name=NODE,
             category=CATEGORY,
             description="Renders each masked object of the background with the look of its concept (PnP-MIX).",
@@ -87,6 +101,7 @@ class PnPMixSampler(io.ComfyNode):
                     "mix_reference_noise",
                     default=True,
                     tooltip="Keep each reference on the background outside its own object. Off: looser, more leaks.",
+                    **EXPERT,
                 ),
                 io.Int.Input(
                     "feather",
@@ -101,6 +116,7 @@ class PnPMixSampler(io.ComfyNode):
                     options=OVERLAP,
                     default="shared",
                     tooltip="Where masks overlap: all concepts in equal parts, or the last one in the chain alone.",
+                    **EXPERT,
                 ),
             ],
             outputs=[
@@ -133,13 +149,15 @@ class PnPMixSampler(io.ComfyNode):
         check_model(NODE, model)
         check_inversion(model, inversion)
         for concept in concepts:
-            check_concept(concept, positive, model, inversion)
+            with at_fault(concept.node_id):
+                check_concept(concept, positive, model, inversion)
         for name, conditioning in (("positive", positive), ("negative", negative)):
             check_conditioning(NODE, name, conditioning, model)
         inpainted: InpaintedBackground | None = model.model_options.get(DILUTION)
         if inpainted is not None:
             remedy = "Encode the inpainted background in the background's size."
-            check_shape("Background Dilution++", inpainted.latent, inversion, remedy)
+            with at_fault(inpainted.node_id):
+                check_shape("Background Dilution++", inpainted.latent, inversion, remedy)
 
         normalised = check_object_masks(concepts, model)
 
@@ -220,7 +238,8 @@ def visible_parts(concepts: list[Concept]) -> list[Concept]:
     for concept, mask in zip(concepts, masks, strict=True):
         if mask.max() < 0.5:
             remedy = "Move it to a later place in the chain, or set overlap to shared."
-            raise BadInput(f"Concept '{concept.name}'", "mask", "concepts in front of it cover all of it.", remedy)
+            with at_fault(concept.node_id):
+                raise BadInput(f"Concept '{concept.name}'", "mask", "concepts in front of it cover all of it.", remedy)
     return [concept._replace(mask=mask) for concept, mask in zip(concepts, masks, strict=True)]
 
 
@@ -233,7 +252,8 @@ def on_grid(concept: Concept, name: str, grid: tuple[int, int], ratio: int, feat
     weights = cell_weights(getattr(concept, name), grid, feather)[None]
     if not weights.any():
         fault = f"nothing of it is left on the latent grid of {grid[0]} × {grid[1]} cells."
-        raise BadInput(f"Concept '{concept.name}'", name, fault, f"Mark an object of at least {ratio} pixels.")
+        with at_fault(concept.node_id):
+            raise BadInput(f"Concept '{concept.name}'", name, fault, f"Mark an object of at least {ratio} pixels.")
     return weights
 
 
@@ -246,7 +266,8 @@ def check_object_masks(concepts: list[Concept], model) -> bool:
         if concept.object_mask is None:
             fault = "it is not wired, and adain of Guided Appearance Attention is on."
             remedy = "Wire the mask of the object in your picture, or switch adain off."
-            raise BadInput(f"Concept '{concept.name}'", "object_mask", fault, remedy)
+            with at_fault(concept.node_id):
+                raise BadInput(f"Concept '{concept.name}'", "object_mask", fault, remedy)
     return True
 
 

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..host.checks import BadInput, check_channels, check_choice, check_latent, check_model, check_numbers
-from ..host.types import APPEARANCE, CATEGORY, DILUTION, Appearance, InpaintedBackground, schema
+from ..host.types import APPEARANCE, CATEGORY, DILUTION, EXPERT, Appearance, InpaintedBackground, schema
 
 LAYERS, OUTSIDE = ["all", "decoder"], ["scaled", "blended"]
 
@@ -20,6 +20,9 @@ class PnPMixAppearance(io.ComfyNode):
                 "self-attention",
                 "appearance transfer",
                 "style transfer",
+                "ip adapter",
+                "face",
+                "identity",
                 "adain",
                 "pnp-mix",
             ],
@@ -42,6 +45,7 @@ class PnPMixAppearance(io.ComfyNode):
                     options=LAYERS,
                     default="all",
                     tooltip="Self-attention layers that read it. decoder keeps more of the background object's shape.",
+                    **EXPERT,
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -51,6 +55,7 @@ class PnPMixAppearance(io.ComfyNode):
                     step=0.01,
                     round=0.001,
                     tooltip="Where in the whole schedule guidance starts. Later: more of the object's own shape.",
+                    **EXPERT,
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -60,6 +65,7 @@ class PnPMixAppearance(io.ComfyNode):
                     step=0.01,
                     round=0.001,
                     tooltip="Where in the whole schedule guidance ends. Earlier: faster, less detail of the concept.",
+                    **EXPERT,
                 ),
                 io.Boolean.Input(
                     "adain",
@@ -122,9 +128,11 @@ class PnPMixDilution(io.ComfyNode):
                     default="scaled",
                     tooltip="Outside the rectangle: beta × emptied background (the paper's equation), or that plus "
                     "(1 − beta) × what was there (its prose).",
+                    **EXPERT,
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For the Mask Noise Mixer.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -137,7 +145,7 @@ class PnPMixDilution(io.ComfyNode):
         samples = check_latent(node, "latent", latent)
         check_channels(node, "latent", samples, model)
         patched = model.clone()
-        patched.model_options[DILUTION] = InpaintedBackground(samples, beta, expand, outside)
+        patched.model_options[DILUTION] = InpaintedBackground(samples, beta, expand, outside, cls.hidden.unique_id)
         return io.NodeOutput(patched)
 
 

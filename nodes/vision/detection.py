@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..host.checks import BadInput
-from ..host.loading import BERT, importing, load_weights, needs
+from ..host.loading import BERT, file_input, importing, load_weights, needs, validate_file
 from ..host.types import CATEGORY, DetectorType, schema
 from .picture_model import PictureModel
 
@@ -31,15 +31,19 @@ class PnPMixGroundingDinoLoader(io.ComfyNode):
             category=CATEGORY,
             description="Loads the detector that finds objects by words.",
             inputs=[
-                io.Combo.Input(
-                    "model_name",
-                    options=folder_paths.get_filename_list("grounding-dino"),
-                    tooltip="A Swin-T or Swin-B checkpoint in models/grounding-dino. Swin-B finds more and is slower. "
+                file_input(
+                    "grounding-dino",
+                    "A Swin-T or Swin-B checkpoint in models/grounding-dino. Swin-B finds more and is slower. "
                     "The words need the tokenizer of bert-base-uncased in models/bert-base-uncased.",
                 )
             ],
             outputs=[DetectorType.Output(display_name="detector", tooltip="For Grounded Mask.")],
         )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, model_name):
+        return validate_file(NODE, "grounding-dino", model_name)
 
     @classmethod
     @override

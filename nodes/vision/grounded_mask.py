@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from ...pnpmix.masks import gaussian_blur, grow
 from ..host.checks import BadInput, check_choice, check_image, check_numbers
-from ..host.types import CATEGORY, DetectorType, SegmenterType, schema
+from ..host.types import CATEGORY, EXPERT, DetectorType, SegmenterType, schema
 
 NODE = "Grounded Mask"
 PICK = ["best", "all", "each"]
@@ -53,6 +53,7 @@ class PnPMixGroundedMask(io.ComfyNode):
                     step=0.01,
                     round=0.001,
                     tooltip="Least score of a word to count as recognised; an object needs one. Lower: longer labels.",
+                    **EXPERT,
                 ),
                 io.Combo.Input(
                     "pick",

@@ -1,11 +1,10 @@
 """Load Inpaint Model: LaMa, for Inpaint Background."""
 
-import folder_paths
 from comfy_api.latest import io
 from typing_extensions import override
 
 from ..host.checks import BadInput
-from ..host.loading import importing, load_weights, needs
+from ..host.loading import file_input, importing, load_weights, needs, validate_file
 from ..host.types import CATEGORY, InpaintModelType, schema
 
 needs("spandrel")
@@ -22,15 +21,14 @@ class PnPMixInpaintModelLoader(io.ComfyNode):
             display_name=NODE,
             category=CATEGORY,
             description="Loads LaMa, which paints an object out of a picture.",
-            inputs=[
-                io.Combo.Input(
-                    "model_name",
-                    options=folder_paths.get_filename_list("inpaint"),
-                    tooltip="big-lama.pt, or LaMa as .safetensors, in models/inpaint.",
-                )
-            ],
+            inputs=[file_input("inpaint", "big-lama.pt, or LaMa as .safetensors, in models/inpaint.")],
             outputs=[InpaintModelType.Output(display_name="inpaint_model", tooltip="For Inpaint Background.")],
         )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, model_name):
+        return validate_file(NODE, "inpaint", model_name)
 
     @classmethod
     @override

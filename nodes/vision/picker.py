@@ -16,7 +16,7 @@ class PnPMixBackgroundPicker(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="PnPMixBackgroundPicker",
-            search_aliases=["choose image", "select from batch", "candidates"],
+            search_aliases=["pick image", "choose image", "select from batch", "candidates"],
             display_name=NODE,
             category=CATEGORY,
             description="Passes on the candidate that you choose. Only what follows it runs again when you change it.",

@@ -1,13 +1,12 @@
 """Load SAM: the segmenter behind Grounded Mask."""
 
 import comfy.model_management
-import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 from typing_extensions import override
 
 from ..host.checks import BadInput
-from ..host.loading import importing, load_weights, needs
+from ..host.loading import file_input, importing, load_weights, needs, validate_file
 from ..host.types import CATEGORY, SegmenterType, schema
 from .picture_model import PictureModel
 
@@ -26,14 +25,18 @@ class PnPMixSamLoader(io.ComfyNode):
             category=CATEGORY,
             description="Loads Segment Anything, which outlines the object in a box.",
             inputs=[
-                io.Combo.Input(
-                    "model_name",
-                    options=folder_paths.get_filename_list("sams"),
-                    tooltip="A ViT-B, ViT-L or ViT-H checkpoint in models/sams. Larger: finer outlines, more memory.",
+                file_input(
+                    "sams",
+                    "A ViT-B, ViT-L or ViT-H checkpoint in models/sams. Larger: finer outlines, more memory.",
                 )
             ],
             outputs=[SegmenterType.Output(display_name="segmenter", tooltip="For Grounded Mask.")],
         )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, model_name):
+        return validate_file(NODE, "sams", model_name)
 
     @classmethod
     @override

@@ -53,7 +53,8 @@ def chosen(editor: Editor) -> list[int]:
 
 
 def saved_picture(editor: Editor, entry: dict) -> np.ndarray:
-    ((file,),) = (output["images"] for output in entry["outputs"].values() if "images" in output)
+    images = [file for output in entry["outputs"].values() for file in output.get("images", [])]
+    (file,) = [file for file in images if file["type"] == "output"]
     return np.asarray(Image.open(editor.server.base / file["type"] / file["filename"]))
 
 

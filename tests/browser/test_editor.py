@@ -53,6 +53,15 @@ WORDS = {
     "inversion": ["DDPM Invert", "Save Inversion", "Load Inversion"],
     "grounded sam": ["Grounded Mask", "Load SAM", "Load Grounding DINO"],
     "multi concept": ["Concept", "Mask Noise Mixer"],
+    "multi subject": ["Concept", "Mask Noise Mixer"],
+    "face": ["Concept", "Guided Appearance Attention"],
+    "identity": ["Concept"],
+    "ip adapter": ["Concept", "Guided Appearance Attention"],
+    "swap object": ["Concept", "Mask Noise Mixer"],
+    "replace object": ["Concept", "Mask Noise Mixer"],
+    "regional prompt": ["Mask Noise Mixer"],
+    "composite": ["Mask Noise Mixer"],
+    "pick image": ["Background Picker"],
     "background": ["Background Picker", "Background Dilution++", "Inpaint Background"],
 }
 

@@ -10,14 +10,14 @@ from workflow_files import read
 ORANGE, SKY_BLUE = "rgb(230, 159, 0)", "rgb(86, 180, 233)"
 
 
-def quick_demo(names: tuple[str, str] = ("heart", "star")) -> dict:
+def quick_demo(names: tuple[str, str] = ("heart", "star"), steps: int = 3) -> dict:
     """The template that needs no files, with few steps and a seed that no other test has run."""
     workflow = read("try_it_without_downloads")
     concepts = [node for node in workflow["nodes"] if node["type"] == "PnPMixConcept"]
     for node, name in zip(concepts, names, strict=True):
         node["widgets_values"] = [random.randrange(2**31), name]
     (invert,) = [node for node in workflow["nodes"] if node["type"] == "PnPMixDDPMInvert"]
-    invert["widgets_values"][:2] = 12, 4
+    invert["widgets_values"][:2] = steps, 1
     return workflow
 
 
@@ -43,7 +43,7 @@ def previews(editor: Editor):
 @pytest.mark.parametrize("rendering", RENDERINGS)
 def test_the_demo_shows_masks_branches_and_the_finished_picture(editor: Editor, previews, rendering):
     editor.render(rendering)
-    workflow = quick_demo()
+    workflow = quick_demo(steps=9)
     editor.load(workflow)
     (mixer,), (save,) = (ids(workflow, x) for x in ("PnPMixSampler", "SaveImage"))
     editor.look_at(mixer)
@@ -78,6 +78,40 @@ def widgets(workflow: dict) -> dict:
     return {node["id"]: node["widgets_values"] for node in workflow["nodes"] if node["type"] in kinds}
 
 
+def test_a_concept_without_a_name_is_called_by_its_title(editor: Editor):
+    editor.load(quick_demo(names=("", "star")))
+    editor.run()
+    assert editor.page.locator(".pnpmix-overlay li").all_inner_texts() == ["picture", "Concept 1", "star"]
+
+
+def test_a_bypassed_concept_has_no_colour(editor: Editor):
+    workflow = quick_demo()
+    editor.load(workflow)
+    branches, swatches = (editor.page.locator(x) for x in (".pnpmix-overlay li", ".pnpmix-colour div"))
+    editor.run()
+    assert swatches.count() == 2
+    editor.page.evaluate("id => (app.graph.getNodeById(id).mode = 4)", ids(workflow, "PnPMixConcept")[0])
+    editor.run()
+    assert branches.all_inner_texts() == ["picture", "star"]
+    assert swatches.all_text_contents() == ["star"]
+
+
+@pytest.mark.newest  # the oldest one tells the editor nothing of what it did not run
+def test_a_run_that_finds_everything_done_shows_it_on_a_new_page_too(editor: Editor):
+    workflow = quick_demo()
+    editor.load(workflow)
+    editor.run()
+    editor.open()
+    editor.load(workflow)
+    entry = editor.run()
+    (cached,) = (message["nodes"] for kind, message in entry["status"]["messages"] if kind == "execution_cached")
+    assert str(ids(workflow, "PnPMixSampler")[0]) in cached
+    branches = editor.page.locator(".pnpmix-overlay li")
+    branches.nth(2).wait_for()
+    assert branches.all_inner_texts() == ["picture", "heart", "star"]
+    assert editor.page.locator(".pnpmix-colour div").count() == 2
+
+
 def test_it_warns_where_concepts_overlap(editor: Editor):
     workflow = quick_demo()
     editor.load(workflow)
@@ -109,6 +143,18 @@ def test_what_it_shows_comes_back_with_its_tab_and_after_undo(editor: Editor):
     editor.wait_until("!app.graph.nodes.some((node) => node.type === 'PreviewImage' && !node.inputs[0].link)")
     branches.nth(2).wait_for()
     assert swatches.count() == 2
+
+
+def test_what_it_shows_goes_into_a_subgraph_with_its_nodes(editor: Editor):
+    workflow = quick_demo()
+    editor.load(workflow)
+    editor.run()
+    inner = [*ids(workflow, "PnPMixSampler"), *ids(workflow, "PnPMixConcept")]
+    editor.page.evaluate("ids => app.canvas.selectItems(ids.map((id) => app.graph.getNodeById(id)))", inner)
+    editor.command("Comfy.Graph.ConvertToSubgraph")
+    shown = """app.graph.nodes.find((node) => node.subgraph).subgraph.nodes
+        .map((node) => node.widgets.at(-1).element.textContent).sort()"""
+    assert editor.page.evaluate(shown) == ["heart", "pictureheartstar", "star"]
 
 
 def test_it_finds_its_nodes_in_a_subgraph(editor: Editor):

@@ -116,6 +116,7 @@ def test_the_demo_runs_and_shows_large_pictures(editor: Editor):
         assert apart, "what it shows covers no other node"
 
 
+@pytest.mark.newest
 def test_the_app_shows_pictures_words_seed_and_result(editor: Editor):
     if not editor.page.evaluate(KNOWS_APPS):
         pytest.skip("this editor is older than apps")
@@ -126,6 +127,7 @@ def test_the_app_shows_pictures_words_seed_and_result(editor: Editor):
     editor.command(LEAVE_APP)
 
 
+@pytest.mark.newest
 def test_blueprints_are_found_by_the_search(editor: Editor):
     if not editor.server.get("/global_subgraphs"):
         pytest.skip("this ComfyUI is older than blueprints")

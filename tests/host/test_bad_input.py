@@ -208,6 +208,25 @@ def test_batch_of_masks(model):
     stops(graph, concept(graph, 0, mask=torch.ones(2, HEIGHT, WIDTH)), "Concept", "'mask'", "batch of 2")
 
 
+@pytest.mark.parametrize(
+    "titles, called",
+    [
+        (["My dog", "My cat"], "My dog"),
+        (["Dog", "Dog"], "1"),  # one title tells nobody which
+        (["Concept", "My cat"], "1"),  # nobody gave it
+        ([None, None], "1"),  # a graph that comes from no editor
+    ],
+)
+def test_a_concept_without_a_name_is_called_by_its_title_or_number(titles, called):
+    graph = Graph()
+    first = concept(graph, 0, name="", mask=torch.ones(2, HEIGHT, WIDTH))
+    second = concept(graph, 1, first, name="")
+    for link, title in zip((first, second), titles, strict=True):
+        if title is not None:
+            graph.prompt[link[0]]["_meta"] = {"title": title}
+    stops(graph, second, f"Concept '{called}', input 'mask'")
+
+
 def test_mask_of_another_size_is_resized(model):
     """No error: a mask of half the size means the same place."""
     small = torch.zeros(1, HEIGHT // 2, WIDTH // 2)

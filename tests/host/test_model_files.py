@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -280,6 +281,34 @@ def test_torch_that_may_run_code_in_a_checkpoint_is_not_given_one(folders, lama,
     stops("PnPMixInpaintModelLoader", "linear.pt", "no known architecture")
     for name in ("lama.pth", "lama.safetensors", "linear.pt"):
         (folders["inpaint"] / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "node, folder, known",
+    [
+        ("PnPMixGroundingDinoLoader", "grounding-dino", "groundingdino_swint_ogc.pth"),
+        ("PnPMixSamLoader", "sams", "sam_vit_b_01ec64.pth"),
+        ("PnPMixInpaintModelLoader", "inpaint", "big-lama.pt"),
+    ],
+)
+def test_a_missing_file_is_named_with_those_that_fit_and_where_they_go(folders, node, folder, known):
+    stops(node, "mine.pth", f"'mine.pth' is not in models/{folder}", f"{known}: https://", str(folders[folder]))
+
+
+def test_folders_are_made_unless_the_files_are_elsewhere_or_the_disk_is_read_only(comfyui, tmp_path, monkeypatch):
+    import folder_paths
+
+    (loading,) = (module for name, module in sys.modules.items() if name.endswith("nodes.host.loading"))
+    elsewhere, models = tmp_path / "elsewhere", tmp_path / "models"
+    elsewhere.mkdir()
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {"sams": ([str(elsewhere)], {".pth"})})
+    monkeypatch.setattr(folder_paths, "models_dir", str(models))
+    loading.register_folders()
+    assert sorted(path.name for path in models.iterdir()) == ["bert-base-uncased", "grounding-dino", "inpaint"]
+    monkeypatch.setattr(folder_paths, "models_dir", str(elsewhere / "file" / "models"))
+    (elsewhere / "file").touch()  # nothing can be made in it
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
+    loading.register_folders()
 
 
 def test_archive_cut_short(folders):

@@ -16,8 +16,9 @@ RENDERINGS = ["classic", "vue"] if IS_NEWER else ["classic"]
 # What the editor reports of itself, without this pack too
 ITS_OWN_ERRORS = re.compile(
     r"^Cannot read properties of undefined \(reading 'id'\)"
+    r"|^Attempted to cleanup event listeners for graph that was never set up"
     r"|^ComfyApp graph accessed before initialization"
-    r"|^Failed to load resource.* 404 .*(/user\.css|/docs/\w+/en\.md)$"  # it looks there first
+    r"|^Failed to load resource.* 404 .*/user\.css$"
 )
 
 

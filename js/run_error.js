@@ -1,0 +1,58 @@
+// What stopped a run, where nobody can miss it: the message of a node of this pack in full, and the way to the node that
+// has to be mended.
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { findNode, link, text } from "./panel.js";
+
+const box = document.createElement("div");
+box.className = "pnpmix-error";
+box.setAttribute("role", "alert");
+document.body.append(box);
+
+function button(words, act) {
+  const result = document.createElement("button");
+  result.type = "button";
+  result.textContent = words;
+  result.addEventListener("click", act);
+  return result;
+}
+
+/** The lines of the message, with what is an address in them as a link. */
+function paragraphs(message) {
+  return message.trim().split("\n").map((line) => {
+    const result = document.createElement("p");
+    for (const part of line.split(/(https:\/\/\S+)/)) result.append(part.startsWith("https://") ? link(part) : part);
+    return result;
+  });
+}
+
+function goTo(node) {
+  if (app.canvas.graph !== node.graph) app.canvas.setGraph(node.graph); // of a subgraph
+  app.canvas.selectNode(node);
+  app.canvas.animateToBounds(node.boundingRect, { duration: 1, zoom: 0.35 });
+}
+
+function show(message, node) {
+  const title = document.createElement("strong");
+  title.textContent = node?.getTitle() ?? "PnP-MIX";
+  const buttons = document.createElement("div");
+  if (node) buttons.append(button(text("goToNode"), () => goTo(node)));
+  buttons.append(button(text("close"), hide));
+  box.replaceChildren(title, ...paragraphs(message), buttons);
+}
+
+function hide() {
+  box.replaceChildren();
+}
+
+let atFault; // the node to be mended, where another one stops for it; the server tells it first
+api.addEventListener("pnpmix.fault", ({ detail }) => (atFault = detail.node));
+api.addEventListener("execution_start", () => {
+  atFault = undefined;
+  hide();
+});
+api.addEventListener("execution_error", ({ detail }) => {
+  if (detail.node_type?.startsWith("PnPMix")) show(detail.exception_message, findNode(atFault ?? detail.node_id));
+});
+
+app.registerExtension({ name: "PnPMix.RunError", afterConfigureGraph: hide }); // another graph
