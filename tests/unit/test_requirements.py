@@ -13,6 +13,7 @@ REQUIREMENTS = PACK / "requirements.txt"
 PACKAGES = [Requirement(line).name for line in REQUIREMENTS.read_text().splitlines()]
 # what every ComfyUI brings: modules of its own, and packages
 HOST = [
+    "aiohttp",
     "comfy",
     "comfy_api",
     "comfy_execution",
