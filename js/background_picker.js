@@ -1,6 +1,7 @@
 // Background Picker: the candidates as pictures on the node; the chosen one is the value of its `index`.
 import { app } from "../../scripts/app.js";
-import { addPanel, onOutput, pictureUrl, text } from "./panel.js";
+import { addPanel, onOutput, pictureUrl } from "./panel.js";
+import { text } from "./texts.js";
 
 const NODE = "PnPMixBackgroundPicker";
 const KEYS = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 };

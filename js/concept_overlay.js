@@ -2,7 +2,8 @@
 // of the live view; on each Concept node its colour.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { addPanel, findNode, fit, onOutput, pictureUrl, showOutput, text } from "./panel.js";
+import { addPanel, findNode, fit, onOutput, pictureUrl, showOutput } from "./panel.js";
+import { text } from "./texts.js";
 
 const coloured = new WeakMap(); // by mixer: the Concept nodes that have a colour from it
 

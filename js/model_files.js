@@ -1,24 +1,31 @@
 // On a loader whose file is missing: the known files that fit, where they go, and links to them.
 import { app } from "../../scripts/app.js";
-import { addPanel, allNodes, fit, link, text } from "./panel.js";
+import { addPanel, allNodes, fit, link } from "./panel.js";
+import { text } from "./texts.js";
 
 const checks = new WeakMap(); // by node
 
-function addFiles(node, combo, { folder, files }) {
-  const panel = addPanel(node, "files", () => (panel.hasChildNodes() ? 60 + 20 * Object.keys(files).length : 0));
+/** What goes into a folder, and links to it. */
+function listed({ folder, files }, k) {
+  const list = document.createElement("ul");
+  for (const [name, address] of Object.entries(files)) {
+    const item = document.createElement("li");
+    item.append(link(address, name));
+    list.append(item);
+  }
+  return [k === 0 ? text("putFilesInto", { folder }) : text("putAlsoInto", { folder }), list];
+}
+
+function addFiles(node, combo, known) {
+  const lines = known.reduce((sum, { files }) => sum + 3 + Object.keys(files).length, 0);
+  const panel = addPanel(node, "files", () => (panel.hasChildNodes() ? 20 * lines : 0));
 
   function check() {
     const { values } = combo.options;
     const found = typeof values === "function" ? values(combo, node) : values;
     const isThere = found.length > 0 && (!combo.value || found.includes(combo.value));
     if (isThere !== panel.hasChildNodes()) return;
-    const list = document.createElement("ul");
-    for (const [name, address] of Object.entries(files)) {
-      const item = document.createElement("li");
-      item.append(link(address, name));
-      list.append(item);
-    }
-    panel.replaceChildren(...(isThere ? [] : [text("putFilesInto", { folder }), list]));
+    panel.replaceChildren(...(isThere ? [] : known.flatMap(listed)));
     fit(node);
   }
 

@@ -7,15 +7,6 @@ style.rel = "stylesheet";
 style.href = new URL("panel.css", import.meta.url).href;
 document.head.append(style);
 
-// The pack's part of locales/<language>/main.json
-const texts = await api.getCustomNodesI18n();
-const words = { ...texts.en.pnpmix, ...texts[app.ui.settings.getSettingValue("Comfy.Locale")]?.pnpmix };
-
-/** The text of this name in the editor's language, with its {places} filled in. */
-export function text(name, values = {}) {
-  return words[name].replace(/\{(\w+)\}/g, (_, key) => values[key]);
-}
-
 /** An empty element at the end of the node, `height()` pixels high at least; nothing of it is saved. */
 export function addPanel(node, name, height) {
   const element = document.createElement("div");

@@ -2,7 +2,8 @@
 // has to be mended.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { findNode, link, text } from "./panel.js";
+import { findNode, link } from "./panel.js";
+import { text, translated } from "./texts.js";
 
 const box = document.createElement("div");
 box.className = "pnpmix-error";
@@ -38,7 +39,7 @@ function show(message, node) {
   const buttons = document.createElement("div");
   if (node) buttons.append(button(text("goToNode"), () => goTo(node)));
   buttons.append(button(text("close"), hide));
-  box.replaceChildren(title, ...paragraphs(message), buttons);
+  box.replaceChildren(title, ...paragraphs(translated(message)), buttons);
 }
 
 function hide() {

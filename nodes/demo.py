@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from ..demo import model as demo
 from ..demo.scenes import MAX_THINGS, draw_concepts, draw_scene, random_blend
-from .host.checks import check_numbers
+from .host.checks import BadInput, check_numbers
 from .host.types import CATEGORY, schema
 
 WORDS = ", ".join((*demo.COLOURS, *demo.TEXTURES, *demo.NOUNS))
@@ -100,8 +100,8 @@ class PnPMixDemoScene(io.ComfyNode):
         check_numbers("Demo Scene", seed=seed, concepts=concepts)
         task = random_blend(seed, concepts)
         background, masks = draw_scene(task.scene)
-        fault = f"Demo Scene, input 'concepts': it is {concepts}, and a further one is wired. Raise it."
-        missing = [ExecutionBlocker(fault)] * (MAX_THINGS - concepts)
+        fault = BadInput("Demo Scene", "concepts", f"it is {concepts}, and a further one is wired.", "Raise it.")
+        missing = [ExecutionBlocker(str(fault))] * (MAX_THINGS - concepts)
         pictures, own_masks = draw_concepts(task)
         return io.NodeOutput(
             background[None],

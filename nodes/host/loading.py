@@ -34,6 +34,7 @@ KNOWN_FILES = {
     "inpaint": {
         "big-lama.pt": "https://github.com/Sanster/models/releases/download/add_big_lama/big-lama.pt",
     },
+    BERT: {"vocab.txt": "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt"},
 }
 FOLDERS = {"grounding-dino": MODEL_FILES, "sams": MODEL_FILES, "inpaint": MODEL_FILES, BERT: set()}
 
@@ -52,10 +53,14 @@ def register_folders() -> None:
                 os.makedirs(paths[-1])
 
 
-def file_input(folder: str, tooltip: str) -> io.Combo.Input:
-    """The input 'model_name', with the known files for js/model_files.js to show where one is missing."""
+def file_input(folder: str, tooltip: str, also: str | None = None) -> io.Combo.Input:
+    """The input 'model_name', with the known files for js/model_files.js to show where one is missing.
+
+    also: another folder of which a file is needed.
+    """
     choice = io.Combo.Input("model_name", options=folder_paths.get_filename_list(folder), tooltip=tooltip)
-    choice.extra_dict = {"pnpmix_known": {"folder": f"models/{folder}", "files": KNOWN_FILES[folder]}}
+    folders = [folder] if also is None else [folder, also]
+    choice.extra_dict = {"pnpmix_known": [{"folder": f"models/{x}", "files": KNOWN_FILES[x]} for x in folders]}
     return choice
 
 

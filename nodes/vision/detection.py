@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..host.checks import BadInput
-from ..host.loading import BERT, file_input, importing, load_weights, needs, validate_file
+from ..host.loading import BERT, KNOWN_FILES, file_input, importing, load_weights, needs, validate_file
 from ..host.types import CATEGORY, DetectorType, schema
 from .picture_model import PictureModel
 
@@ -33,8 +33,9 @@ class PnPMixGroundingDinoLoader(io.ComfyNode):
             inputs=[
                 file_input(
                     "grounding-dino",
-                    "A Swin-T or Swin-B checkpoint in models/grounding-dino. Swin-B finds more and is slower. "
-                    "The words need the tokenizer of bert-base-uncased in models/bert-base-uncased.",
+                    tooltip="A Swin-T or Swin-B checkpoint in models/grounding-dino. Swin-B finds more and is slower. "
+                    "It also needs vocab.txt of bert-base-uncased in models/bert-base-uncased.",
+                    also=BERT,
                 )
             ],
             outputs=[DetectorType.Output(display_name="detector", tooltip="For Grounded Mask.")],
@@ -57,15 +58,15 @@ class PnPMixGroundingDinoLoader(io.ComfyNode):
                 text_encoder_weights,
             )
 
-        remedy = "Use groundingdino_swint_ogc or groundingdino_swinb_cogcoor, and the files of bert-base-uncased."
+        folder = bert_folder()
         try:
             weights = hub_layout(load_weights(NODE, "grounding-dino", model_name))
-            folder = bert_folder()
             config, tokenizer = read_bert(read_text_encoder, folder)
             if not has_text_encoder(weights):
                 weights |= read_bert(text_encoder_weights, folder)
             detector = build_grounding_dino(weights, config, tokenizer)
         except ValueError as error:
+            remedy = f"Use groundingdino_swint_ogc or groundingdino_swinb_cogcoor, and the words of {BERT}."
             raise BadInput(NODE, "model_name", f"{model_name}: {error}", remedy) from error
         return io.NodeOutput(Detector(detector))
 
@@ -95,7 +96,7 @@ def read_bert(read: Callable, folder: str):
         return read(folder)
     except Exception as error:  # transformers, the tokenizer and Python raise almost anything then
         fault = f"the text encoder in {folder} does not load ({type(error).__name__}: {error})."
-        raise BadInput(NODE, "model_name", fault, f"Download {BERT} from Hugging Face again.") from error
+        raise BadInput(NODE, "model_name", fault, f"Download vocab.txt of {BERT} again.") from error
 
 
 def bert_folders() -> Iterator[str]:
@@ -110,18 +111,14 @@ def bert_folders() -> Iterator[str]:
 
 
 def bert_folder() -> str:
-    """The first folder that has the words and the settings of the text encoder."""
+    """The first folder that has the words of the text encoder."""
     for folder in bert_folders():
-        has_words = any(os.path.isfile(os.path.join(folder, name)) for name in ("tokenizer.json", "vocab.txt"))
-        if has_words and os.path.isfile(os.path.join(folder, "config.json")):
+        if any(os.path.isfile(os.path.join(folder, name)) for name in ("tokenizer.json", "vocab.txt")):
             return folder
-    raise BadInput(
-        NODE,
-        "model_name",
-        "the tokenizer of its words is missing.",
-        f"Put config.json, tokenizer.json, tokenizer_config.json and vocab.txt of {BERT} (huggingface.co/google-bert/"
-        f"{BERT}) into {folder_paths.get_folder_paths(BERT)[0]}.",
-    )
+    place = folder_paths.get_folder_paths(BERT)[0]
+    known = "\n".join(f"{name}: {url}" for name, url in KNOWN_FILES[BERT].items())
+    remedy = f"Put this file into {place}, and run again.\n{known}"
+    raise BadInput(NODE, "model_name", f"the list of its words, of {BERT}, is missing.", remedy)
 
 
 NODES = [PnPMixGroundingDinoLoader]

@@ -133,8 +133,9 @@ def search(detector, images, index: int, prompt: str, box_threshold: float, text
     missing = [k for k, score in enumerate(best) if score <= max(box_threshold, text_threshold)]
     if not objects or (missing and pick != "best"):
         named = ", ".join(f"'{phrases[k]}' (best score {best[k]:.2f})" for k in missing or range(len(phrases)))
-        where = f" in picture {index + 1} of {len(images)}" if len(images) > 1 else ""
-        fault = f"not found{where}: {named}; box_threshold is {box_threshold:g}, text_threshold {text_threshold:g}."
+        fault = f"not found: {named}; box_threshold is {box_threshold:g}, text_threshold {text_threshold:g}."
+        if len(images) > 1:
+            fault = f"in picture {index + 1} of {len(images)} {fault}"
         raise BadInput(NODE, "prompt", fault, "Lower the thresholds, or use other words.")
     return [max(objects, key=lambda found: found.score)] if pick == "best" else objects
 

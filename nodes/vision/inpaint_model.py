@@ -21,7 +21,7 @@ class PnPMixInpaintModelLoader(io.ComfyNode):
             display_name=NODE,
             category=CATEGORY,
             description="Loads LaMa, which paints an object out of a picture.",
-            inputs=[file_input("inpaint", "big-lama.pt, or LaMa as .safetensors, in models/inpaint.")],
+            inputs=[file_input("inpaint", tooltip="big-lama.pt, or LaMa as .safetensors, in models/inpaint.")],
             outputs=[InpaintModelType.Output(display_name="inpaint_model", tooltip="For Inpaint Background.")],
         )
 

@@ -27,7 +27,7 @@ class PnPMixSamLoader(io.ComfyNode):
             inputs=[
                 file_input(
                     "sams",
-                    "A ViT-B, ViT-L or ViT-H checkpoint in models/sams. Larger: finer outlines, more memory.",
+                    tooltip="A ViT-B, ViT-L or ViT-H checkpoint in models/sams. Larger: finer outlines, more memory.",
                 )
             ],
             outputs=[SegmenterType.Output(display_name="segmenter", tooltip="For Grounded Mask.")],

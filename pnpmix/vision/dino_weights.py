@@ -170,7 +170,7 @@ def has_text_encoder(weights: dict[str, Tensor]) -> bool:
 
 
 def read_text_encoder(folder: str | os.PathLike) -> tuple[BertConfig, BertTokenizerFast]:
-    """The settings and the tokenizer of a folder of bert-base-uncased.
+    """The settings and the tokenizer of a folder of bert-base-uncased, of which vocab.txt is enough.
 
     Raises:
         Exception: of almost any kind, where the files are damaged, or their words would be misread.
@@ -179,7 +179,9 @@ def read_text_encoder(folder: str | os.PathLike) -> tuple[BertConfig, BertTokeni
     tokenizer = BertTokenizerFast.from_pretrained(folder, local_files_only=True)
     if tokenizer(".?")["input_ids"] != SPECIAL_TOKENS:
         raise ValueError("its numbers for [CLS], [SEP], '.' and '?' are not those of bert-base-uncased")
-    config = BertConfig.from_pretrained(folder, local_files_only=True)
+    has_settings = os.path.isfile(os.path.join(folder, "config.json"))
+    # transformers' defaults are the settings of bert-base-uncased
+    config = BertConfig.from_pretrained(folder, local_files_only=True) if has_settings else BertConfig()
     if len(tokenizer) > config.vocab_size:
         raise ValueError(f"its tokenizer has {len(tokenizer)} words, its settings say {config.vocab_size}")
     if config.max_position_embeddings < MAX_TOKENS:

@@ -32,23 +32,6 @@ def test_node_comes_from_the_search_box_with_its_help(editor: Editor, kind):
         assert picture.evaluate("x => x.decode().then(() => x.naturalWidth)") > 0
 
 
-@pytest.fixture
-def korean_editor(editor: Editor):
-    editor.speak("ko")
-    yield editor
-    editor.speak("en")
-
-
-def test_it_speaks_korean(korean_editor: Editor):
-    page = korean_editor.page
-    picker = korean_editor.add("PnPMixBackgroundPicker")
-    korean_editor.look_at(picker)
-    korean_editor.select(picker)
-    page.get_by_text("그래프를 실행하면 후보가 여기에 나타납니다.").wait_for()
-    page.get_by_test_id("info-button").click()
-    page.locator(".node-help-content").get_by_role("heading", name="배경 고르기", exact=True).wait_for()
-
-
 WORDS = {
     "inversion": ["DDPM Invert", "Save Inversion", "Load Inversion"],
     "grounded sam": ["Grounded Mask", "Load SAM", "Load Grounding DINO"],

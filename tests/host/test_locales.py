@@ -6,6 +6,7 @@ import re
 import pytest
 
 from comfy_host import PACK
+from sayings import fits, said_by_nodes, said_by_templates, strings_of_nodes
 from write_locale import ENGLISH, english
 
 LANGUAGES = sorted(path.parent.name for path in ENGLISH.parents[1].glob("*/nodeDefs.json"))
@@ -49,7 +50,34 @@ def test_language_has_what_js_shows(language):
     assert set(ours) == set(re.findall(r'\btext\("(\w+)"', script))
 
 
-@pytest.mark.parametrize("language", [x for x in LANGUAGES if x != "en"])
+OTHERS = [x for x in LANGUAGES if x != "en"]
+PLACE = re.compile(r"{\d}")
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_language_has_what_nodes_and_templates_say(language):
+    """Errors, warnings, results, notes and titles; and nothing that nobody says."""
+    sayings = read(PACK / "locales" / language / "main.json")["pnpmixSays"]
+    whole = {x for x in sayings if PLACE.sub("", x) != ": "}  # which fits everything
+    assert not said_by_nodes() - set(sayings)
+    templates = said_by_templates()
+    assert not {text for text in templates if not any(fits(x, text) for x in whole)}
+    words = {"a dog", "a dog and a cat", "a dog, a cat and a cup"}  # in the notes' sentences
+    silent = set(sayings) - strings_of_nodes() - words
+    assert not {x for x in silent if not any(fits(x, text) for text in templates)}
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_translated_sayings_keep_what_differs_and_what_is_set_off(language):
+    for english_words, ours in read(PACK / "locales" / language / "main.json")["pnpmixSays"].items():
+        assert sorted(PLACE.findall(english_words)) == sorted(PLACE.findall(ours)), ours
+        assert english_words.count("**") == ours.count("**"), ours
+        for bold, rest in re.findall(r"\*\*(.+?)\*\*(.?)", ours):
+            # behind a sign, Markdown ends what is bold only before a space or another sign
+            assert re.search(r"\w$", bold) or not re.match(r"\w", rest), ours
+
+
+@pytest.mark.parametrize("language", OTHERS)
 def test_help_names_everything_as_the_node_does_in_this_language(language):
     for node, texts in read(PACK / "locales" / language / "nodeDefs.json").items():
         page = (HELP / node / f"{language}.md").read_text(encoding="utf-8")

@@ -403,12 +403,8 @@ def test_text_encoder_from_a_hugging_face_cache_or_an_error_that_says_what_to_pu
     save_safetensors(dino_weights, folders["grounding-dino"] / "d.safetensors")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     shutil.rmtree(folders["bert-base-uncased"])
-    missing = (
-        "tokenizer",
-        "vocab.txt",
-        "huggingface.co/google-bert/bert-base-uncased",
-        str(folders["bert-base-uncased"]),
-    )
+    address = "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt"
+    missing = "list of its words", f"vocab.txt: {address}", str(folders["bert-base-uncased"])
     stops("PnPMixGroundingDinoLoader", "d.safetensors", *missing)
     (tmp_path / "models--google-bert--bert-base-uncased" / "refs").mkdir(parents=True)
     (tmp_path / "models--google-bert--bert-base-uncased" / "refs" / "main").write_text("0" * 40)

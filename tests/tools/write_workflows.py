@@ -15,7 +15,7 @@ from workflow_files import FOLDER, LIBRARY, SIDE
 FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"
 WORDS, PICTURE = ["dog", "cat", "cup"], "example.png"  # which every ComfyUI has, until people choose their own
 SD, SDXL = 512, 1024  # sides of the part that the model works on, in pixels
-ROW = 346
+ROW = 356
 DEMO_SEED = 18  # its picture is among the best of 50 seeds
 FINDERS = {
     "words": [("detector", "PNPMIX_DETECTOR"), ("segmenter", "PNPMIX_SEGMENTER")],
@@ -292,6 +292,8 @@ def photo_template(info: dict, count: int, side: int = SD, finder: str = "words"
         found = graph.add_subgraph(
             step, thing_at, [210, 130], photo=photo[0], **{"your picture": picture[0]}, **finders
         )
+        (word,) = [entry for entry in found.data["inputs"] if entry["name"] == "what it replaces"]
+        word["label"] = "replaces"  # what a narrow node has room for
         ends |= {f"where {k} goes": found[0], f"your picture {k}": picture[0], f"your object {k}": found[1]}
         rows += [picture, found]
     graph.group("2 · Yours, and what each replaces", YOURS, *rows)
@@ -386,8 +388,8 @@ def file_list(side: int, finder: str) -> str:
 
 
 BERT = (
-    "- its words: **config.json**, **tokenizer.json**, **tokenizer_config.json**, **vocab.txt** in "
-    f"models/bert-base-uncased: [download]({FACE}google-bert/bert-base-uncased/tree/main)"
+    "- its words: **vocab.txt** in models/bert-base-uncased: "
+    f"[download]({FACE}google-bert/bert-base-uncased/resolve/main/vocab.txt)"
 )
 HINTS = """- Look too weak: raise *swap_guidance* of **Mask Noise Mixer** or *alpha* of **Guided Appearance Attention**.
 - Shapes lost: raise *skip_steps* of **DDPM Invert**, set *layers* to decoder.

@@ -247,6 +247,21 @@ def test_checkpoints_as_people_have_them(published, swin_t, bert_folder):
     assert {x.dtype for x in half.parameters()} == {torch.float32}
 
 
+def test_the_list_of_words_alone_is_enough(bert_folder, tmp_path):
+    """Then the settings are those of bert-base-uncased, which the published checkpoints were made with."""
+    words = (bert_folder / "vocab.txt").read_text()
+    (tmp_path / "vocab.txt").write_text(words)
+    config, tokenizer = read_text_encoder(tmp_path)
+    published = dict(
+        hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, hidden_act="gelu",
+        max_position_embeddings=512, type_vocab_size=2, vocab_size=30522, layer_norm_eps=1e-12, pad_token_id=0,
+    )  # fmt: skip
+    assert {name: getattr(config, name) for name in published} == published
+    caption = "A Dog . red CUPS ."
+    assert tokenizer(caption) == read_text_encoder(bert_folder)[1](caption)
+    assert tokenizer.decode(tokenizer(caption)["input_ids"]) == "[CLS] a dog. red cups. [SEP]"
+
+
 def test_text_encoder_of_the_folder_serves_where_the_checkpoint_has_none(published, swin_t, tmp_path):
     bert, _ = read_bert_folder(write_bert_folder(tmp_path))
     bert.save_pretrained(tmp_path)
