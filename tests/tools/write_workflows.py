@@ -252,7 +252,7 @@ def whole(info: dict, count: int) -> Subgraph:
 
 # --- Templates
 
-NOTE, FILES_AT, PICTURE_AT, THING_AT, BLEND_AT, RESULT_AT = 0, 280, 540, 780, 1030, 1310  # columns
+NOTE, FILES_AT, PICTURE_AT, THING_AT, BLEND_AT, RESULT_AT = 0, 330, 590, 830, 1080, 1360  # columns
 THINGS = ["", "one thing", "two things", "three things"]
 
 
@@ -266,7 +266,7 @@ def photo_template(info: dict, count: int, side: int = SD, finder: str = "words"
     files, mixing = model_files(info, side, finder), blend(info, count, side, "" if sampled else prompt)
     steps = [thing(info, k, finder) for k in range(1, count + 1)]
     subgraphs = [files, *steps, mixing]
-    graph.note(photo_note(count, side, finder, sampled), [NOTE, -32], [250, 840])
+    graph.note(photo_note(count, side, finder, sampled), [NOTE, -32], [300, 840])
     loaded = graph.add_subgraph(files, [FILES_AT, 0], [230, 216])
     graph.group("Model files", FILES, loaded)
     model, clip, vae, *found_by = (loaded[k] for k in range(len(files.outputs)))
@@ -340,7 +340,7 @@ def demo_template(info: dict) -> dict:
     graph.note(demo_note(), [NOTE, -32], [300, 742])
     loaded = graph.add("PnPMixDemoModel", "", [350, 0], [250, 80])
     scene = graph.add("PnPMixDemoScene", "", [350, 140], [250, 330], seed=DEMO_SEED, concepts=2)
-    graph.group("Comes with the pack", FILES, loaded, scene)
+    graph.group("In this pack", FILES, loaded, scene)
     ends = {name: loaded[k] for k, name in enumerate(("model", "clip", "vae"))}
     for k in (1, 2):
         ends |= {f"where {k} goes": scene[3 + k], f"your picture {k}": scene[k], f"your object {k}": scene[7 + k]}
