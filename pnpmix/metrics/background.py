@@ -69,10 +69,10 @@ def lpips_network() -> nn.Module:
         FileNotFoundError: the package or the weights of AlexNet are missing; the message says what to do.
     """
     if importlib.util.find_spec("lpips") is None:
-        raise FileNotFoundError("the package lpips is not installed")
+        raise FileNotFoundError("the package lpips is not installed.")
     path = os.path.join(torch.hub.get_dir(), "checkpoints", ALEXNET)
     if not os.path.isfile(path):  # which the package would download without asking
-        raise FileNotFoundError(f"put https://download.pytorch.org/models/{ALEXNET} into {os.path.dirname(path)}")
+        raise FileNotFoundError(f"put https://download.pytorch.org/models/{ALEXNET} into {os.path.dirname(path)}.")
     network = importlib.import_module("lpips").LPIPS(net="alex", pnet_rand=True, verbose=False)
     weights = torch.load(path, map_location="cpu", weights_only=True)
     network.net.load_state_dict(
@@ -90,6 +90,5 @@ def lpips(network: nn.Module, picture: Tensor, original: Tensor, mask: Tensor) -
     if min(mask.shape) < LEAST:
         raise ValueError(f"LPIPS needs pictures of at least {LEAST} pixels a side.")
     kept = torch.where((mask >= 0.5)[..., None], original, picture)
-    device = next(network.parameters()).device
-    a, b = (p.float().movedim(-1, 0)[None].to(device) * 2 - 1 for p in (kept, original))
+    a, b = (p.float().movedim(-1, 0)[None] * 2 - 1 for p in (kept, original))
     return float(network(a, b))

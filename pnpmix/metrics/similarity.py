@@ -58,3 +58,19 @@ def regional_crop(picture: Tensor, mask: Tensor, colour: Sequence[float]) -> Ten
     rows, columns = (slice((side - length) // 2, (side - length) // 2 + length) for length in (height, width))
     square[rows, columns] = torch.where(inside, picture[top:bottom, left:right], around)
     return square
+
+
+def colour_similarity(a: Tensor, b: Tensor) -> float:
+    """Intersection of two colour histograms (Swain and Ballard 1991): 1 for the same colours in the same amounts.
+
+    Args:
+        a, b: (n, 3) and (m, 3) pixels in 0..1.
+    """
+    return float(torch.minimum(colour_histogram(a), colour_histogram(b)).sum())
+
+
+def colour_histogram(pixels: Tensor) -> Tensor:
+    """(n, 3) in 0..1 → (512,), which share of the pixels is in each of 8 × 8 × 8 boxes of colours."""
+    levels = (pixels.float() * 8).long().clamp(0, 7)
+    counts = torch.bincount(levels @ torch.tensor([64, 8, 1]), minlength=512)
+    return counts / len(pixels)

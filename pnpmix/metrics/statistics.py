@@ -68,6 +68,15 @@ def report(measured: Measured) -> str:
     return f"{name} {mean_with_interval(values, digits)} ({len(values)} pictures, 95 % interval): {each}"
 
 
+def distinct(measures: Sequence[Measured]) -> list[Measured]:
+    """The same, numbered where several have one name, such as the look of each of two things."""
+    names = [x.name for x in measures]
+    return [
+        x._replace(name=f"{x.name} {names[: k + 1].count(x.name)}") if names.count(x.name) > 1 else x
+        for k, x in enumerate(measures)
+    ]
+
+
 def by_variant(values: Sequence[float], variants: int) -> list[tuple[float, ...]]:
     """The values of each variant, whose pictures follow one another: as many of each.
 
