@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 import skimage
 import torch
-from pnpmix.metrics.background import psnr, ssim
+from pnpmix.metrics.background import lpips_network, psnr, ssim
 from pnpmix.metrics.segsim import count_subjects, omission, redundancy, segsim
-from pnpmix.metrics.similarity import image_similarity, one_vector, regional_crop, text_similarity
-from pnpmix.metrics.statistics import Measured, by_variant, interval, mean_with_interval, report, students_t, table
+from pnpmix.metrics.similarity import colour_similarity, image_similarity, one_vector, regional_crop, text_similarity
+from pnpmix.metrics.statistics import (
+    Measured,
+    by_variant,
+    distinct,
+    interval,
+    mean_with_interval,
+    report,
+    students_t,
+    table,
+)
 from scipy import stats
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -186,3 +195,22 @@ def test_table_has_a_row_for_each_variant_with_its_pictures_means():
     assert by_variant((1.0, 2.0, 3.0, 4.0), 2) == [(1.0, 2.0), (3.0, 4.0)]
     with pytest.raises(ValueError, match="evenly"):
         table(measures, ["a", "b", "c"])
+
+
+def test_measures_of_one_name_are_numbered():
+    same, other = Measured("Colours", (0.5,)), Measured("SSIM", (1.0,))
+    assert [x.name for x in distinct([same, other, same])] == ["Colours 1", "SSIM", "Colours 2"]
+
+
+def test_colours_are_compared_by_the_intersection_of_their_histograms():
+    a, b = random(500, 3).sigmoid(), random(400, 3, seed=1).sigmoid()
+    histograms = [np.histogramdd(x.numpy(), bins=8, range=[(0, 1)] * 3)[0] / len(x) for x in (a, b)]
+    assert colour_similarity(a, b) == pytest.approx(np.minimum(*histograms).sum(), abs=1e-6)
+    assert colour_similarity(a, a) == pytest.approx(1)
+
+
+def test_lpips_without_its_files_says_what_is_missing_and_downloads_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="lpips is not installed|alexnet-owt"):
+        lpips_network()
+    assert not list(tmp_path.iterdir())
