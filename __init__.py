@@ -24,6 +24,10 @@ PARTS = (  # files of nodes/, each of which ends in a list NODES
     "vision.inpainting",
     "vision.framing",
     "vision.picker",
+    "metrics.similarity",
+    "metrics.segsim",
+    "metrics.background",
+    "metrics.plot",
     "demo",
 )
 

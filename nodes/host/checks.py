@@ -7,6 +7,8 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_sampling import EPS, IMG_TO_IMG
 from torch import Tensor
 
+from ...pnpmix.masks import to_image_size
+
 
 class BadInput(Exception):
     def __init__(self, node: str, name: str, fault: str, remedy: str):
@@ -144,6 +146,22 @@ def check_aspect(node: str, name: str, mask: Tensor | None, height: int, width: 
     if abs(own_width * height - own_height * width) > allowed:
         fault = f"it is {own_width} x {own_height} pixels, another shape than its picture's {width} x {height}."
         raise BadInput(node, name, fault, "Scale or crop the mask together with its picture.")
+
+
+def masks_of_pictures(mask: Tensor, count: int, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
+    """The binary mask (H, W) of each of `count` pictures, and what had to be done for it.
+
+    Several masks are joined; as many as there are pictures go one to each.
+    """
+    mask, messages = mask.reshape(-1, *mask.shape[-2:]).float().cpu().clamp(0, 1), []
+    if mask.shape[1:] != size:
+        (height, width), (was_height, was_width) = size, mask.shape[1:]
+        messages.append(f"Warning: mask resized from {was_width} x {was_height} to {width} x {height}.")
+    # 0.5: the masks of a JPEG are nowhere quite black or white
+    masks = torch.stack([to_image_size(x, *size) >= 0.5 for x in mask])
+    if count == 1 or len(masks) != count:
+        masks = masks.any(0).expand(count, *size)
+    return masks, messages
 
 
 def check_image(node: str, name: str, image: Tensor) -> None:

@@ -18,6 +18,8 @@ DetectorType = io.Custom("PNPMIX_DETECTOR")  # vision.detection.Detector
 SegmenterType = io.Custom("PNPMIX_SEGMENTER")  # vision.segmentation.Segmenter
 InpaintModelType = io.Custom("INPAINT_MODEL")  # spandrel's descriptor, as in comfyui-inpaint-nodes
 PlaceType = io.Custom("PNPMIX_PLACE")
+ReferencesType = io.Custom("PNPMIX_REFERENCES")
+ScoresType = io.Custom("PNPMIX_SCORES")  # list of pnpmix.metrics.statistics.Measured, of the same pictures
 
 
 # For an input that most people never touch: editors that know such inputs show them on request alone
@@ -82,6 +84,13 @@ class Place(NamedTuple):
     photo: Size
     frame: Frame  # on the photo
     size: Size  # that the frame was scaled to
+
+
+class SubjectReference(NamedTuple):
+    """One of PNPMIX_REFERENCES: pictures of a concept, and the words by which its subject is found."""
+
+    images: Tensor  # (m, H, W, 3 or 4)
+    prompt: str
 
 
 # Where a MODEL carries them. Only the mixer reads them, so any other sampler works as if they were not there.

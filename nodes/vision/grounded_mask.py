@@ -113,23 +113,7 @@ class PnPMixGroundedMask(io.ComfyNode):
 
 def search(detector, images, index: int, prompt: str, box_threshold: float, text_threshold: float, pick: str) -> list:
     """The objects in one picture of a batch, from left to right."""
-    from ...pnpmix.vision.detection import MAX_TOKENS, found_objects, split_phrases, tokenize
-
-    phrases = split_phrases(prompt) if isinstance(prompt, str) else []
-    if not phrases:
-        raise BadInput(NODE, "prompt", "it has no words.", "Name what to find, such as: dog")
-    tokenizer = detector.model.tokenizer
-    ids, owners = tokenize(tokenizer, phrases)
-    for k in set(range(len(phrases))) - set(owners):  # of signs alone that nobody sees
-        raise BadInput(NODE, "prompt", f"'{phrases[k]}' has no words.", "Name what to find, such as: dog")
-    if len(ids) > MAX_TOKENS:
-        fault = f"it has {len(ids)} tokens."
-        raise BadInput(NODE, "prompt", fault, f"Name fewer things, in at most {MAX_TOKENS} tokens.")
-
-    comfy.model_management.throw_exception_if_processing_interrupted()
-    scores, boxes = detector.scores_and_boxes(images, index, ids)
-    objects, best = found_objects(scores, boxes, tokenizer, phrases, box_threshold, text_threshold)
-
+    phrases, objects, best = look_for(NODE, detector, images, index, prompt, box_threshold, text_threshold)
     missing = [k for k, score in enumerate(best) if score <= max(box_threshold, text_threshold)]
     if not objects or (missing and pick != "best"):
         named = ", ".join(f"'{phrases[k]}' (best score {best[k]:.2f})" for k in missing or range(len(phrases)))
@@ -138,6 +122,29 @@ def search(detector, images, index: int, prompt: str, box_threshold: float, text
             fault = f"in picture {index + 1} of {len(images)} {fault}"
         raise BadInput(NODE, "prompt", fault, "Lower the thresholds, or use other words.")
     return [max(objects, key=lambda found: found.score)] if pick == "best" else objects
+
+
+def look_for(
+    node: str, detector, images, index: int, prompt: str, box_threshold: float, text_threshold: float
+) -> tuple[list[str], list, list[float]]:
+    """Phrases of the prompt, all objects found in one picture of a batch, and the best score of each phrase."""
+    from ...pnpmix.vision.detection import MAX_TOKENS, found_objects, split_phrases, tokenize
+
+    phrases = split_phrases(prompt) if isinstance(prompt, str) else []
+    if not phrases:
+        raise BadInput(node, "prompt", "it has no words.", "Name what to find, such as: dog")
+    tokenizer = detector.model.tokenizer
+    ids, owners = tokenize(tokenizer, phrases)
+    for k in set(range(len(phrases))) - set(owners):  # of signs alone that nobody sees
+        raise BadInput(node, "prompt", f"'{phrases[k]}' has no words.", "Name what to find, such as: dog")
+    if len(ids) > MAX_TOKENS:
+        fault = f"it has {len(ids)} tokens."
+        raise BadInput(node, "prompt", fault, f"Name fewer things, in at most {MAX_TOKENS} tokens.")
+
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    scores, boxes = detector.scores_and_boxes(images, index, ids)
+    objects, best = found_objects(scores, boxes, tokenizer, phrases, box_threshold, text_threshold)
+    return phrases, objects, best
 
 
 NODES = [PnPMixGroundedMask]

@@ -7,12 +7,10 @@ import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
-from torch import Tensor
 from typing_extensions import override
 
-from ...pnpmix.masks import to_image_size
 from ...pnpmix.vision.inpainting import MAX_SIDE, fill_by_model, fill_smoothly, fill_weights, inpaint
-from ..host.checks import BadInput, check_aspect, check_image, check_numbers
+from ..host.checks import BadInput, check_aspect, check_image, check_numbers, masks_of_pictures
 from ..host.loading import load_where_it_runs, patcher_of
 from ..host.memory import for_host
 from ..host.messages import show
@@ -71,7 +69,7 @@ class PnPMixInpaintBackground(io.ComfyNode):
             raise BadInput(NODE, "mask", f"it has shape {tuple(mask.shape)}.", "Wire a mask of the objects.")
         check_aspect(NODE, "mask", mask, *image.shape[1:3])
         image = image.cpu()
-        masks, messages = objects_to_remove(mask, len(image), image.shape[1:3])
+        masks, messages = masks_of_pictures(mask, len(image), image.shape[1:3])
         if not masks.any((1, 2)).all():
             messages.append("Warning: a mask is empty, so its picture stays as it is.")
 
@@ -93,19 +91,6 @@ class PnPMixInpaintBackground(io.ComfyNode):
         messages.append(f"Removed {masks.float().mean():.1%} of the picture.")
         show(NODE, cls.hidden.unique_id, messages)
         return io.NodeOutput(for_host(torch.stack(results)))
-
-
-def objects_to_remove(mask: Tensor, count: int, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
-    """The binary mask (H, W) of each of `count` pictures, and what had to be done for it."""
-    mask, messages = mask.reshape(-1, *mask.shape[-2:]).float().cpu().clamp(0, 1), []
-    if mask.shape[1:] != size:
-        (height, width), (was_height, was_width) = size, mask.shape[1:]
-        messages.append(f"Warning: mask resized from {was_width} x {was_height} to {width} x {height}.")
-    # 0.5: the masks of a JPEG are nowhere quite black or white
-    masks = torch.stack([to_image_size(x, *size) >= 0.5 for x in mask])
-    if count == 1 or len(masks) != count:
-        masks = masks.any(0).expand(count, *size)
-    return masks, messages
 
 
 def model_patcher(model) -> ModelPatcher:

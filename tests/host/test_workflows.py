@@ -17,6 +17,7 @@ from workflow_files import (
     OLD_WORKFLOWS,
     SHOWN,
     SIDE,
+    TEMPLATES,
     WORKFLOWS,
     add_level,
     levels,
@@ -119,9 +120,41 @@ CONTRACT = {
         "place": ("PNPMIX_PLACE", None),
     },
     "PnPMixBackgroundPicker": {"images": ("IMAGE", None), "index": ("INT", 0)},
+    "PnPMixImageSimilarity": {
+        "images": ("IMAGE", None),
+        "references": ("IMAGE", None),
+        "encoder": ("CLIP_VISION", None),
+        "mask": ("MASK", None),
+        "reference_mask": ("MASK", None),
+    },
+    "PnPMixTextSimilarity": {
+        "images": ("IMAGE", None),
+        "text": ("STRING", ""),
+        "clip": ("CLIP", None),
+        "encoder": ("CLIP_VISION", None),
+    },
+    "PnPMixSegSimConcept": {
+        "images": ("IMAGE", None),
+        "prompt": ("STRING", ""),
+        "concepts": ("PNPMIX_REFERENCES", None),
+    },
+    "PnPMixSegSim": {
+        "images": ("IMAGE", None),
+        "references": ("PNPMIX_REFERENCES", None),
+        "detector": ("PNPMIX_DETECTOR", None),
+        "segmenter": ("PNPMIX_SEGMENTER", None),
+        "encoder": ("CLIP_VISION", None),
+    },
+    "PnPMixBackgroundKept": {"images": ("IMAGE", None), "original": ("IMAGE", None), "mask": ("MASK", None)},
+    "PnPMixScorePlot": {
+        "scores": ("PNPMIX_SCORES", None),
+        "names": ("STRING", ""),
+        **{f"scores_{k}": ("PNPMIX_SCORES", None) for k in (2, 3, 4)},
+    },
     "PnPMixDemoModel": {},
     "PnPMixDemoScene": {"seed": ("INT", 0), "concepts": ("INT", 2)},
 }
+SCORED = [("FLOAT", "score"), ("STRING", "report"), ("PNPMIX_SCORES", "scores")]
 OUTPUTS = {
     "PnPMixDDPMInvert": [("PNPMIX_INVERSION", "inversion")],
     "PnPMixSaveInversion": [],
@@ -138,6 +171,12 @@ OUTPUTS = {
     "PnPMixFitPicture": [("IMAGE", "image"), ("MASK", "mask"), ("PNPMIX_PLACE", "place")],
     "PnPMixPasteBack": [("IMAGE", "image")],
     "PnPMixBackgroundPicker": [("IMAGE", "image"), ("INT", "index")],
+    "PnPMixImageSimilarity": SCORED,
+    "PnPMixTextSimilarity": SCORED,
+    "PnPMixSegSimConcept": [("PNPMIX_REFERENCES", "references")],
+    "PnPMixSegSim": SCORED,
+    "PnPMixBackgroundKept": [("FLOAT", "psnr"), ("FLOAT", "ssim"), *SCORED[1:]],
+    "PnPMixScorePlot": [("IMAGE", "image"), ("STRING", "table")],
     "PnPMixDemoModel": [("MODEL", "model"), ("CLIP", "clip"), ("VAE", "vae")],
     "PnPMixDemoScene": [
         ("IMAGE", "background"),
@@ -159,7 +198,7 @@ APP = "9 Two things as an app.app"
 PHOTOS = [name for name in WORKFLOWS if name != DEMO]
 # Where the templates leave the nodes' defaults, which are the paper's
 BETTER = {"steps": 50, "skip_steps": 16, "adain": True, "mode": "around the object"}
-ANY_VALUE = ("name", "seed", "prompt", "model_name", "width", "height", "margin")
+ANY_VALUE = ("name", "names", "seed", "prompt", "model_name", "width", "height", "margin")
 
 
 def node_class(name: str):
@@ -212,7 +251,7 @@ def test_the_shelf_leads_from_the_demo_to_each_way_of_working():
     assert things == PHOTOS
     for words in ("by hand", "SDXL", "scene you choose", ".app"):
         assert any(words in name for name in PHOTOS), words
-    assert all((FOLDER / f"{name}.jpg").is_file() for name in WORKFLOWS), "the template browser shows a picture"
+    assert all((FOLDER / f"{name}.jpg").is_file() for name in TEMPLATES), "the template browser shows a picture"
 
 
 def files(workflow: dict) -> list[tuple[str, str]]:
@@ -221,7 +260,7 @@ def files(workflow: dict) -> list[tuple[str, str]]:
     return [(FILES[kind, widget], value) for kind, widget, value in named if (kind, widget) in FILES]
 
 
-@pytest.mark.parametrize("name", [*WORKFLOWS, *OLD_WORKFLOWS])
+@pytest.mark.parametrize("name", [*TEMPLATES, *OLD_WORKFLOWS])
 def test_workflow_is_valid_in_this_comfyui(name):
     """ComfyUI's own validation, with a file in place of each that the note asks for."""
     import execution
@@ -246,7 +285,7 @@ def test_workflow_is_valid_in_this_comfyui(name):
     assert len(outputs) == sum(node["class_type"] in SHOWN for node in prompt.values())
 
 
-@pytest.mark.parametrize("name", [*WORKFLOWS, *OLD_WORKFLOWS, *BLUEPRINTS])
+@pytest.mark.parametrize("name", [*TEMPLATES, *OLD_WORKFLOWS, *BLUEPRINTS])
 def test_workflow_keeps_to_the_contract(name):
     workflow = read(name)
     ours = [node for _, node in nodes_of(workflow) if node["type"].startswith("PnPMix")]
@@ -257,14 +296,16 @@ def test_workflow_keeps_to_the_contract(name):
         widgets = [i["name"] for i in node["inputs"] if "widget" in i]
         assert widgets == sorted(widgets, key=known.index), "values are saved in this order"
         for key, value in widget_values(node).items():
-            in_pixels = key in ("expand", "feather") and "try" in name.lower()  # its pictures are an eighth as large
+            in_pixels = key in ("expand", "feather") and (
+                "try" in name.lower() or name.startswith("Score")
+            )  # its pictures are an eighth as large
             if key not in ANY_VALUE and not in_pixels:
                 default = CONTRACT[node["type"]][key][1]
                 wanted = default if name in OLD_WORKFLOWS else BETTER.get(key, default)
                 assert value == wanted, "shipped graphs start from the defaults, or from what is measured to be better"
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_template_fits_on_one_screen_at_a_zoom_that_can_be_read(name):
     """1280 × 800 pixels, of which the editor's own bars take some."""
     workflow = read(name)
@@ -438,7 +479,7 @@ def test_candidates_go_through_the_picker():
     assert empty["inputs"]["batch_size"] > 1
 
 
-@pytest.mark.parametrize("name", [*WORKFLOWS, *OLD_WORKFLOWS, *BLUEPRINTS])
+@pytest.mark.parametrize("name", [*TEMPLATES, *OLD_WORKFLOWS, *BLUEPRINTS])
 def test_workflow_has_no_empty_fields_that_the_editor_warns_of(name):
     def empty(value, key=None):
         if value is None:

@@ -6,10 +6,11 @@ from comfy_host import PACK
 
 FOLDER, LIBRARY = PACK / "workflows", PACK / "subgraphs"
 EARLIER = PACK / "tests" / "data" / "workflows"  # what earlier versions shipped, and people have saved
-WORKFLOWS, BLUEPRINTS, OLD_WORKFLOWS = (
+TEMPLATES, BLUEPRINTS, OLD_WORKFLOWS = (
     sorted(path.stem for path in folder.glob("*.json")) for folder in (FOLDER, LIBRARY, EARLIER)
 )
-SHOWN = ("SaveImage", "PreviewImage", "MaskPreview", "PnPMixBackgroundPicker")
+WORKFLOWS = [name for name in TEMPLATES if name[0].isdigit()]  # PnP-MIX's own; the others begin with a word
+SHOWN = ("SaveImage", "PreviewImage", "MaskPreview", "PnPMixBackgroundPicker", "PnPMixScorePlot")
 CONTROLS = {"fixed", "increment", "decrement", "randomize"}  # of the widget that the editor adds behind a seed
 INPUTS, OUTPUTS = -10, -20  # the two ends of a subgraph, as nodes that its links name
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+import score_thumbnail
 from comfy_host import Graph, boot
 from workflow_files import FOLDER, read, to_api, with_demo_model
 
@@ -70,3 +71,4 @@ if __name__ == "__main__":
     boot(Path(tempfile.mkdtemp()), "--cpu")
     for name in (*SCENES, DEMO):
         thumbnail(name).save(FOLDER / f"{name}.jpg", quality=92)
+    score_thumbnail.score_thumbnail().save(FOLDER / f"{score_thumbnail.NAME}.jpg", quality=92)

@@ -7,6 +7,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import write_score_workflows
 from comfy_host import boot
 from graph_files import Graph, Output, Subgraph, workflow
 from workflow_files import FOLDER, LIBRARY, SIDE
@@ -498,6 +499,7 @@ def write_all(info: dict) -> None:
         "8 Two things in a scene you choose": photo_template(info, 2, SDXL, sampled=True),
         "9 Two things as an app.app": photo_template(info, 2, app=True),
     }
+    templates |= {name: template(info) for name, template in write_score_workflows.TEMPLATES.items()}
     for name, data in templates.items():
         write(FOLDER / f"{name}.json", data)
     for count in (1, 2, 3):

@@ -1,0 +1,104 @@
+"""Pictures and words through the encoders that ComfyUI has loaded."""
+
+import comfy.clip_model
+import comfy.model_management
+import torch
+import torch.nn.functional as F
+from comfy.utils import ProgressBar
+from torch import Tensor
+
+from ...pnpmix.metrics.similarity import one_vector, regional_crop
+from ..host.checks import BadInput, check_aspect, check_image, masks_of_pictures
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP, where a CLIP_VISION does not say its own
+
+
+def mean_colour(encoder) -> tuple[float, ...]:
+    return tuple(getattr(encoder, "image_mean", MEAN))
+
+
+def plain_pictures(node: str, name: str, images: Tensor) -> list[Tensor]:
+    """(H, W, 3) in 0..1 each."""
+    check_image(node, name, images)
+    return list(images[..., :3].float().cpu())
+
+
+def regions(
+    node: str, name: str, images: Tensor, mask_name: str, mask: Tensor | None, colour: tuple[float, ...]
+) -> tuple[list[Tensor], list[str]]:
+    """What is looked at of each picture, (h, w, 3) each, and what had to be done to the masks.
+
+    Args:
+        name, mask_name: of the inputs that the pictures and their masks come from; without masks all of each counts.
+        colour: of what is not under the mask.
+    """
+    pictures = plain_pictures(node, name, images)
+    if mask is None:
+        return pictures, []
+    masks, messages = checked_masks(node, mask_name, mask, images)
+    for k, own in enumerate(masks, 1):
+        if not own.any():
+            raise BadInput(node, mask_name, f"it marks nothing in picture {k}.", "Mark the object in white.")
+    pairs = zip(pictures, masks.float(), strict=True)
+    return [regional_crop(picture, own, colour) for picture, own in pairs], messages
+
+
+def checked_masks(node: str, name: str, mask: Tensor, images: Tensor) -> tuple[Tensor, list[str]]:
+    """The binary mask of each picture, and what had to be done for it."""
+    if mask.numel() == 0:
+        raise BadInput(node, name, f"it has shape {tuple(mask.shape)}.", "Wire a mask of the object.")
+    check_aspect(node, name, mask, *images.shape[1:3])
+    masks, messages = masks_of_pictures(mask, len(images), images.shape[1:3])
+    return masks, [f"{message} ({name})" for message in messages]
+
+
+def embed_pictures(node: str, encoder, pictures: list[Tensor], progress: ProgressBar | None = None) -> Tensor:
+    """(n, d) of pictures (h, w, 3) of any size; of what is not square, the encoder sees the middle."""
+    embeddings = []
+    for picture in pictures:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        embeddings.append(one_vector(encoder.encode_image(picture[None])["image_embeds"]).cpu())
+        if progress is not None:
+            progress.update(1)
+    if not embeddings:
+        return torch.zeros(0, 1)
+    joined = torch.cat(embeddings)
+    if not torch.isfinite(joined).all():
+        remedy = "Start ComfyUI with --fp32-text-enc, which holds for it too, or load another one."
+        raise BadInput(node, "encoder", "in this precision it gives NaN or infinity.", remedy)
+    return joined
+
+
+def embed_text(node: str, clip, text: str) -> tuple[Tensor, list[str]]:
+    """(d,) in the space that the text shares with pictures, and what is to be said of it."""
+    if not isinstance(text, str) or not text.strip():
+        raise BadInput(node, "text", "it has no words.", "Say what the pictures should show.")
+    tokens = clip.tokenize(text, disable_weights=True)
+    _, pooled = clip.encode_from_tokens(tokens, return_pooled="unprojected")
+    projection = None if pooled is None else projection_of(clip.cond_stage_model, pooled.shape[-1])
+    if projection is None:
+        remedy = "Load a whole CLIP text encoder, such as clip_l.safetensors, with Load CLIP."
+        fault = "it has no projection to the pictures' space, as the text encoders of SD 1.x checkpoints have none."
+        raise BadInput(node, "clip", fault, remedy)
+    messages = []
+    if any(len(parts) > 1 for parts in tokens.values()):
+        messages.append("Warning: the text is longer than CLIP reads; only its first 75 tokens count.")
+    return F.linear(pooled[0].float().cpu(), projection), messages
+
+
+def projection_of(network: torch.nn.Module, width: int) -> Tensor | None:
+    """The (d, width) weights that bring a text's embedding to the pictures' space; None where the file had none.
+
+    ComfyUI then leaves the layer as it finds the memory: zeros, whatever was there, or in other hosts the identity.
+    """
+    for part in network.modules():
+        if isinstance(part, comfy.clip_model.CLIPTextModel):
+            weight = part.text_projection.weight.detach().float().cpu()
+            if weight.shape[1] == width and looks_trained(weight):
+                return weight
+    return None
+
+
+def looks_trained(weight: Tensor) -> bool:
+    filled = (weight != 0).float().mean() > 0.9 and torch.isfinite(weight).all()
+    return bool(filled and 1e-4 < weight.square().mean().sqrt() < 10)

@@ -1,0 +1,66 @@
+"""Score Plot: several variants side by side, as bars and as a table."""
+
+from comfy_api.latest import io, ui
+from typing_extensions import override
+
+from ...pnpmix.metrics.statistics import distinct, table
+from ..host.checks import BadInput
+from ..host.memory import for_host
+from ..host.types import CATEGORY, ScoresType, schema
+
+NODE = "Score Plot"
+
+
+class PnPMixScorePlot(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixScorePlot",
+            shows_result=True,
+            search_aliases=["bar chart", "graph", "table", "compare variants", "ablation", "benchmark", "xy plot"],
+            display_name=NODE,
+            category=CATEGORY,
+            description="Variants side by side: a bar for each with its 95 % interval, and a table.",
+            inputs=[
+                ScoresType.Input(
+                    "scores", tooltip="From a score node that measured the pictures of all variants as one batch."
+                ),
+                io.String.Input(
+                    "names",
+                    default="",
+                    multiline=True,
+                    tooltip="A line for each variant, in the order of the batch. With fewer lines than pictures each "
+                    "variant has as many of them, one after another. Empty: each picture is a variant. "
+                    "The bars are labelled in Latin letters only.",
+                ),
+                *(
+                    ScoresType.Input(f"scores_{k}", optional=True, tooltip="Another measure of the same pictures.")
+                    for k in (2, 3, 4)
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The bars; a line shows the 95 % interval of the mean."),
+                io.String.Output(display_name="table", tooltip="The same numbers as a Markdown table."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @override
+    def execute(cls, scores, names, scores_2=(), scores_3=(), scores_4=()) -> io.NodeOutput:
+        from ...pnpmix.metrics.plotting import draw_bars
+
+        measures = distinct([*scores, *scores_2, *scores_3, *scores_4])
+        if not measures:
+            raise BadInput(NODE, "scores", "it holds no values.", "Wire the scores of a score node.")
+        variants = [line.strip() for line in names.splitlines() if line.strip()]
+        variants = variants or [f"picture {k}" for k in range(1, len(scores[0].values) + 1)]
+        try:
+            picture, words = draw_bars(measures, variants)[None], table(measures, variants)
+        except ValueError as error:
+            raise BadInput(NODE, "names", str(error), "Write one line for each variant.") from error
+        return io.NodeOutput(for_host(picture), words, ui=ui.PreviewImage(picture))
+
+
+NODES = [PnPMixScorePlot]

@@ -1,0 +1,105 @@
+"""Image Similarity and Text Similarity: CLIP-I, DINO and CLIP-T, as numbers for each picture."""
+
+import comfy.utils
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ...pnpmix.metrics.similarity import colour_similarity, image_similarity, text_similarity
+from ...pnpmix.metrics.statistics import Measured
+from ..host.checks import BadInput
+from ..host.types import CATEGORY, schema
+from .encoders import embed_pictures, embed_text, mean_colour, plain_pictures, regions
+from .scores import score_outputs, scored
+
+IMAGE, TEXT = "Image Similarity", "Text Similarity"
+OUTSIDE = (-1.0,) * 3  # no colour
+
+
+class PnPMixImageSimilarity(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixImageSimilarity",
+            search_aliases=["clip-i", "clip score", "dino score", "evaluate", "metric", "compare images", "fidelity"],
+            display_name=IMAGE,
+            category=CATEGORY,
+            description="How alike pictures and references look to an encoder (CLIP-I, DINO): the mean cosine.",
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures to measure; each gets a value."),
+                io.Image.Input("references", tooltip="What they should look like, such as the pictures of your thing."),
+                io.ClipVision.Input(
+                    "encoder",
+                    optional=True,
+                    tooltip="From Load CLIP Vision: CLIP, SigLIP or DINOv2. Without it only the colours are compared: "
+                    "how far their histograms overlap.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the thing is in the pictures: only that is looked at. Several masks are joined; as "
+                    "many as there are pictures go one to each.",
+                ),
+                io.Mask.Input("reference_mask", optional=True, tooltip="The same for the references."),
+            ],
+            outputs=score_outputs(score="1 for the same, 0 for nothing in common; mean over the pictures."),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, images, references, encoder=None, mask=None, reference_mask=None) -> io.NodeOutput:
+        colour = OUTSIDE if encoder is None else mean_colour(encoder)
+        shown, messages = regions(IMAGE, "images", images, "mask", mask, colour)
+        wanted, more = regions(IMAGE, "references", references, "reference_mask", reference_mask, colour)
+        if encoder is None:
+            name, values = "Colours", [mean_of_colours(picture, wanted) for picture in shown]
+        else:
+            progress = comfy.utils.ProgressBar(len(shown) + len(wanted))
+            embedded = [embed_pictures(IMAGE, encoder, pictures, progress) for pictures in (shown, wanted)]
+            name, values = "Image similarity", image_similarity(*embedded).tolist()
+        return scored(IMAGE, cls, [Measured(name, tuple(values))], messages + more)
+
+
+def mean_of_colours(picture, references) -> float:
+    """Over the references; what is OUTSIDE does not count."""
+    own, *others = (x[x.amin(-1) >= 0] for x in (picture, *references))
+    return sum(colour_similarity(own, other) for other in others) / len(others)
+
+
+class PnPMixTextSimilarity(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixTextSimilarity",
+            search_aliases=["clip-t", "clip score", "prompt alignment", "evaluate", "metric"],
+            display_name=TEXT,
+            category=CATEGORY,
+            description="How well pictures show what a text says (CLIP-T): the cosine of their CLIP embeddings.",
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures to measure; each gets a value."),
+                io.String.Input(
+                    "text", default="", multiline=True, tooltip="What they should show. CLIP reads 75 tokens of it."
+                ),
+                io.Clip.Input("clip", tooltip="The text encoder of a CLIP, with its projection, from Load CLIP."),
+                io.ClipVision.Input("encoder", tooltip="The picture encoder of the same CLIP, from Load CLIP Vision."),
+            ],
+            outputs=score_outputs(score="The cosine, mean over the pictures. CLIPScore is 2.5 times that."),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, images, text, clip, encoder) -> io.NodeOutput:
+        pictures = plain_pictures(TEXT, "images", images)
+        words, messages = embed_text(TEXT, clip, text)
+        shown = embed_pictures(TEXT, encoder, pictures, comfy.utils.ProgressBar(len(pictures)))
+        if shown.shape[1] != len(words):
+            fault = f"it gives {shown.shape[1]} numbers, the text encoder {len(words)}: they are not of the same CLIP."
+            raise BadInput(TEXT, "encoder", fault, "Load both from the same CLIP, such as ViT-L/14.")
+        values = text_similarity(shown, words).tolist()
+        return scored(TEXT, cls, [Measured("Text similarity", tuple(values))], messages)
+
+
+NODES = [PnPMixImageSimilarity, PnPMixTextSimilarity]

@@ -1,0 +1,127 @@
+"""The template of the scores: variants of one blend side by side, without downloads. Written by write_workflows.py."""
+
+from graph_files import Graph, Output, Subgraph, workflow
+
+FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"  # what a group's colour says
+SEED = 18  # its picture is among the best of 50 seeds
+VARIANTS = ["All parts", "Without Guided Appearance", "Without Background Dilution++"]
+PARTS = ["inversion", "concepts", "positive", "negative", "emptied scene"]  # what every variant takes
+KINDS = ["PNPMIX_INVERSION", "PNPMIX_CONCEPTS", "CONDITIONING", "CONDITIONING", "LATENT"]
+THINGS = [("where {} goes", "MASK"), ("your picture {}", "IMAGE"), ("your object {}", "MASK")]
+
+
+def prepare(info: dict) -> Subgraph:
+    """What all variants share: the inversion, the concepts, the emptied scene."""
+    graph = Subgraph(info, "Prepare once", 1)
+    model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
+    photo = graph.input("photo", "IMAGE")
+    things = [[graph.input(name.format(k), kind) for name, kind in THINGS] for k in (1, 2)]
+    prompt, seed = graph.input("prompt", "STRING", ""), graph.input("seed", "INT", 0)
+    words = graph.add("PrimitiveString", "Prompt", value=prompt)[0]
+    every = graph.add("MaskComposite", "All things", destination=things[0][0], source=things[1][0], operation="add")[0]
+    emptied = graph.add("PnPMixInpaintBackground", image=photo, mask=every, expand=3, feather=1)[0]
+    positive = graph.add("CLIPTextEncode", "Finished picture", text=words, clip=clip)[0]
+    negative = graph.add("CLIPTextEncode", "Not in it", text="", clip=clip)[0]
+    scene = graph.add("VAEEncode", "Scene", pixels=photo, vae=vae)[0]
+    settings = dict(seed=seed, steps=50, skip_steps=16)
+    inverted = graph.add(
+        "PnPMixDDPMInvert", model=model, positive=positive, negative=negative, latent=scene, **settings
+    )[0]
+    concepts = None
+    for k, (where, picture, mask) in enumerate(things, 1):
+        latent = graph.add("VAEEncode", f"Your picture {k}", pixels=picture, vae=vae)[0]
+        chain = {} if concepts is None else {"concepts": concepts}
+        inputs = dict(latent=latent, mask=where, object_mask=mask, seed=k)
+        concepts = graph.add("PnPMixConcept", f"Your thing {k}", **inputs, **chain)[0]
+    around = graph.add("VAEEncode", "Emptied scene", pixels=emptied, vae=vae)[0]
+    for name, output in zip(PARTS, (inverted, concepts, positive, negative, around), strict=True):
+        graph.output(name, output)
+    return graph
+
+
+def variant(info: dict, number: int, name: str) -> Subgraph:
+    """One blend; a variant leaves out the patch that its name says."""
+    graph = Subgraph(info, name, number)
+    model, vae = graph.input("model", "MODEL"), graph.input("vae", "VAE")
+    inversion, concepts, positive, negative, emptied = map(graph.input, PARTS, KINDS)
+    if "Appearance" not in name:
+        model = graph.add("PnPMixAppearance", model=model, adain=True)[0]
+    if "Dilution" not in name:
+        model = graph.add("PnPMixDilution", model=model, latent=emptied, expand=4)[0]
+    inputs = dict(inversion=inversion, concepts=concepts, positive=positive, negative=negative)
+    mixed = graph.add("PnPMixSampler", model=model, **inputs)
+    graph.output("picture", graph.add("VAEDecode", samples=mixed[0], vae=vae)[0])
+    return graph
+
+
+def scores(info: dict) -> Subgraph:
+    """All variants as one batch, which every measure then takes."""
+    graph = Subgraph(info, "Scores", 5)
+    photo = graph.input("photo", "IMAGE")
+    things = [[graph.input(name.format(k), kind) for name, kind in THINGS] for k in (1, 2)]
+    batch, *others = (graph.input(f"picture {k}", "IMAGE") for k in range(1, len(VARIANTS) + 1))
+    for picture in others:
+        batch = graph.add("ImageBatch", "All variants", image1=batch, image2=picture)[0]
+    shown = graph.add("ImageScaleBy", "Enlarge", image=batch, upscale_method="nearest-exact", scale_by=4)[0]
+    measured: list[Output] = []
+    for k, (where, picture, own) in enumerate(things, 1):
+        inputs = dict(images=batch, references=picture, mask=where, reference_mask=own)
+        measured.append(graph.add("PnPMixImageSimilarity", f"Look of thing {k}", **inputs)[2])
+    every = graph.add("MaskComposite", "All things", destination=things[0][0], source=things[1][0], operation="add")[0]
+    grown = graph.add("GrowMask", "With their rims", mask=every, expand=2, tapered_corners=False)[0]
+    measured.append(graph.add("PnPMixBackgroundKept", images=batch, original=photo, mask=grown)[3])
+    for name, output in zip(("pictures", "look 1", "look 2", "background"), (shown, *measured), strict=True):
+        graph.output(name, output)
+    return graph
+
+
+def compare_template(info: dict) -> dict:
+    graph, preparing, scoring = Graph(info), prepare(info), scores(info)
+    blends = [variant(info, number, name) for number, name in enumerate(VARIANTS, 2)]
+    graph.note(NOTE, [0, -32], [300, 742])
+    loaded = graph.add("PnPMixDemoModel", "", [350, 0], [230, 80])
+    scene = graph.add("PnPMixDemoScene", "", [350, 140], [230, 330], seed=SEED, concepts=2)
+    graph.group("Comes with the pack", FILES, loaded, scene)
+    model, clip, vae = (loaded[k] for k in range(3))
+    things = {}
+    for k in (1, 2):
+        things |= {f"where {k} goes": scene[3 + k], f"your picture {k}": scene[k], f"your object {k}": scene[7 + k]}
+    ends = dict(model=model, clip=clip, vae=vae, photo=scene[0], prompt=scene[7], **things)
+    ready = graph.add_subgraph(preparing, [630, 0], [220, 330], **ends)
+    shared = {name: ready[k] for k, name in enumerate(PARTS)} | dict(model=model, vae=vae)
+    mixed = [graph.add_subgraph(blend, [900, 225 * k], [230, 160], **shared) for k, blend in enumerate(blends)]
+    graph.group("Prepare", YOURS, ready)
+    graph.group("Variants", YOURS, *mixed)
+    pictures = {f"picture {k}": node[0] for k, node in enumerate(mixed, 1)}
+    scored = graph.add_subgraph(scoring, [1180, 0], [220, 230], photo=scene[0], **things, **pictures)
+    shown = graph.add("PreviewImage", "The variants", [1180, 290], [220, 320], images=scored[0])
+    graph.group("Measure", RESULT, scored, shown)
+    inputs = dict(scores=scored[1], names="\n".join(VARIANTS), scores_2=scored[2], scores_3=scored[3])
+    plot = graph.add("PnPMixScorePlot", "", [1450, 0], [380, 610], **inputs)
+    graph.group("Side by side", RESULT, plot)
+    return workflow(graph, [preparing, *blends, scoring])
+
+
+NOTE = """# Compare variants
+
+Press **Run**: everything comes with the pack, and it takes one to three minutes on a CPU.
+
+One scene is blended three times: with all parts of PnP-MIX, without **Guided Appearance Attention**, and without \
+**Background Dilution++**. What they share is prepared once.
+
+**Score Plot** shows a bar for each variant:
+- *Colours 1*, *Colours 2*: how far the colours of each thing are those of your picture. The demo needs no encoder for \
+this; with your own photos wire **Load CLIP Vision** to **Image Similarity** in **Scores**: then it is CLIP-I or DINO.
+- *PSNR*, *SSIM*: how much of the background stayed, 2 pixels and more away from the things. 100 dB and 1: all of \
+it, which PnP-MIX promises for every variant.
+
+**Your own comparison**
+- Open a variant by the sign in its corner and change a setting, or bypass a node (Ctrl+B).
+- Write the names into **Score Plot**, a line for each, in the order of the batch in **Scores**.
+- One picture says little. With several pictures of each variant, one variant after another in the batch, the bars \
+are means, and a line shows their 95 % interval. Where two intervals overlap widely, do not choose by the numbers.
+- *Text Similarity* and *SegSim* go into the same plot.
+
+Numbers of different encoders, scenes or papers are not comparable.
+"""
+TEMPLATES = {"Score 1 Compare variants": compare_template}
