@@ -9,11 +9,12 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 from .jobs import BadTable, Job, JobFailed, Work, check, checkpoints_of, in_order, read_table, work_of
-from .server import Server, ServerGone, comfyui_server
+from .server import Server, ServerEnded, ServerGone, comfyui_server
 
 OUTPUT = Path("blends")
 
@@ -50,10 +51,10 @@ def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
     options = parser.parse_args(ours)
     if options.table and (options.scene or options.thing):
         parser.error("--table has the scenes and things; leave out --scene and --thing")
-    if not (options.table or options.demo or (options.scene and options.thing)):
-        parser.error("give --scene and --thing, or --table, or --demo")
     if options.demo is not None and options.demo < 1:
         parser.error("--demo: 1 scene or more")
+    if not (options.table or options.demo or (options.scene and options.thing)):
+        parser.error("give --scene and --thing, or --table, or --demo")
     if options.demo and (options.scene or options.thing):
         parser.error("--demo finds nothing by words: give its scenes in a --table, with masks, or let it draw them")
     if options.url and theirs:
@@ -134,11 +135,14 @@ def run_work(work: Work, server: Server) -> bytes:
     return content
 
 
-def run_jobs(jobs: Iterable[Job | JobFailed], folder: Path, server: Server, demo: bool) -> bool:
+def run_jobs(jobs: Iterable[Job | JobFailed], folder: Path, server: Callable[[], Server], demo: bool) -> bool:
     """Runs what is not there yet, with one line for each job; whether all came out.
 
+    Args:
+        server: starts it, if it is needed, the first time.
+
     Raises:
-        ServerGone: it does not answer and cannot be started again.
+        ServerGone: it does not answer, or cannot be started.
     """
     wrong = [job for job in jobs if isinstance(job, JobFailed)]
     right = in_order([job for job in jobs if isinstance(job, Job)])
@@ -154,17 +158,15 @@ def run_jobs(jobs: Iterable[Job | JobFailed], folder: Path, server: Server, demo
                 there += 1
                 said = f"{path} is there"
             else:
-                write_whole(path, run_work(work, server))
+                write_whole(path, run_work(work, server()))
                 made += 1
                 said = f"{path}, {time.perf_counter() - started:.1f} s"
-        except (JobFailed, OSError, ServerGone) as error:
+        except (JobFailed, ServerEnded, OSError) as error:
             failed += 1
             where = f"{job.where}: " if isinstance(job, Job) and job.where else ""
             said = f"FAILED: {where}{error}"
-            if isinstance(error, ServerGone):
-                print(f"[{number}/{total}] {said}", flush=True)
-                server.restart()
-                continue
+            if isinstance(error, ServerEnded):
+                server().restart()
         print(f"[{number}/{total}] {said}", flush=True)
     print(f"{made} made, {there} there already, {failed} failed, in {folder}", flush=True)
     return failed == 0
@@ -173,10 +175,15 @@ def run_jobs(jobs: Iterable[Job | JobFailed], folder: Path, server: Server, demo
 def main(arguments: Sequence[str]) -> int:
     """The exit code: 0 if every picture is there, 1 if a job failed, 2 if nothing can be run."""
     options, comfyui_options = read_options(arguments)
-    try:
-        jobs = jobs_of(options)
-        with comfyui_server(options.url, comfyui_options) as server:
-            return 0 if run_jobs(jobs, options.output, server, options.demo is not None) else 1
-    except (BadTable, JobFailed, ServerGone) as error:
-        print(f"run.py blend: {error}", flush=True)
-        return 2
+    with contextlib.ExitStack() as stack:
+
+        @cache
+        def server() -> Server:
+            return stack.enter_context(comfyui_server(options.url, comfyui_options))
+
+        try:
+            came_out = run_jobs(jobs_of(options), options.output, server, options.demo is not None)
+        except (BadTable, JobFailed, ServerGone) as error:
+            print(f"run.py blend: {error}", flush=True)
+            return 2
+    return 0 if came_out else 1

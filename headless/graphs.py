@@ -146,11 +146,12 @@ def with_full_titles(prompt: dict, workflow: dict) -> dict:
 def for_demo_model(prompt: dict) -> None:
     """Puts Load Demo Model in the place of Load Checkpoint, and sizes that fit its pictures of 64 × 64 pixels."""
     for node in prompt.values():
+        named = node["_meta"]["title"] or ""  # in an API graph with the name of its step before it
         if node["class_type"] == "CheckpointLoaderSimple":
             node |= {"class_type": "PnPMixDemoModel", "inputs": {}}
-        elif node["_meta"].get("title") == SIDE:
+        elif named.endswith(SIDE):
             node["inputs"]["value"] = 64
-        elif node["_meta"].get("title") == NEGATIVE:
+        elif named.endswith(NEGATIVE):
             node["inputs"]["text"] = ""  # it knows no such words
         node["inputs"] |= SMALL.get(node["class_type"], {})
 

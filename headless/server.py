@@ -19,7 +19,7 @@ from pathlib import Path
 from .graphs import PACK
 
 FOLDER = "pnp-mix"  # of the pictures that are sent, in ComfyUI's folder of inputs
-START_SECONDS, ASK_SECONDS, TRIES = 600, 60, 3
+START_SECONDS, ASK_SECONDS, END_SECONDS, TRIES = 600, 300, 20, 3
 # The server ends with whoever started it, however that ended: its standard input is then at its end
 UNTIL_ITS_STARTER_ENDS = """
 import os, runpy, sys, threading
@@ -43,6 +43,10 @@ class ServerGone(Exception):
     """No ComfyUI answers."""
 
 
+class ServerEnded(Exception):
+    """The ComfyUI that this program started ended in the middle; it can be started again."""
+
+
 class Server:
     """A ComfyUI that answers at `url`."""
 
@@ -56,8 +60,8 @@ class Server:
             ServerGone: there is no answer.
             urllib.error.HTTPError: the answer is a refusal.
         """
-        request = urllib.request.Request(self.url + path, body, {"Content-Type": kind} if body else {})
         try:
+            request = urllib.request.Request(self.url + path, body, {"Content-Type": kind} if body else {})
             with urllib.request.urlopen(request, timeout=ASK_SECONDS) as answer:
                 return answer.read()
         except urllib.error.HTTPError:
@@ -126,10 +130,6 @@ class Server:
     def forget(self, saved: dict) -> None:
         """The picture was fetched and is not needed any more; another's ComfyUI keeps it."""
 
-    def restart(self) -> None:
-        """After a ServerGone; only a server of our own can."""
-        raise ServerGone(f"no ComfyUI answers at {self.url}")
-
 
 class OwnServer(Server):
     """A ComfyUI that this program starts, with folders of its own for all but the models.
@@ -178,9 +178,9 @@ class OwnServer(Server):
     def answers(self) -> bool:
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end and self.process.poll() is None:
-            with contextlib.suppress(ServerGone, urllib.error.HTTPError):
-                # by its arguments, so that no other server on this port is taken for it
-                return str(self.scratch) in json.loads(self.ask("/system_stats"))["system"]["argv"].__str__()
+            with contextlib.suppress(ServerGone, ServerEnded, urllib.error.HTTPError):
+                arguments = json.loads(self.ask("/system_stats"))["system"]["argv"]
+                return str(self.scratch / "input") in arguments  # else another server has this port
             time.sleep(0.3)
         return False
 
@@ -189,12 +189,17 @@ class OwnServer(Server):
         return "\n".join(text.splitlines()[-15:])
 
     def ask(self, *arguments) -> bytes:
+        """
+        Raises:
+            ServerEnded: in the place of ServerGone, where the process has ended.
+        """
         try:
             return super().ask(*arguments)
-        except ServerGone as error:
-            if self.process.poll() is None:
-                raise
-            raise ServerGone(f"ComfyUI ended in the middle:\n{self.last_lines()}") from error
+        except ServerGone:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)  # it ends a moment after its connections
+                raise ServerEnded(f"ComfyUI ended in the middle:\n{self.last_lines()}") from None
+            raise
 
     def forget(self, saved: dict) -> None:
         (self.scratch / "output" / saved["subfolder"] / saved["filename"]).unlink(missing_ok=True)
@@ -204,7 +209,7 @@ class OwnServer(Server):
             return
         self.process.terminate()
         try:
-            self.process.wait(20)
+            self.process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
