@@ -4,6 +4,7 @@
     python3 run.py test [--all] [options of pytest]     set up, then run the tests; --all: the nightly ones too
     python3 run.py demo [options of the demo]           set up, then run the demo, which needs no ComfyUI
     python3 run.py blend [options]                      set up, then blend many pictures without the editor (--help)
+    python3 run.py evaluate [options]                   set up, then measure the method on tasks of yours (--help)
 
 Needs Python and git alone. All but the demo find a ComfyUI in COMFYUI_DIR, round this folder, in ~/comfy/ComfyUI or in
 ~/ComfyUI. Without one, the latest release is cloned into ~/ComfyUI; for the tests, the oldest release that the pack
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent
@@ -169,16 +171,19 @@ def start(options: list[str]) -> int:
     return subprocess.run([python, "main.py", *options], cwd=comfyui).returncode
 
 
-def blend(options: list[str]) -> int:
-    """The code is a package of its own: it runs in ComfyUI's Python, which this file cannot count on."""
+def without_editor(command: str, options: list[str]) -> int:
+    """The commands of `headless/`.
+
+    That is a package of its own: it runs in ComfyUI's Python, which this file cannot count on.
+    """
     comfyui, python, needed = prepare()
     # the folder that paths are relative to stays the user's, and is not on the path
     code = "import runpy, sys; sys.path[0] = sys.argv.pop(1); runpy.run_module('headless', run_name='__main__')"
-    command = [str(x) for x in (python, "-c", code, PACK, "blend", *options, "--", *needed)]
+    line = [str(x) for x in (python, "-c", code, PACK, command, *options, "--", *needed)]
     variables = os.environ | {"COMFYUI_DIR": str(comfyui)}
     if os.name != "nt":
-        os.execve(command[0], command, variables)  # takes this process's place, so that whoever stops it stops that
-    return subprocess.run(command, env=variables).returncode
+        os.execve(line[0], line, variables)  # takes this process's place, so that whoever stops it stops that
+    return subprocess.run(line, env=variables).returncode
 
 
 def demo(options: list[str]) -> int:
@@ -240,7 +245,8 @@ def test(options: list[str]) -> int:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    command = {"test": test, "demo": demo, "blend": blend}.get(arguments[0] if arguments else "")
+    commands = {"test": test, "demo": demo} | {name: partial(without_editor, name) for name in ("blend", "evaluate")}
+    command = commands.get(arguments[0] if arguments else "")
     try:
         sys.exit(command(arguments[1:]) if command else start(arguments))
     except KeyboardInterrupt:

@@ -1,11 +1,11 @@
-"""python -m headless blend …: what `run.py` calls, with the Python of the ComfyUI that COMFYUI_DIR names."""
+"""python -m headless blend … (or evaluate …): `run.py` calls it with the Python of the ComfyUI in COMFYUI_DIR."""
 
 import signal
 import sys
 
-from . import blend
+from . import blend, evaluate
 
-COMMANDS = {"blend": blend.main}
+COMMANDS = {"blend": blend.main, "evaluate": evaluate.main}
 
 
 def stop(*_) -> None:

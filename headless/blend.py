@@ -6,25 +6,27 @@ command goes on where it was. Options behind -- are handed to the ComfyUI that i
 
 import argparse
 import contextlib
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from .jobs import BadTable, Job, JobFailed, Work, check, checkpoints_of, in_order, read_table, work_of
+from .files import write_whole
+from .jobs import BadTable, Job, JobFailed, check, in_order, read_table, work_of
 from .server import Server, ServerEnded, ServerGone, comfyui_server
 
 OUTPUT = Path("blends")
 
 
+def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those of the command, and, behind --, those of ComfyUI."""
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return list(arguments[:at]), [x for x in arguments[at:] if x != "--"]
+
+
 def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and those of ComfyUI."""
-    ours, theirs = list(arguments), []
-    if "--" in ours:
-        at = ours.index("--")
-        ours, theirs = ours[:at], [x for x in ours[at + 1 :] if x != "--"]
+    ours, theirs = split_options(arguments)
     parser = argparse.ArgumentParser(
         prog="run.py blend", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,8 +59,6 @@ def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
         parser.error("give --scene and --thing, or --table, or --demo")
     if options.demo and (options.scene or options.thing):
         parser.error("--demo finds nothing by words: give its scenes in a --table, with masks, or let it draw them")
-    if options.url and theirs:
-        parser.error("--url: the options behind -- are for a ComfyUI that is started")
     return options, theirs
 
 
@@ -89,52 +89,6 @@ def jobs_of(options: argparse.Namespace) -> list[Job | JobFailed]:
     return [job]
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is never seen half; of two programs that write the same, one wins.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written to. Nothing is left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(part, 0o666 & ~file_mask())
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-        raise
-
-
-def file_mask() -> int:
-    """Of this process: what new files do not allow. It can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def run_work(work: Work, server: Server) -> bytes:
-    """The finished picture.
-
-    Raises:
-        JobFailed: a file is not there, or ComfyUI could not run the graph.
-        ServerGone: it does not answer.
-    """
-    for file in checkpoints_of(work):
-        known = server.choices("CheckpointLoaderSimple", "ckpt_name")
-        if file not in known:
-            there = "There are: " + ", ".join(known) if known else "There is none"
-            raise JobFailed(f"the checkpoint '{file}' is not in ComfyUI's models/checkpoints. {there}")
-    for name, path in work.files.items():
-        server.send(name, path)
-    saved = server.run(work.prompt, work.workflow)[work.save]["images"][0]
-    content = server.fetch(saved)
-    server.forget(saved)
-    return content
-
-
 def run_jobs(jobs: Iterable[Job | JobFailed], folder: Path, server: Callable[[], Server], demo: bool) -> bool:
     """Runs what is not there yet, with one line for each job; whether all came out.
 
@@ -158,7 +112,8 @@ def run_jobs(jobs: Iterable[Job | JobFailed], folder: Path, server: Callable[[],
                 there += 1
                 said = f"{path} is there"
             else:
-                write_whole(path, run_work(work, server()))
+                (picture,) = server().pictures(work.prompt, [work.save], work.files, work.workflow)
+                write_whole(path, picture)
                 made += 1
                 said = f"{path}, {time.perf_counter() - started:.1f} s"
         except (JobFailed, ServerEnded, OSError) as error:

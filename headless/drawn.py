@@ -8,7 +8,7 @@ from demo.scenes import draw_concepts, draw_scene, random_blend
 from PIL import Image
 from torch import Tensor
 
-from .blend import write_whole
+from .files import write_whole
 from .jobs import BETWEEN, COLUMNS
 
 THINGS = 2

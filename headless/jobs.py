@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +16,8 @@ from . import graphs
 from .server import FOLDER, JobFailed
 
 MUST, MAY = ("scene", "things", "words"), ("prompt", "seed", "steps", "checkpoint", "template", "name")
-MASKS = ("masks", "object masks")
-COLUMNS = (*MUST, *MAY, *MASKS)
+FOR_EACH = ("masks", "object masks", "references")
+COLUMNS = (*MUST, *MAY, *FOR_EACH)
 BETWEEN = "|"  # of several things in a cell; no file's name has it
 BY_COUNT = {1: "3 One thing", 2: "4 Two things", 3: "5 Three things"}  # templates
 MAX_SEED, MAX_STEPS = 2**64 - 1, 1000
@@ -26,7 +26,7 @@ MAX_SEED, MAX_STEPS = 2**64 - 1, 1000
 class Job(NamedTuple):
     """Files are paths; `things`, `words` and masks have one for each thing."""
 
-    scene: Path
+    scene: Path | None  # None: `evaluate` has the checkpoint draw it
     things: tuple[Path, ...]  # pictures of the person's own
     words: tuple[str, ...]  # what each of them replaces in the scene
     prompt: str = ""  # the finished picture in words; "": made of `words`
@@ -37,6 +37,7 @@ class Job(NamedTuple):
     name: str = ""  # what the picture's file is called; "": as the scene
     masks: tuple[Path, ...] = ()  # of the things in the scene, white on black; none: found by the words
     object_masks: tuple[Path, ...] = ()  # of the objects in `things`
+    references: tuple[Path, ...] = ()  # a picture or folder of each thing that `evaluate` compares with; none: `things`
     where: str = ""  # the job stands, for messages
 
 
@@ -57,11 +58,12 @@ class BadTable(Exception):
     """Nothing of it can be run."""
 
 
-def read_table(path: Path, defaults: Job) -> list[Job | JobFailed]:
+def read_table(path: Path, defaults: Job, must: Sequence[str] = MUST) -> list[Job | JobFailed]:
     """The jobs of a CSV file; in the place of one that is not right, what is wrong. Paths are relative to the table.
 
     Args:
         defaults: for the cells that are empty.
+        must: columns that have to be there, and filled.
 
     Raises:
         BadTable: it is no table, or its columns are not the right ones.
@@ -72,7 +74,7 @@ def read_table(path: Path, defaults: Job) -> list[Job | JobFailed]:
         raise BadTable(f"{path} cannot be read as a table in UTF-8 ({error})") from error
     rows = list(csv.reader(io.StringIO(text)))
     header = [name.strip().lower() for name in rows[0]] if rows else []
-    missing, unknown = [x for x in MUST if x not in header], [x for x in header if x not in COLUMNS]
+    missing, unknown = [x for x in must if x not in header], [x for x in header if x not in COLUMNS]
     if missing or unknown:
         faults = [f"lacks the columns: {', '.join(missing)}"] * bool(missing)
         faults += [f"has columns that are not known: {', '.join(map(repr, unknown))}"] * bool(unknown)
@@ -86,13 +88,13 @@ def read_table(path: Path, defaults: Job) -> list[Job | JobFailed]:
             if len(row) > len(header):
                 raise JobFailed('it has more cells than there are columns; put text with commas in it into "…"')
             cells = dict(zip(header, map(str.strip, row), strict=False))
-            jobs.append(job_of(cells, defaults, path.parent)._replace(where=f"row {number}"))
+            jobs.append(job_of(cells, defaults, path.parent, must)._replace(where=f"row {number}"))
         except JobFailed as error:
             jobs.append(JobFailed(f"row {number}: {error}"))
     return jobs
 
 
-def job_of(cells: dict[str, str], defaults: Job, folder: Path) -> Job:
+def job_of(cells: dict[str, str], defaults: Job, folder: Path, must: Sequence[str]) -> Job:
     """
     Raises:
         JobFailed: a cell is not right.
@@ -105,15 +107,16 @@ def job_of(cells: dict[str, str], defaults: Job, folder: Path) -> Job:
     def paths(name: str) -> tuple[Path, ...]:
         return tuple(folder / x for x in listed(name))
 
-    for name in MUST:
+    for name in must:
         if name not in filled:
             raise JobFailed(f"the column '{name}' is empty")
     job = defaults._replace(
-        scene=folder / filled["scene"],
+        scene=folder / filled["scene"] if "scene" in filled else None,
         things=paths("things"),
         words=listed("words"),
         masks=paths("masks"),
         object_masks=paths("object masks"),
+        references=paths("references"),
         **{name: filled[name] for name in ("prompt", "checkpoint", "template", "name") if name in filled},
         **{name: whole_number(name, filled[name]) for name in ("seed", "steps") if name in filled},
     )
@@ -137,9 +140,9 @@ def check(job: Job) -> None:
         raise JobFailed(f"there are {len(job.things)} things and {len(job.words)} words, not one word for each")
     if not all(job.words):
         raise JobFailed("a word is empty")
-    for name, masks in (("masks", job.masks), ("object masks", job.object_masks)):
-        if masks and len(masks) != len(job.things):
-            raise JobFailed(f"there are {len(job.things)} things and {len(masks)} {name}, not one for each")
+    for name, given in zip(FOR_EACH, (job.masks, job.object_masks, job.references), strict=True):
+        if given and len(given) != len(job.things):
+            raise JobFailed(f"there are {len(job.things)} things and {len(given)} {name}, not one for each")
     if len(job.things) not in BY_COUNT:
         raise JobFailed(f"{len(job.things)} things: there are templates for {', '.join(map(str, BY_COUNT))}")
     if not 0 <= job.seed <= MAX_SEED:
@@ -194,8 +197,7 @@ def picture(path: Path) -> str:
         raise JobFailed(f"the picture {path} is not there") from None
     except Exception as error:  # of a damaged file Pillow raises almost anything
         raise JobFailed(f"{path} is no picture that can be read ({error})") from error
-    stem = re.sub(r"[^\w-]+", "_", path.stem)[:80]
-    return f"{stem}-{hashlib.sha256(content).hexdigest()[:12]}{path.suffix.lower()}"
+    return f"{safe(path.stem)}-{hashlib.sha256(content).hexdigest()[:12]}{path.suffix.lower()}"
 
 
 def prompt_of(words: Sequence[str]) -> str:
@@ -204,15 +206,27 @@ def prompt_of(words: Sequence[str]) -> str:
     return "a photo of " + " and ".join([", ".join(things[:-1]), things[-1]] if things[1:] else things)
 
 
-def work_of(job: Job, demo: bool = False) -> Work:
+def work_of(job: Job, demo: bool = False, change: Callable[[dict], None] | None = None) -> Work:
     """The template, filled in.
 
     Args:
         demo: with the demo model in the place of the checkpoint.
+        change: what is to be done to the graph then.
 
     Raises:
         JobFailed: the template does not fit, a picture is missing or broken, or the demo lacks masks.
     """
+    workflow, prompt, files = fill_in(job, demo)
+    if change:
+        change(prompt)
+    (save,) = (node_id for node_id, node in prompt.items() if node["class_type"] == "SaveImage")
+    prompt = graphs.needed(prompt, save)
+    as_saved = None if demo or change or job.masks or job.object_masks else workflow
+    return Work(prompt, as_saved, files, f"{safe(job.name or job.scene.stem)}-{mark(prompt)}.png", save)
+
+
+def fill_in(job: Job, demo: bool) -> tuple[dict, dict, dict[str, Path]]:
+    """The template as the editor saves it and as the server takes it, and the pictures that it names, as of `Work`."""
     count = len(job.things)
     template = job.template or BY_COUNT[count]
     if template not in fitting_templates(count):
@@ -243,32 +257,64 @@ def work_of(job: Job, demo: bool = False) -> Work:
             skipped = round(job.steps * inputs["skip_steps"] / inputs["steps"])  # the same share of the schedule
             graphs.set_widget(node, "steps", job.steps)
             graphs.set_widget(node, "skip_steps", min(skipped, job.steps - 1))
-
     prompt = graphs.to_api(workflow)
     for title, masks in ((graphs.IN_SCENE, job.masks), (graphs.IN_PICTURE, job.object_masks)):
         for k, path in enumerate(masks, 1):
-            graphs.load_mask(finder(workflow, prompt, k, title), sent(path))
+            graphs.load_mask(prompt[finder(workflow, prompt, k, title)], sent(path))
     if demo:
         graphs.for_demo_model(prompt)
-    (save,) = (node_id for node_id, node in prompt.items() if node["class_type"] == "SaveImage")
-    prompt = graphs.needed(prompt, save)
-    mark = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:10]
-    name = re.sub(r"[^\w-]+", "_", job.name or job.scene.stem)[:80]
-    as_saved = None if demo or job.masks or job.object_masks else workflow
-    return Work(prompt, as_saved, files, f"{name}-{mark}.png", save)
+    return workflow, prompt, files
 
 
-def finder(workflow: dict, prompt: dict, k: int, title: str) -> dict:
+def safe(name: str) -> str:
+    """For a file."""
+    return re.sub(r"[^\w-]+", "_", name)[:80]
+
+
+def mark(prompt: dict) -> str:
+    """Of a graph, so that a picture's name tells what it was made from."""
+    return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def finder(workflow: dict, prompt: dict, k: int, title: str) -> str:
     """The node of the graph that finds thing k."""
     inside = f"{graphs.titled(workflow, f'Your thing {k}')['id']}:"
-    (node,) = (
-        node
+    (node_id,) = (
+        node_id
         for node_id, node in prompt.items()
         if node_id.startswith(inside) and node["class_type"] in graphs.FINDERS and node["_meta"]["title"] == title
     )
-    return node
+    return node_id
 
 
-def checkpoints_of(work: Work) -> list[str]:
-    """The files in models/checkpoints that the graph asks for."""
-    return [x["inputs"]["ckpt_name"] for x in work.prompt.values() if x["class_type"] == "CheckpointLoaderSimple"]
+def masks_work(job: Job) -> tuple[dict, list[str], dict[str, Path]]:
+    """A graph that finds the things of a job: the nodes that save the masks in the scene, then those in the things'
+    pictures, and the pictures to be sent."""
+    workflow, prompt, files = fill_in(job, demo=False)
+    saves, needed = [], {}
+    for title in (graphs.IN_SCENE, graphs.IN_PICTURE):
+        for k in range(1, len(job.things) + 1):
+            drawn = graphs.add(prompt, "MaskToImage", mask=[finder(workflow, prompt, k, title), 0])
+            saves.append(graphs.add(prompt, "SaveImage", images=drawn, filename_prefix="PnP-MIX mask")[0])
+            needed |= graphs.needed(prompt, saves[-1])
+    return needed, saves, files
+
+
+def scene_work(job: Job) -> Work:
+    """A graph in which the checkpoint draws the scene, from the job's words and seed, in the size of its template."""
+    workflow = json.loads(template_text(job.template or BY_COUNT[len(job.things)]))
+    loader = graphs.widget_values(graphs.titled(workflow, "Model files"))["checkpoint"]
+    (side,) = (x for x in graphs.nodes_of(workflow, "PrimitiveInt") if x["title"] == graphs.SIDE)
+    words = job.prompt or prompt_of(job.words)
+    prompt: dict = {}
+    model, clip, vae = graphs.add(prompt, "CheckpointLoaderSimple", 3, ckpt_name=job.checkpoint or loader)
+    said, unwanted = (graphs.add(prompt, "CLIPTextEncode", text=x, clip=clip) for x in (words, "blurry, distorted"))
+    size = graphs.widget_values(side)["value"]
+    empty = graphs.add(prompt, "EmptyLatentImage", width=size, height=size, batch_size=1)
+    sampled = graphs.add(
+        prompt, "KSampler", model=model, positive=said, negative=unwanted, latent_image=empty, seed=job.seed, steps=30,
+        cfg=7.0, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
+    )  # fmt: skip
+    picture = graphs.add(prompt, "VAEDecode", samples=sampled, vae=vae)
+    save = graphs.add(prompt, "SaveImage", images=picture, filename_prefix="PnP-MIX scene")
+    return Work(prompt, None, {}, f"{safe(job.name or 'scene')}-{mark(prompt)}.png", save[0])

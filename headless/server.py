@@ -13,12 +13,18 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .graphs import PACK
 
 FOLDER = "pnp-mix"  # of the pictures that are sent, in ComfyUI's folder of inputs
+# node → the input that names a model file, and the folder of such files; the pack's own nodes say it themselves
+MODEL_FILES = {
+    "CheckpointLoaderSimple": ("ckpt_name", "checkpoints"),
+    "CLIPVisionLoader": ("clip_name", "clip_vision"),
+    "CLIPLoader": ("clip_name", "text_encoders"),
+}
 START_SECONDS, ASK_SECONDS, END_SECONDS, TRIES = 600, 300, 20, 3
 # The server ends with whoever started it, however that ended: its standard input is then at its end
 UNTIL_ITS_STARTER_ENDS = """
@@ -92,11 +98,12 @@ class Server:
         self.ask("/upload/image", body, f"multipart/form-data; boundary={edge}")
         self.sent.add(name)
 
-    def run(self, prompt: dict, workflow: dict | None) -> dict:
+    def run(self, prompt: dict, workflow: dict | None, watch: Callable[[], None] = lambda: None) -> dict:
         """Runs a graph and returns the outputs of its nodes.
 
         Args:
             workflow: the same as the editor saves it, for the metadata of the pictures.
+            watch: called again and again while it runs.
 
         Raises:
             JobFailed: ComfyUI refused the graph, or a node raised.
@@ -109,6 +116,7 @@ class Server:
             raise JobFailed(refusal(error.read(), prompt)) from error
         pause, was_queued = 0.05, True
         while True:
+            watch()
             done = json.loads(self.ask(f"/history/{number}")).get(number)
             if done:
                 break
@@ -122,6 +130,55 @@ class Server:
         if done["status"]["status_str"] != "success":
             raise JobFailed(stopped(done["status"]["messages"], prompt))
         return done["outputs"]
+
+    def pictures(
+        self,
+        prompt: dict,
+        saves: Sequence[str],
+        files: dict[str, Path],
+        workflow: dict | None = None,
+        watch: Callable[[], None] = lambda: None,
+    ) -> list[bytes]:
+        """Runs a graph and returns the picture that each of the nodes `saves` saved.
+
+        Args:
+            files: to be sent before, by their names there.
+
+        Raises:
+            JobFailed: a model file is not there, or as `run`.
+        """
+        self.check_files(prompt)
+        for name, path in files.items():
+            self.send(name, path)
+        outputs = self.run(prompt, workflow, watch)
+        saved = [outputs[node_id]["images"][0] for node_id in saves]
+        contents = [self.fetch(x) for x in saved]
+        for x in saved:
+            self.forget(x)
+        return contents
+
+    def check_files(self, prompt: dict) -> None:
+        """
+        Raises:
+            JobFailed: a model file that a graph names is not there; with those that are.
+        """
+        for node in prompt.values():
+            if node["class_type"] in MODEL_FILES:
+                name, folder = MODEL_FILES[node["class_type"]]
+                file, known = node["inputs"][name], self.choices(node["class_type"], name)
+                if file not in known:
+                    there = "There are: " + ", ".join(known) if known else "There is none"
+                    raise JobFailed(f"the file '{file}' is not in ComfyUI's models/{folder}. {there}")
+
+    def about(self) -> dict[str, str]:
+        """What is worth knowing of it, for a report."""
+        said = json.loads(self.ask("/system_stats"))
+        return {"ComfyUI": said["system"]["comfyui_version"], "device": said["devices"][0]["name"]}
+
+    def memory(self) -> int | None:
+        """Bytes that torch holds on the device now; None where that is the CPU's own."""
+        device = json.loads(self.ask("/system_stats"))["devices"][0]
+        return device["torch_vram_total"] if device["type"] != "cpu" else None
 
     def fetch(self, saved: dict) -> bytes:
         """A picture that a node saved, by what the node says of it."""
@@ -200,6 +257,12 @@ class OwnServer(Server):
                 self.process.wait(1)  # it ends a moment after its connections
                 raise ServerEnded(f"ComfyUI ended in the middle:\n{self.last_lines()}") from None
             raise
+
+    def memory(self) -> int | None:
+        """The same; on a CPU, of the whole process."""
+        import psutil  # which ComfyUI brings
+
+        return super().memory() or psutil.Process(self.process.pid).memory_info().rss
 
     def forget(self, saved: dict) -> None:
         (self.scratch / "output" / saved["subfolder"] / saved["filename"]).unlink(missing_ok=True)
