@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 
 LARGEST = 320  # pixels of a side, above which a picture is shown smaller
 STYLE = """
-:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
-body { margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
+:root { color-scheme: light dark; font: 14px/1.5 system-ui, sans-serif; }
+body { margin: 2rem auto; max-width: 84rem; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; } h3 { font-size: 1rem; margin-top: 1.6rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #8886; text-align: right; white-space: nowrap; }
+div.table { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .5rem; border-bottom: 1px solid #8886; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-caption { text-align: left; padding: .6rem 0; }
 .task { display: flex; flex-wrap: wrap; gap: .8rem; align-items: flex-start; }
 figure { margin: 0; width: 8.6rem; } figure img { width: 100%; image-rendering: pixelated; border-radius: 3px; }
 figure.large img { image-rendering: auto; }
@@ -91,7 +90,7 @@ def own_table(rows: Sequence[Variant], results: Sequence["Evaluated"], measures:
 def table(caption: str, titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = "".join(f"<th>{escape(x)}</th>" for x in titles)
     body = "".join("<tr>" + "".join(f"<td>{escape(x)}</td>" for x in row) + "</tr>" for row in rows)
-    return f"<table><caption>{escape(caption)}</caption><tr>{head}</tr>{body}</table>"
+    return f"<p>{escape(caption)}</p><div class=table><table><tr>{head}</tr>{body}</table></div>"
 
 
 def faults(results: Sequence["Evaluated"]) -> str:
