@@ -36,9 +36,8 @@ def test_the_demo_gives_pictures_scores_and_a_page_and_goes_on_after_a_stop(serv
     options = ["--demo", "2", "--rows", "(d)", "(e)", "templates", "--output", str(out), "--url", server.url]
     assert evaluate.main(options) == 0
     said = capsys.readouterr().out.splitlines()
-    assert (
-        len(said) == 7 and said[0].startswith("[1/6] scene-0, (d) ") and said[-1].startswith("6 pictures, 0 failures")
-    )
+    assert len(said) == 7 and said[0].startswith("[1/6] scene-0, (d) ")
+    assert said[-1].startswith("6 pictures, 0 failures")
     tasks = json.loads((out / "scores.json").read_text())["tasks"]
     for task in tasks.values():
         assert len(task) == 3
@@ -92,12 +91,15 @@ def test_an_encoder_that_is_not_there_is_named(server, few_steps, tmp_path, caps
 
 
 def test_a_scene_is_drawn_where_the_task_has_none(server):
-    """With the demo model in the place of the checkpoint; its latents are half as wide as pictures, not an eighth."""
+    """With the demo model in the place of the checkpoint.
+
+    Its latents are half as wide as pictures, not an eighth, of which older hosts know nothing: they draw it smaller.
+    """
     work = scene_work(Job(None, (Path(),), ("cup",), "red cup, meadow", seed=3, name="a cup"))
     graphs.for_demo_model(work.prompt)
     for node in work.prompt.values():
         if node["class_type"] == "EmptyLatentImage":
-            node["inputs"] |= dict(width=256, height=256)
+            node["inputs"] |= dict(width=128, height=128)
         elif node["inputs"].get("text") == "blurry, distorted":
             node["inputs"]["text"] = ""
         elif node["class_type"] == "KSampler":
