@@ -3,10 +3,12 @@
     python3 run.py [options of ComfyUI]                 set up, then start ComfyUI
     python3 run.py test [--all] [options of pytest]     set up, then run the tests; --all: the nightly ones too
     python3 run.py demo [options of the demo]           set up, then run the demo, which needs no ComfyUI
+    python3 run.py blend [options]                      set up, then blend many pictures without the editor (--help)
+    python3 run.py evaluate [options]                   set up, then measure the method on tasks of yours (--help)
 
-Needs Python and git alone. The first two find a ComfyUI in COMFYUI_DIR, round this folder, in ~/comfy/ComfyUI or in
-~/ComfyUI. Without one, the first command clones its latest release into ~/ComfyUI; the second clones the oldest release
-that the pack supports and the latest one into .hosts in this folder.
+Needs Python and git alone. All but the demo find a ComfyUI in COMFYUI_DIR, round this folder, in ~/comfy/ComfyUI or in
+~/ComfyUI. Without one, the latest release is cloned into ~/ComfyUI; for the tests, the oldest release that the pack
+supports and the latest one into .hosts in this folder.
 """
 
 import importlib.util
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent
@@ -147,7 +150,8 @@ def link_pack(comfyui: Path) -> None:
         place.symlink_to(PACK, target_is_directory=True)
 
 
-def start(options: list[str]) -> int:
+def prepare() -> tuple[Path, Path, list[str]]:
+    """ComfyUI with this pack in it, its Python, and the options that it needs on this machine."""
     comfyui = find_comfyui()
     if comfyui is None:
         comfyui = Path.home() / "ComfyUI"
@@ -155,12 +159,31 @@ def start(options: list[str]) -> int:
     python = python_of(comfyui)
     link_pack(comfyui)
     has_gpu = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available()))"
-    if subprocess.run([python, "-c", has_gpu]).returncode != 0 and "--cpu" not in options:
-        options = ["--cpu", *options]
+    return comfyui, python, ["--cpu"] if subprocess.run([python, "-c", has_gpu]).returncode != 0 else []
+
+
+def start(options: list[str]) -> int:
+    comfyui, python, needed = prepare()
     if "--preview-method" not in options:
         options = ["--preview-method", "auto", *options]  # ComfyUI's own default shows none
+    options += [option for option in needed if option not in options]
     print(f"Starting ComfyUI in {comfyui}; stop it with Ctrl+C")
     return subprocess.run([python, "main.py", *options], cwd=comfyui).returncode
+
+
+def without_editor(command: str, options: list[str]) -> int:
+    """The commands of `headless/`.
+
+    That is a package of its own: it runs in ComfyUI's Python, which this file cannot count on.
+    """
+    comfyui, python, needed = prepare()
+    # the folder that paths are relative to stays the user's, and is not on the path
+    code = "import runpy, sys; sys.path[0] = sys.argv.pop(1); runpy.run_module('headless', run_name='__main__')"
+    line = [str(x) for x in (python, "-c", code, PACK, command, *options, "--", *needed)]
+    variables = os.environ | {"COMFYUI_DIR": str(comfyui)}
+    if os.name != "nt":
+        os.execve(line[0], line, variables)  # takes this process's place, so that whoever stops it stops that
+    return subprocess.run(line, env=variables).returncode
 
 
 def demo(options: list[str]) -> int:
@@ -222,7 +245,8 @@ def test(options: list[str]) -> int:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    command = {"test": test, "demo": demo}.get(arguments[0] if arguments else "")
+    commands = {"test": test, "demo": demo} | {name: partial(without_editor, name) for name in ("blend", "evaluate")}
+    command = commands.get(arguments[0] if arguments else "")
     try:
         sys.exit(command(arguments[1:]) if command else start(arguments))
     except KeyboardInterrupt:

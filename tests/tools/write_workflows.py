@@ -1,4 +1,5 @@
-"""Writes the templates and blueprints: workflows/*.json and subgraphs/*.json.
+"""Writes the templates, also as the server takes them, and the blueprints: workflows/*.json, workflows/api/*.json and
+subgraphs/*.json.
 
 python tests/tools/write_workflows.py, with the Python of the newest ComfyUI, which COMFYUI_DIR names.
 """
@@ -10,7 +11,7 @@ from pathlib import Path
 import write_score_workflows
 from comfy_host import boot
 from graph_files import Graph, Output, Subgraph, workflow
-from workflow_files import FOLDER, LIBRARY, SIDE
+from workflow_files import API, FOLDER, LIBRARY, SIDE, graphs, to_api
 
 # What a group's colour says
 FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"
@@ -502,6 +503,7 @@ def write_all(info: dict) -> None:
     templates |= {name: template(info) for name, template in write_score_workflows.TEMPLATES.items()}
     for name, data in templates.items():
         write(FOLDER / f"{name}.json", data)
+        write(API / f"{name.removesuffix('.app')}.json", graphs.with_full_titles(to_api(data), data))
     for count in (1, 2, 3):
         write(LIBRARY / f"{THINGS[count].capitalize()} of yours into a photo with PnP-MIX.json", blueprint(info, count))
 

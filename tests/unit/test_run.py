@@ -119,6 +119,24 @@ def test_the_pack_is_linked_once_and_never_over_another_copy(home):
         functions()["link_pack"](comfyui)
 
 
+def test_commands_without_the_editor_run_in_comfyuis_python_and_in_the_users_folder(home):
+    """Paths are relative to where the user is; the pack's own folder `nodes` is not what ComfyUI imports."""
+    code = (
+        "import runpy, sys; start = runpy.run_path(sys.argv[1])['without_editor'];"
+        "start.__globals__['prepare'] = lambda: (sys.argv[2], sys.executable, ['--cpu']);"
+        "sys.exit(start(sys.argv[3], sys.argv[4:]))"
+    )
+    (home / "table.csv").write_text("scene,seed\n")
+    for command, option, file, fault in (
+        ("blend", "--table", "table.csv", "table.csv lacks the columns: things, words"),
+        ("evaluate", "--tasks", "here", "no tasks.csv in here"),
+    ):
+        line = [sys.executable, "-c", code, str(PACK / "run.py"), str(home), command, option, file]
+        said = subprocess.run(line, capture_output=True, text=True, cwd=home)
+        assert said.returncode == 2 and f"run.py {command}: " in said.stdout and fault in said.stdout, said
+    assert [path.name for path in home.iterdir()] == ["table.csv"]
+
+
 def run_pytest(*arguments: str, without: str = "nothing") -> str:
     """What pytest says in the folder of the tests, in a Python that lacks a package, where no test may fail."""
     code = f"import sys, pytest; sys.modules[{without!r}] = None; sys.exit(pytest.main(sys.argv[1:]))"

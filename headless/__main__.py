@@ -1,0 +1,23 @@
+"""python -m headless blend … (or evaluate …): `run.py` calls it with the Python of the ComfyUI in COMFYUI_DIR."""
+
+import signal
+import sys
+
+from . import blend, evaluate
+
+COMMANDS = {"blend": blend.main, "evaluate": evaluate.main}
+
+
+def stop(*_) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl+C does: what was started ends too
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
+    try:
+        sys.exit(COMMANDS[sys.argv[1]](sys.argv[2:]))
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", flush=True)
+        sys.exit(130)

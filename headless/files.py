@@ -1,0 +1,32 @@
+"""Files that are whole or not there."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that is never seen half; of two programs that write the same, one wins.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to. Nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(part, 0o666 & ~file_mask())
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
+
+
+def file_mask() -> int:
+    """Of this process: what new files do not allow. It can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,180 @@
+"""The templates: reading them, filling them in, and turning them into the form that ComfyUI's server runs."""
+
+import json
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parents[1]
+TEMPLATES = PACK / "workflows"
+CONTROLS = {"fixed", "increment", "decrement", "randomize"}  # of the widget that the editor adds behind a seed
+INPUTS, OUTPUTS = -10, -20  # the two ends of a subgraph, as nodes that its links name
+FINDERS = ("PnPMixGroundedMask", "SAM3_Detect")
+# Titles of the nodes that find a thing, of the one that says how large the part is, and of the negative prompt
+IN_SCENE, IN_PICTURE, SIDE, NEGATIVE = "In the photo", "In your picture", "Side of the part, pixels", "Not in it"
+# Inputs in image pixels, for pictures of 64 × 64 instead of 512 or 1024
+SMALL = {
+    "ImageScale": {"width": 64, "height": 64},
+    "PnPMixFitPicture": {"mode": "crop"},  # the demo model knows its things in one size
+    "PnPMixPasteBack": {"expand": 1, "feather": 1},
+    "PnPMixInpaintBackground": {"expand": 3, "feather": 1},
+    "PnPMixDilution": {"expand": 4},
+    "GrowMask": {"expand": 1},
+    "ImageBlur": {"blur_radius": 1, "sigma": 0.5},
+}
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def subgraphs(workflow: dict) -> dict[str, dict]:
+    """By the type of the nodes that stand for them."""
+    return {x["id"]: x for x in (workflow.get("definitions") or {}).get("subgraphs", [])}
+
+
+def levels(workflow: dict) -> list[dict]:
+    """The graph and its subgraphs."""
+    return [workflow, *subgraphs(workflow).values()]
+
+
+def links(level: dict) -> dict[int, tuple]:
+    """(from, slot, to, slot) by the link's number."""
+    keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
+    rows = [[x[key] for key in keys] if isinstance(x, dict) else x for x in level["links"]]
+    return {row[0]: tuple(row[1:5]) for row in rows}
+
+
+def widget_places(node: dict) -> dict[str, int]:
+    """Where the widgets' values are in the file, which lists them in the order of the inputs that they belong to."""
+    values, places, at = node.get("widgets_values", []), {}, 0
+    for name in [i["name"] for i in node["inputs"] if "widget" in i]:
+        places[name] = at
+        at += 1
+        if name in ("seed", "noise_seed", "value") and at < len(values) and values[at] in CONTROLS:
+            at += 1
+    assert at == len(values), f"{node['type']}: {values[at:]} belong to no input"
+    return places
+
+
+def widget_values(node: dict) -> dict:
+    return {name: node["widgets_values"][at] for name, at in widget_places(node).items()}
+
+
+def title(workflow: dict, node: dict) -> str:
+    """What the editor writes over a node, as far as the file says it."""
+    inside = subgraphs(workflow).get(node["type"])
+    return node.get("title") or (inside["name"] if inside else node["type"])
+
+
+def titled(workflow: dict, name: str) -> dict | None:
+    """The node of the graph itself with this title; None where there is none."""
+    return next((node for node in workflow["nodes"] if title(workflow, node) == name), None)
+
+
+def set_widget(node: dict, name: str, value) -> None:
+    node["widgets_values"][widget_places(node)[name]] = value
+
+
+def nodes_of(workflow: dict, kind: str) -> list[dict]:
+    """Of a type, those in subgraphs too."""
+    return [node for level in levels(workflow) for node in level["nodes"] if node["type"] == kind]
+
+
+def to_api(workflow: dict) -> dict:
+    """What the editor sends when the workflow is queued; nodes of a subgraph have ids such as "3:7"."""
+    prompt = {}
+    add_level(prompt, workflow, subgraphs(workflow), "", None)
+    return prompt
+
+
+def add_level(prompt: dict, level: dict, inside: dict[str, dict], path: str, given: list | None) -> dict[int, list]:
+    """Adds the nodes of a graph or subgraph.
+
+    Args:
+        path: what their ids begin with.
+        given: what comes in at the slots of a subgraph.
+
+    Returns:
+        slot → link of what a subgraph gives.
+    """
+    wired, made = links(level), {}
+
+    def origin(link: int):
+        node, slot, *_ = wired[link]
+        return given[slot] if node == INPUTS else made.get((node, slot), [f"{path}{node}", slot])
+
+    for node in in_order(level, wired):
+        if node["type"] == "MarkdownNote":
+            continue
+        inputs = widget_values(node)
+        inputs.pop("upload", None)  # a button
+        inputs |= {i["name"]: origin(i["link"]) for i in node["inputs"] if i.get("link") is not None}
+        node_id = f"{path}{node['id']}"
+        if node["type"] in inside:
+            subgraph = inside[node["type"]]
+            values = [inputs.get(end["name"]) for end in subgraph["inputs"]]
+            gives = add_level(prompt, subgraph, inside, node_id + ":", values)
+            made |= {(node["id"], slot): link for slot, link in gives.items()}
+        else:
+            meta = {"title": node.get("title")}
+            prompt[node_id] = {"class_type": node["type"], "inputs": inputs, "_meta": meta}
+    return {x[3]: origin(number) for number, x in wired.items() if x[2] == OUTPUTS}
+
+
+def in_order(level: dict, wired: dict[int, tuple]) -> list[dict]:
+    """The nodes, each behind those that it depends on."""
+    waiting, done = list(level["nodes"]), []
+    while waiting:
+        names = {node["id"] for node in waiting}
+        ready = [n for n in waiting if not any(x[0] in names for x in wired.values() if x[2] == n["id"])]
+        assert ready, "a circle of nodes"
+        done += ready
+        waiting = [node for node in waiting if node not in ready]
+    return done
+
+
+def with_full_titles(prompt: dict, workflow: dict) -> dict:
+    """The same graph; the title of a node of a subgraph begins with the subgraph's, "Your thing 1: In the photo"."""
+    around = {str(node["id"]): title(workflow, node) for node in workflow["nodes"]}
+    named = {}
+    for node_id, node in prompt.items():
+        above, _, below = node_id.partition(":")
+        own = node["_meta"]["title"] or node["class_type"]
+        named[node_id] = node | {"_meta": {"title": f"{around[above]}: {own}" if below else own}}
+    return named
+
+
+def for_demo_model(prompt: dict) -> None:
+    """Puts Load Demo Model in the place of Load Checkpoint, and sizes that fit its pictures of 64 × 64 pixels."""
+    for node in prompt.values():
+        named = node["_meta"]["title"] or ""  # in an API graph with the name of its step before it
+        if node["class_type"] == "CheckpointLoaderSimple":
+            node |= {"class_type": "PnPMixDemoModel", "inputs": {}}
+        elif named.endswith(SIDE):
+            node["inputs"]["value"] = 64
+        elif named.endswith(NEGATIVE):
+            node["inputs"]["text"] = ""  # it knows no such words
+        node["inputs"] |= SMALL.get(node["class_type"], {})
+
+
+def load_mask(node: dict, file: str) -> None:
+    """Puts a mask from a file, white where the thing is, in the place of a node that finds it."""
+    node |= {"class_type": "LoadImageMask", "inputs": {"image": file, "channel": "red"}}
+
+
+def needed(prompt: dict, output: str) -> dict:
+    """The nodes that this one is made from."""
+    reached, waiting = set(), [output]
+    while waiting:
+        node_id = waiting.pop()
+        if node_id not in reached:
+            reached.add(node_id)
+            waiting += [value[0] for value in prompt[node_id]["inputs"].values() if isinstance(value, list)]
+    return {node_id: node for node_id, node in prompt.items() if node_id in reached}
+
+
+def add(prompt: dict, kind: str, outputs: int = 1, **inputs):
+    """Adds a node to a graph in the server's form; its output, or a list of them where there are several."""
+    node_id = f"{kind} {len(prompt)}"
+    prompt[node_id] = {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}
+    made = [[node_id, slot] for slot in range(outputs)]
+    return made if outputs > 1 else made[0]

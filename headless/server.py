@@ -1,0 +1,332 @@
+"""ComfyUI's own server: one that is started for the purpose, or one that runs already."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from .graphs import PACK
+
+FOLDER = "pnp-mix"  # of the pictures that are sent, in ComfyUI's folder of inputs
+# node → the input that names a model file, and the folder of such files; the pack's own nodes say it themselves
+MODEL_FILES = {
+    "CheckpointLoaderSimple": ("ckpt_name", "checkpoints"),
+    "CLIPVisionLoader": ("clip_name", "clip_vision"),
+    "CLIPLoader": ("clip_name", "text_encoders"),
+}
+START_SECONDS, ASK_SECONDS, END_SECONDS, TRIES = 600, 300, 20, 3
+# The server ends with whoever started it, however that ended: its standard input is then at its end
+UNTIL_ITS_STARTER_ENDS = """
+import os, runpy, sys, threading
+
+def wait():
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+threading.Thread(target=wait, daemon=True).start()
+sys.path[0] = os.getcwd()
+sys.argv[0] = "main.py"
+runpy.run_path("main.py", run_name="__main__")
+"""
+
+
+class JobFailed(Exception):
+    """One job cannot be done; others can."""
+
+
+class ServerGone(Exception):
+    """No ComfyUI answers."""
+
+
+class ServerEnded(Exception):
+    """The ComfyUI that this program started ended in the middle; it can be started again."""
+
+
+class Server:
+    """A ComfyUI that answers at `url`."""
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+        self.sent: set[str] = set()
+
+    def ask(self, path: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
+        """
+        Raises:
+            ServerGone: there is no answer.
+            urllib.error.HTTPError: the answer is a refusal.
+        """
+        try:
+            request = urllib.request.Request(self.url + path, body, {"Content-Type": kind} if body else {})
+            with urllib.request.urlopen(request, timeout=ASK_SECONDS) as answer:
+                return answer.read()
+        except urllib.error.HTTPError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: what was given is no address
+            raise ServerGone(f"no ComfyUI answers at {self.url} ({getattr(error, 'reason', error)})") from error
+
+    def choices(self, node: str, name: str) -> list[str]:
+        """What an input of a node offers; nothing where the server does not know the node."""
+        known = json.loads(self.ask(f"/object_info/{node}"))
+        if node not in known:
+            return []
+        kind, *options = known[node]["input"]["required"][name]
+        return kind if isinstance(kind, list) else options[0].get("options", [])
+
+    def has_pack(self) -> bool:
+        return "PnPMixSampler" in json.loads(self.ask("/object_info/PnPMixSampler"))
+
+    def send(self, name: str, path: Path) -> None:
+        """Puts a picture into ComfyUI's inputs, as FOLDER/name, if it was not sent before."""
+        if name in self.sent:
+            return
+        edge = uuid.uuid4().hex
+        fields = {"overwrite": "true", "subfolder": FOLDER}
+        parts = [f'--{edge}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items()]
+        parts.append(f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n')
+        body = "".join(parts).encode() + path.read_bytes() + f"\r\n--{edge}--\r\n".encode()
+        self.ask("/upload/image", body, f"multipart/form-data; boundary={edge}")
+        self.sent.add(name)
+
+    def run(self, prompt: dict, workflow: dict | None, watch: Callable[[], None] = lambda: None) -> dict:
+        """Runs a graph and returns the outputs of its nodes.
+
+        Args:
+            workflow: the same as the editor saves it, for the metadata of the pictures.
+            watch: called again and again while it runs.
+
+        Raises:
+            JobFailed: ComfyUI refused the graph, or a node raised.
+        """
+        extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
+        body = json.dumps({"prompt": prompt, "extra_data": extra}).encode()
+        try:
+            number = json.loads(self.ask("/prompt", body))["prompt_id"]
+        except urllib.error.HTTPError as error:
+            raise JobFailed(refusal(error.read(), prompt)) from error
+        pause, was_queued = 0.05, True
+        while True:
+            watch()
+            done = json.loads(self.ask(f"/history/{number}")).get(number)
+            if done:
+                break
+            queue = json.loads(self.ask("/queue"))
+            is_queued = any(number in entry for entry in queue["queue_running"] + queue["queue_pending"])
+            if not (is_queued or was_queued):  # twice: between the queue and the history it is in neither
+                raise JobFailed("it was taken out of ComfyUI's queue")
+            was_queued = is_queued
+            time.sleep(pause)
+            pause = min(1.2 * pause, 0.5)
+        if done["status"]["status_str"] != "success":
+            raise JobFailed(stopped(done["status"]["messages"], prompt))
+        return done["outputs"]
+
+    def pictures(
+        self,
+        prompt: dict,
+        saves: Sequence[str],
+        files: dict[str, Path],
+        workflow: dict | None = None,
+        watch: Callable[[], None] = lambda: None,
+    ) -> list[bytes]:
+        """Runs a graph and returns the picture that each of the nodes `saves` saved.
+
+        Args:
+            files: to be sent before, by their names there.
+
+        Raises:
+            JobFailed: a model file is not there, or as `run`.
+        """
+        self.check_files(prompt)
+        for name, path in files.items():
+            self.send(name, path)
+        outputs = self.run(prompt, workflow, watch)
+        saved = [outputs[node_id]["images"][0] for node_id in saves]
+        contents = [self.fetch(x) for x in saved]
+        for x in saved:
+            self.forget(x)
+        return contents
+
+    def check_files(self, prompt: dict) -> None:
+        """
+        Raises:
+            JobFailed: a model file that a graph names is not there; with those that are.
+        """
+        for node in prompt.values():
+            if node["class_type"] in MODEL_FILES:
+                name, folder = MODEL_FILES[node["class_type"]]
+                file, known = node["inputs"][name], self.choices(node["class_type"], name)
+                if file not in known:
+                    there = "There are: " + ", ".join(known) if known else "There is none"
+                    raise JobFailed(f"the file '{file}' is not in ComfyUI's models/{folder}. {there}")
+
+    def about(self) -> dict[str, str]:
+        """What is worth knowing of it, for a report."""
+        said = json.loads(self.ask("/system_stats"))
+        return {"ComfyUI": said["system"]["comfyui_version"], "device": said["devices"][0]["name"]}
+
+    def memory(self) -> int | None:
+        """Bytes that torch holds on the device now; None where that is the CPU's own."""
+        device = json.loads(self.ask("/system_stats"))["devices"][0]
+        return device["torch_vram_total"] if device["type"] != "cpu" else None
+
+    def fetch(self, saved: dict) -> bytes:
+        """A picture that a node saved, by what the node says of it."""
+        return self.ask("/view?" + urllib.parse.urlencode(saved))
+
+    def forget(self, saved: dict) -> None:
+        """The picture was fetched and is not needed any more; another's ComfyUI keeps it."""
+
+
+class OwnServer(Server):
+    """A ComfyUI that this program starts, with folders of its own for all but the models.
+
+    Of the custom nodes it loads this pack alone, so that no other can change what comes out.
+    """
+
+    def __init__(self, comfyui: Path, options: Sequence[str], scratch: Path):
+        """options: further ones, of ComfyUI's command line."""
+        self.comfyui, self.options, self.scratch, self.process = comfyui, options, scratch, None
+        super().__init__("")
+        self.restart()
+
+    def restart(self) -> None:
+        """
+        Raises:
+            ServerGone: it does not start; with the last lines that it wrote.
+        """
+        for _ in range(TRIES):
+            self.stop()
+            self.start()
+            if self.answers():
+                return
+            if "address already in use" not in self.last_lines().lower():  # another program was quicker
+                break
+        raise ServerGone(f"ComfyUI in {self.comfyui} did not start:\n{self.last_lines()}")
+
+    def start(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        folders = []
+        for name in ("input", "output", "temp", "user"):
+            folder = self.scratch / name
+            folder.mkdir(exist_ok=True)
+            folders += [f"--{name}-directory", str(folder)]
+        command = [sys.executable, "-c", UNTIL_ITS_STARTER_ENDS, "--port", str(port), *folders]
+        command += ["--disable-auto-launch", "--disable-all-custom-nodes", "--disable-api-nodes"]
+        command += ["--whitelist-custom-nodes", FOLDER, PACK.name, "--database-url", "sqlite:///:memory:"]
+        with (self.scratch / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, *self.options], cwd=self.comfyui, stdin=subprocess.PIPE, stdout=log, stderr=log
+            )
+
+    def answers(self) -> bool:
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end and self.process.poll() is None:
+            with contextlib.suppress(ServerGone, ServerEnded, urllib.error.HTTPError):
+                arguments = json.loads(self.ask("/system_stats"))["system"]["argv"]
+                return str(self.scratch / "input") in arguments  # else another server has this port
+            time.sleep(0.3)
+        return False
+
+    def last_lines(self) -> str:
+        text = (self.scratch / "log").read_text(encoding="utf-8", errors="replace")
+        return "\n".join(text.splitlines()[-15:])
+
+    def ask(self, *arguments) -> bytes:
+        """
+        Raises:
+            ServerEnded: in the place of ServerGone, where the process has ended.
+        """
+        try:
+            return super().ask(*arguments)
+        except ServerGone:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)  # it ends a moment after its connections
+                raise ServerEnded(f"ComfyUI ended in the middle:\n{self.last_lines()}") from None
+            raise
+
+    def memory(self) -> int | None:
+        """The same; on a CPU, of the whole process."""
+        import psutil  # which ComfyUI brings
+
+        return super().memory() or psutil.Process(self.process.pid).memory_info().rss
+
+    def forget(self, saved: dict) -> None:
+        (self.scratch / "output" / saved["subfolder"] / saved["filename"]).unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process, self.sent = None, set()
+
+
+@contextlib.contextmanager
+def comfyui_server(url: str | None, options: Sequence[str]) -> Iterator[Server]:
+    """The ComfyUI at `url`, or, without one, one of our own, which ends with the block.
+
+    Raises:
+        ServerGone: it does not answer, or does not have this pack.
+    """
+    if url:
+        server = Server(url)
+        if not server.has_pack():
+            raise ServerGone(f"the ComfyUI at {server.url} does not have this pack")
+        yield server
+        return
+    scratch = Path(tempfile.mkdtemp(prefix="pnp-mix-"))
+    server = None
+    try:
+        server = OwnServer(Path(os.environ["COMFYUI_DIR"]), options, scratch)
+        if not server.has_pack():
+            raise ServerGone(f"ComfyUI could not load this pack:\n{server.last_lines()}")
+        yield server
+    finally:
+        if server is not None:
+            server.stop()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def node_name(node_id: str, prompt: dict) -> str:
+    node = prompt.get(node_id, {})
+    return node.get("_meta", {}).get("title") or node.get("class_type") or node_id
+
+
+def refusal(answer: bytes, prompt: dict) -> str:
+    """Why ComfyUI does not run a graph, in one line for each fault."""
+    try:
+        said = json.loads(answer)
+    except ValueError:
+        return f"ComfyUI refused the graph: {answer[:200].decode(errors='replace')}"
+    faults = [
+        f"{node_name(node_id, prompt)}: {fault.get('details') or fault['message']}"
+        for node_id, node in said.get("node_errors", {}).items()
+        for fault in node["errors"]
+    ]
+    return "\n".join(faults) or said["error"]["message"]
+
+
+def stopped(messages: list, prompt: dict) -> str:
+    """Why a graph stopped."""
+    for event, said in messages:
+        if event == "execution_error":
+            return f"{node_name(said['node_id'], prompt)}: {said['exception_message'].strip()}"
+    return "it was interrupted"

@@ -1,0 +1,66 @@
+"""The rows of an evaluation: what each of them changes in a filled template. A further row is a line in ROWS."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+DEMO_STEPS = {100: 15, 50: 10, 25: 6, 8: 4}  # in the place of the rows' own, so that ten tasks take minutes on a CPU
+
+
+class Variant(NamedTuple):
+    """Nodes are named by their types; a change holds for all of a type."""
+
+    name: str
+    steps: int  # of the whole schedule; the template's share of them is skipped
+    inputs: Mapping[str, dict] = {}  # node → its inputs
+    unwired: tuple[tuple[str, str], ...] = ()  # (node, input)
+    bypassed: tuple[str, ...] = ()  # nodes that pass their `model` on
+    rewired: Mapping[tuple[str, str], tuple[str, str]] = {}  # (node, input) → (node, input) whose link it takes
+    template: str = ""  # of another method, with the same titles; "": the task's
+
+
+PAPER = {"PnPMixAppearance": {"adain": False}}
+WHOLE_PICTURE = (("PnPMixConcept", "object_mask"),)  # the paper reads all of the person's picture
+NOISE_ALONE = {"PnPMixSampler": {"mix_reference_noise": False}}
+# The paper gives its earlier dilution no equation; taken as eq. 3.5 with the scene itself in the emptied one's place
+EARLIER_DILUTION = {("PnPMixDilution", "latent"): ("PnPMixDDPMInvert", "latent")}
+ROWS = (
+    Variant(
+        "(a) noise mixed, key and value replaced",
+        100,
+        {**NOISE_ALONE, "PnPMixAppearance": {"adain": False, "alpha": 0.0}},
+        WHOLE_PICTURE,
+        ("PnPMixDilution",),
+    ),
+    Variant("(b) (a) + guided appearance", 100, {**PAPER, **NOISE_ALONE}, WHOLE_PICTURE, ("PnPMixDilution",)),
+    Variant("(c) (b) + earlier dilution", 100, {**PAPER, **NOISE_ALONE}, WHOLE_PICTURE, rewired=EARLIER_DILUTION),
+    Variant("(d) (c) + reference noise mixed", 100, PAPER, WHOLE_PICTURE, rewired=EARLIER_DILUTION),
+    Variant("(e) (d) + background dilution++: the paper", 100, PAPER, WHOLE_PICTURE),
+    Variant("the templates' settings", 50),
+    Variant("the same, half the steps", 25),
+    Variant("the same, few steps", 8),
+)
+
+
+def for_demo(variant: Variant) -> Variant:
+    return variant._replace(steps=DEMO_STEPS[variant.steps])
+
+
+def change(variant: Variant, prompt: dict) -> None:
+    """Makes the graph in the server's form the variant's."""
+    by_kind: dict[str, list[tuple[str, dict]]] = {}
+    for node_id, node in prompt.items():
+        by_kind.setdefault(node["class_type"], []).append((node_id, node["inputs"]))
+    for kind, inputs in variant.inputs.items():
+        for _, own in by_kind[kind]:
+            own |= inputs
+    for (kind, name), (origin, theirs) in variant.rewired.items():
+        for _, own in by_kind[kind]:
+            own[name] = by_kind[origin][0][1][theirs]
+    for kind, name in variant.unwired:
+        for _, own in by_kind[kind]:
+            own.pop(name, None)
+    for kind in variant.bypassed:
+        for node_id, own in by_kind[kind]:
+            for node in prompt.values():
+                links = {name: own["model"] for name, x in node["inputs"].items() if x == [node_id, 0]}
+                node["inputs"] |= links

@@ -1,0 +1,228 @@
+"""run.py blend: what a table may say, what a job becomes, and what is left when something goes wrong."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from headless import blend, graphs
+from headless.jobs import BadTable, Job, JobFailed, fitting_templates, in_order, prompt_of, read_table, work_of
+from PIL import Image
+
+NOTHING = Job(Path(), (), ())
+
+
+def save_picture(path: Path, colour: str = "red") -> Path:
+    Image.new("RGB", (8, 8), colour).save(path)
+    return path
+
+
+@pytest.fixture
+def job(tmp_path) -> Job:
+    """Two things, with the masks of all."""
+    names = ("scene", "dog", "cat", "mask 1", "mask 2", "own 1", "own 2")
+    scene, *files = (save_picture(tmp_path / f"{x}.png", "red" if "mask" not in x else "white") for x in names)
+    dog, cat, *masks = files
+    return Job(scene, (dog, cat), ("cup", "fish"), "cup, fish", masks=tuple(masks[:2]), object_masks=tuple(masks[2:]))
+
+
+def table(tmp_path: Path, *lines: str) -> Path:
+    path = tmp_path / "jobs.csv"
+    path.write_text("\n".join(lines), encoding="utf-8-sig")  # as spreadsheets write it
+    return path
+
+
+def by_class(prompt: dict) -> dict[str, list[dict]]:
+    found: dict[str, list[dict]] = {}
+    for node in prompt.values():
+        found.setdefault(node["class_type"], []).append(node["inputs"])
+    return found
+
+
+def test_a_table_says_what_the_options_say_for_each_row(tmp_path):
+    path = table(
+        tmp_path,
+        "Scene,things,words,seed,steps,prompt,masks",
+        'a.png,dog.png|cat.png,dog | big cat,7,12,"a street, at night",',
+        "",
+        "b.png,/x/cup.png,cup,,,,mask.png",
+    )
+    first, second = read_table(path, NOTHING._replace(seed=3, steps=30, checkpoint="mine.safetensors"))
+    assert first.where == "row 2" and second.where == "row 4"
+    assert first.scene == tmp_path / "a.png" and first.things == (tmp_path / "dog.png", tmp_path / "cat.png")
+    assert first.words == ("dog", "big cat") and first.prompt == "a street, at night" and first.masks == ()
+    assert (first.seed, first.steps, second.seed, second.steps) == (7, 12, 3, 30)
+    assert second.things == (Path("/x/cup.png"),) and second.masks == (tmp_path / "mask.png",)
+    assert second.checkpoint == "mine.safetensors"
+
+
+@pytest.mark.parametrize(
+    "header, said",
+    [
+        ("scene,seed", "lacks the columns: things, words"),
+        ("scene;things;words", "with a comma between"),
+        ("scene,things,words,sed", "not known: 'sed'"),
+        ("", "lacks the columns: scene, things, words"),
+    ],
+)
+def test_a_table_without_its_columns_is_refused_before_anything_runs(tmp_path, header, said):
+    with pytest.raises(BadTable, match=said):
+        read_table(table(tmp_path, header, "a,b,c"), NOTHING)
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path):
+    for path in (save_picture(tmp_path / "jobs.png"), tmp_path / "nowhere.csv", tmp_path):
+        with pytest.raises(BadTable, match="cannot be read"):
+            read_table(path, NOTHING)
+
+
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        ("a,b|c,dog", "2 things and 1 words"),
+        ("a,,dog", "'things' is empty"),
+        ("a,b,dog,x", "seed 'x' is no whole number"),
+        ("a,b,dog,-1", "seed -1"),
+        ("a,b,dog,1,1", "steps 1"),
+        ("a,b|b|b|b,w|w|w|w", "4 things"),
+        ("a,b|c,dog|cat,1,9,m", "2 things and 1 masks"),
+        ("a,b|c,dog|", "a word is empty"),
+        ("a,b,dog,1,9,m,too many", "more cells"),
+    ],
+)
+def test_a_wrong_row_is_named_and_the_others_are_jobs(tmp_path, row, said):
+    wrong, right = read_table(table(tmp_path, "scene,things,words,seed,steps,masks", row, "a,b,dog"), NOTHING)
+    assert isinstance(wrong, JobFailed) and "row 2: " in str(wrong) and said in str(wrong)
+    assert isinstance(right, Job)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ([], "give --scene"),
+        (["--scene", "a.png"], "give --scene"),
+        (["--table", "a.csv", "--scene", "a.png"], "leave out"),
+        (["--demo", "--scene", "a.png", "--thing", "cup=b.png"], "in a --table, with masks"),
+        (["--demo", "0"], "1 scene or more"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(capsys, arguments, said):
+    with pytest.raises(SystemExit) as error:
+        blend.main(arguments)
+    assert error.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_thing_without_its_word_or_picture_is_refused(capsys):
+    for thing in ("my_dog.jpg", "dog=", "=my_dog.jpg"):
+        assert blend.main(["--scene", "a.png", "--thing", thing]) == 2
+        assert f'--thing "{thing}"' in capsys.readouterr().out
+
+
+def test_the_template_is_filled_in(job):
+    job = job._replace(seed=5, steps=25, checkpoint="mine.safetensors", masks=(), object_masks=())
+    work = work_of(job)
+    nodes = by_class(work.prompt)
+    ((inverted,), (loaded,)) = nodes["PnPMixDDPMInvert"], nodes["CheckpointLoaderSimple"]
+    assert (inverted["seed"], inverted["steps"], inverted["skip_steps"]) == (5, 25, 8), "the template's share is 16/50"
+    assert loaded["ckpt_name"] == "mine.safetensors"
+    assert sorted(x["prompt"] for x in nodes["PnPMixGroundedMask"]) == ["cup", "cup", "fish", "fish"]
+    assert {"cup, fish"} < {x["text"] for x in nodes["CLIPTextEncode"]}
+    assert {x["image"] for x in nodes["LoadImage"]} == {f"pnp-mix/{name}" for name in work.files}
+    assert [path.stem for path in work.files.values()] == ["scene", "dog", "cat"]
+    assert "PreviewImage" not in nodes, "nobody looks"
+    assert graphs.to_api(work.workflow).items() >= work.prompt.items(), "the metadata is the graph that ran"
+
+
+def test_masks_from_files_take_the_place_of_what_finds_things(job):
+    nodes = by_class(work_of(job).prompt)
+    assert not {"PnPMixGroundedMask", "PnPMixGroundingDinoLoader", "PnPMixSamLoader"} & set(nodes)
+    assert len(nodes["LoadImageMask"]) == 4 and nodes["CheckpointLoaderSimple"]
+    demo = by_class(work_of(job, demo=True).prompt)
+    assert demo["PnPMixDemoModel"] and "CheckpointLoaderSimple" not in demo
+    with pytest.raises(JobFailed, match="masks"):
+        work_of(job._replace(masks=()), demo=True)
+
+
+def test_a_picture_is_named_by_all_that_it_is_made_from(job):
+    name = work_of(job).output
+    assert name.startswith("scene-") and work_of(job._replace(where="row 9")).output == name
+    for change in (dict(seed=1), dict(prompt="fish, cup"), dict(steps=9), dict(checkpoint="x"), dict(words=("a", "b"))):
+        assert (work_of(job._replace(**change)).output == name) == ("words" in change), "masks leave words unused"
+    assert work_of(job._replace(name="../a b")).output.startswith("_a_b-")
+    other = save_picture(job.scene.parent / "other.png", "blue")
+    assert work_of(job._replace(things=(other, job.things[1]))).output != name
+
+
+def test_a_missing_and_a_broken_picture_are_named(job, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(job.scene.read_bytes()[:40])
+    for path, said in ((tmp_path / "gone.png", "is not there"), (broken, "is no picture"), (tmp_path, "is no picture")):
+        with pytest.raises(JobFailed, match=said) as error:
+            work_of(job._replace(things=(path, job.things[1])))
+        assert str(path) in str(error.value)
+
+
+def test_a_template_that_does_not_fit_is_answered_by_those_that_do(job):
+    assert "4 Two things" in fitting_templates(2) and "4 Two things" not in fitting_templates(1)
+    for name in ("3 One thing", "1 Try it without downloads", "../x", "8 Two things in a scene you choose"):
+        with pytest.raises(JobFailed, match="'4 Two things'"):
+            work_of(job._replace(template=name))
+
+
+def test_jobs_that_share_an_inversion_follow_each_other(job):
+    a, b = job, job._replace(seed=1)
+    other_thing = a._replace(things=(a.things[1], a.things[0]))
+    assert in_order([a, b, other_thing, b]) == [a, other_thing, b, b]
+
+
+def test_the_prompt_is_made_of_the_words():
+    assert prompt_of(["dog"]) == "a photo of a dog"
+    assert prompt_of(["dog", "owl", "cup"]) == "a photo of a dog, an owl and a cup"
+
+
+def test_a_full_disk_leaves_no_half_picture_and_the_next_job_is_tried(job, tmp_path, monkeypatch, capsys):
+    """The disk is stood in for; the server is not needed to get there."""
+
+    class Drawn:
+        def pictures(self, *_):
+            return [b"a picture"]
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, content):
+            self.file.write(content[:3])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    really = os.fdopen
+    monkeypatch.setattr(os, "fdopen", lambda handle, mode: Full(really(handle, mode)))
+    folder = tmp_path / "out"
+    jobs = [job, job._replace(seed=1)]
+    assert not blend.run_jobs(jobs, folder, Drawn, demo=True)
+    assert list(folder.iterdir()) == []
+    said = capsys.readouterr().out
+    assert said.count("No space left on device") == 2 and "0 made, 0 there already, 2 failed" in said
+
+    monkeypatch.setattr(os, "fdopen", really)
+    assert blend.run_jobs(jobs, folder, Drawn, demo=True)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(work_of(x, True).output for x in jobs)
+
+
+TEMPLATES = sorted(path.stem for path in graphs.TEMPLATES.glob("*.json"))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_each_template_is_there_as_an_api_graph(name):
+    """What tests/tools/write_workflows.py would write."""
+    workflow = graphs.read(graphs.TEMPLATES / f"{name}.json")
+    written = graphs.read(graphs.TEMPLATES / "api" / f"{name.removesuffix('.app')}.json")
+    assert written == graphs.with_full_titles(graphs.to_api(workflow), workflow)
+    titles = {node["_meta"]["title"] for node in written.values()}
+    assert any(title.endswith(": PnPMixDDPMInvert") for title in titles)
