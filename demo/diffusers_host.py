@@ -18,7 +18,7 @@ from pnpmix.mixer.attention import attend_to_objects, guided_appearance_attentio
 from pnpmix.mixer.dilution import Dilution
 from pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
 from pnpmix.mixer.sampling import Rows, sample_pnp_mix
-from pnpmix.schedule import posterior_mean, to_eps, without_noisiest
+from pnpmix.schedule import posterior_mean, posterior_std, to_eps, without_noisiest
 from pnpmix.vision.inpainting import fill_smoothly, fill_weights, inpaint
 from torch import Tensor, nn
 
@@ -267,5 +267,5 @@ def sample(model: DemoModel, prompts: list[str], seed: int, steps: int = 50, cfg
         denoised = denoise_with_cfg(model, x, sigma.expand(len(x)), positive, negative, cfg)
         x = posterior_mean(x, to_eps(x, denoised, sigma), sigma, sigma_next)
         noise = torch.randn(x.shape, generator=generator)
-        x = x + noise * sigma_next * (1 - sigma_next**2 / sigma**2).clamp(min=0).sqrt()
+        x = x + noise * posterior_std(sigma, sigma_next)
     return to_pictures(x)

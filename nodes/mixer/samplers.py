@@ -12,6 +12,7 @@ from torch import Tensor
 from ...pnpmix.mixer.dilution import Dilution
 from ...pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
 from ...pnpmix.mixer.sampling import Rows, roles_needed, sample_pnp_mix
+from ...pnpmix.schedule import NoisePath
 from ..host.memory import is_oom, pinned, place_for, rows_that_fit
 from ..host.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground
 from .caches import cache_of_each_layout
@@ -87,6 +88,7 @@ class InvertSampler(comfy.samplers.Sampler):
             timesteps_per_call=max(1, min(self.max_rows, rows_that_fit(model_wrap, noise.shape[1:]))),
             callback=lambda done, denoised: callback(done - 1, denoised, denoised, len(sigmas) - 1),
             is_oom=is_oom,
+            path=noise_path(model_wrap.inner_model.model_sampling),
         )
         self.inversion = Inversion(*(x.cpu() for x in inversion[:3]), self.seed)
         return latent_image
@@ -123,6 +125,7 @@ class MixSampler(comfy.samplers.Sampler):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
     ):
         model, device, steps = model_wrap.inner_model, sigmas.device, len(sigmas) - 1
+        path = noise_path(model.model_sampling)
         model_wrap.bring_conditionings(device)
         # of the background also the predictions, and the emptied background
         place = place_for(len(self.concepts) + 3, self.inversion.trajectory, model_wrap, device)
@@ -131,7 +134,7 @@ class MixSampler(comfy.samplers.Sampler):
 
         def trajectory(latent: Tensor, seed: int) -> Tensor:
             x0 = model.process_latent_in(latent.to(place))[0]
-            return edit_friendly_trajectory(x0, sigmas.to(place), seed)
+            return edit_friendly_trajectory(x0, sigmas.to(place), seed, path)
 
         model_options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
         appearance: Appearance | None = model_options.get(APPEARANCE)
@@ -173,8 +176,19 @@ class MixSampler(comfy.samplers.Sampler):
             concepts_per_call=max(1, rows_that_fit(model_wrap, noise.shape[1:]) // self.rows_a_concept),
             callback=preview,
             is_oom=is_oom,
+            path=path,
         )
         return torch.cat([output[None], branches])
+
+
+def noise_path(sampling) -> NoisePath:
+    """That of a model_sampling, told by how it adds noise."""
+
+    def path(sigma: Tensor) -> tuple[Tensor, Tensor]:
+        nothing, everything = torch.zeros_like(sigma), torch.ones_like(sigma)
+        return sampling.noise_scaling(sigma, nothing, everything), sampling.noise_scaling(sigma, everything, nothing)
+
+    return path
 
 
 def guided_steps(appearance: Appearance | None, model, sigmas: Tensor) -> list[bool]:
