@@ -118,7 +118,10 @@ def test_targets_read_nothing_but_their_concepts_object():
     before = heads(query, key, value)
 
     def result(key, value):
-        return attend_to_objects(heads, heads(query, key, value), query, key, value, [None, (target, own)], roles)
+        def attend(query, key, value, _):
+            return heads(query, key, value)
+
+        return attend_to_objects(attend, heads(query, key, value), query, key, value, [None, (target, own)], roles)
 
     after = result(key, value)
     changed = (after != before).any(-1)
