@@ -11,20 +11,23 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from pnpmix.masks import cell_weights, expanded_box_mask, last_in_front, readable_cells, share_overlaps
 from pnpmix.mixer.attention import attend_to_objects, guided_appearance_attention
 from pnpmix.mixer.dilution import Dilution
 from pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
 from pnpmix.mixer.sampling import Rows, sample_pnp_mix
-from pnpmix.schedule import posterior_mean, to_eps, without_noisiest
+from pnpmix.schedule import posterior_mean, posterior_std, to_eps, without_noisiest
 from pnpmix.vision.inpainting import fill_smoothly, fill_weights, inpaint
 from torch import Tensor, nn
 
 from .model import (
     CHANNELS,
+    FLOW,
     GRID,
+    PATCH,
+    POOLED,
     TIMESTEPS,
     UNET,
     WEIGHTS,
@@ -47,6 +50,34 @@ class DemoModel(nn.Module):
     def forward(self, x: Tensor, timesteps: Tensor, prompts: list[str]) -> Tensor:
         """v for noisy latents (B, 12, 32, 32)."""
         return self.unet(x, timesteps, self.words(prompts)).sample
+
+
+class FlowModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.transformer = FluxTransformer2DModel(**FLOW)
+        self.words = Words()
+
+    def forward(self, x: Tensor, sigma: Tensor, prompts: list[str]) -> Tensor:
+        """The velocity, noise - x0, for noisy latents (B, 12, 32, 32)."""
+        return self.velocity(x, sigma, self.words(prompts))
+
+    def velocity(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        """The same for (B, 4, 128) embeddings."""
+        batch, _, height, width = x.shape
+        rows, columns = (torch.arange(side // PATCH, device=x.device) for side in (height, width))
+        image_ids = torch.cartesian_prod(torch.zeros_like(rows[:1]), rows, columns)
+        tokens = F.pixel_unshuffle(x, PATCH).flatten(2).mT  # of each: all four cells of a channel, then the next one
+        velocity = self.transformer(
+            tokens,
+            context,
+            x.new_zeros(batch, POOLED),
+            sigma,
+            image_ids.to(x),
+            x.new_zeros(context.shape[1], 3),
+            return_dict=False,
+        )[0]
+        return F.pixel_shuffle(velocity.mT.unflatten(2, (len(rows), len(columns))), PATCH)
 
 
 def load_model(path: Path = WEIGHTS) -> DemoModel:
@@ -101,8 +132,8 @@ def appearance_guided(
     current: list[Rows] = []
 
     def process(attn: Attention, hidden: Tensor, **_) -> Tensor:
-        def attend(*query_key_value: Tensor) -> Tensor:
-            heads = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in query_key_value)
+        def attend(query: Tensor, key: Tensor, value: Tensor, _=None) -> Tensor:
+            heads = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
             return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
 
         rows, key, value = current[-1], hidden, hidden
@@ -267,5 +298,5 @@ def sample(model: DemoModel, prompts: list[str], seed: int, steps: int = 50, cfg
         denoised = denoise_with_cfg(model, x, sigma.expand(len(x)), positive, negative, cfg)
         x = posterior_mean(x, to_eps(x, denoised, sigma), sigma, sigma_next)
         noise = torch.randn(x.shape, generator=generator)
-        x = x + noise * sigma_next * (1 - sigma_next**2 / sigma**2).clamp(min=0).sqrt()
+        x = x + noise * posterior_std(sigma, sigma_next)
     return to_pictures(x)

@@ -1,4 +1,5 @@
-"""The demo model: a UNet in SD 2's layout that predicts v, a lossless latent space, and a table of words."""
+"""The demo models: a lossless latent space, a table of words, and the layout of two networks: a UNet as in SD 2 that
+predicts v, and a transformer as in Flux that predicts the velocity of a rectified flow."""
 
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from .scenes import COLOURS, PLACES, SHAPES, TEXTURES
 
 WEIGHTS = Path(__file__).parent / "weights.safetensors"
+FLOW_WEIGHTS = Path(__file__).parent / "flow.safetensors"
 CHANNELS = 12  # of a latent: 2 x 2 pixels of 3 colours
 GRID = 32  # cells of a latent, across and down
 DOWNSCALE = 2  # pixels to a cell
@@ -30,6 +32,20 @@ UNET = dict(  # arguments of diffusers' UNet2DConditionModel
     attention_head_dim=[1, 2, 2],  # diffusers' old name for their number
     cross_attention_dim=CONTEXT,
     use_linear_projection=True,
+)
+
+PATCH = 2  # latent cells to a token of the transformer, across and down
+POOLED = 8  # width of Flux's second prompt embedding, of which the demo has none
+
+FLOW = dict(  # arguments of diffusers' FluxTransformer2DModel
+    in_channels=CHANNELS * PATCH**2,
+    num_layers=2,
+    num_single_layers=4,
+    attention_head_dim=32,
+    num_attention_heads=4,
+    joint_attention_dim=CONTEXT,
+    pooled_projection_dim=POOLED,
+    axes_dims_rope=(8, 12, 12),
 )
 
 
@@ -118,7 +134,7 @@ def alphas_cumprod() -> Tensor:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Weights of the UNet ("unet.", in diffusers' names) and of the table ("words."), in float32.
+    """Weights of the network ("unet." or "transformer.", in diffusers' names) and of the table ("words."), in float32.
 
     Raises:
         ValueError: the file is missing or damaged.

@@ -1,4 +1,4 @@
-"""Trains the demo model from scratch on drawn scenes: python -m demo.train
+"""Trains a demo model from scratch on drawn scenes: python -m demo.train [--model flow]
 
 Stopped and started again with the same options it goes on where it was, and ends with the same weights.
 """
@@ -8,7 +8,9 @@ import copy
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -18,13 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .diffusers_host import DemoModel, sample
-from .model import TIMESTEPS, WEIGHTS, alphas_cumprod, fold, normalise
+from .diffusers_host import DemoModel, FlowModel, sample
+from .model import FLOW_WEIGHTS, TIMESTEPS, WEIGHTS, alphas_cumprod, fold, normalise
 from .pictures import panels, stacked
 from .scenes import Scene, draw_scene, random_scene
 
-BATCH = 16
-LEARNING_RATE = 6e-4
 WARMUP = 300  # steps
 DECAY = 0.4  # share of all steps over which the learning rate falls to zero at the end
 
@@ -38,15 +38,24 @@ def random_prompt(scene: Scene, rng: np.random.Generator) -> str:
     return ", ".join(rng.permutation(kept)) if kept else ""
 
 
-def batch(seed: int, step: int) -> tuple[Tensor, list[str], Tensor, Tensor]:
-    """Latents (B, 12, 32, 32), prompts, timesteps (B,) and noise of one step; the same whenever it is asked for."""
+def random_timesteps(rng: np.random.Generator, count: int) -> np.ndarray:
+    return rng.integers(0, TIMESTEPS, count)
+
+
+def random_sigmas(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Most of them in the middle: logit-normal, as in Stable Diffusion 3 (arXiv 2403.03206)."""
+    return 1 / (1 + np.exp(rng.standard_normal(count, dtype=np.float32)))
+
+
+def batch(seed: int, step: int, size: int, random_levels: Callable) -> tuple[Tensor, list[str], Tensor, Tensor]:
+    """Latents (B, 12, 32, 32), prompts, noise levels (B,) and noise of one step; the same whenever it is asked for."""
     rng = np.random.default_rng([seed, step])
-    scenes = [random_scene(rng) for _ in range(BATCH)]
+    scenes = [random_scene(rng) for _ in range(size)]
     latents = normalise(fold(torch.stack([draw_scene(scene)[0] for scene in scenes])))
     prompts = [random_prompt(scene, rng) for scene in scenes]
-    timesteps = torch.from_numpy(rng.integers(0, TIMESTEPS, BATCH))
+    levels = torch.from_numpy(random_levels(rng, size))
     noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
-    return latents, prompts, timesteps, noise
+    return latents, prompts, levels, noise
 
 
 def v_loss(model: nn.Module, latents: Tensor, prompts: list[str], timesteps: Tensor, noise: Tensor) -> Tensor:
@@ -57,22 +66,50 @@ def v_loss(model: nn.Module, latents: Tensor, prompts: list[str], timesteps: Ten
     return F.mse_loss(model(noisy, timesteps, prompts).float(), v)
 
 
+def flow_loss(model: nn.Module, latents: Tensor, prompts: list[str], sigma: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared error of the velocity of a rectified flow (arXiv 2209.03003)."""
+    share = sigma.view(-1, 1, 1, 1)
+    return F.mse_loss(model((1 - share) * latents + share * noise, sigma, prompts).float(), noise - latents)
+
+
+class Recipe(NamedTuple):
+    """What differs between the models."""
+
+    model: type[nn.Module]
+    weights: Path
+    random_levels: Callable[[np.random.Generator, int], np.ndarray]
+    loss: Callable[..., Tensor]
+    batch: int  # scenes in a step
+    steps: int  # by default
+    learning_rate: float
+    bfloat16: bool  # which CPUs compute convolutions quickly in, but not all of them matrices
+
+
+RECIPES = {
+    "unet": Recipe(DemoModel, WEIGHTS, random_timesteps, v_loss, 16, 12300, 6e-4, True),
+    "flow": Recipe(FlowModel, FLOW_WEIGHTS, random_sigmas, flow_loss, 8, 4800, 1e-3, False),
+}
+
+
 def learning_rate(step: int, steps: int) -> float:
-    """Rises, stays, and falls linearly to zero at the end."""
-    return LEARNING_RATE * min(1, (step + 1) / WARMUP, (steps - step) / (DECAY * steps))
+    """Share of the highest one: rises, stays, and falls linearly to zero at the end."""
+    return min(1, (step + 1) / WARMUP, (steps - step) / (DECAY * steps))
 
 
-def train(folder: Path, steps: int, seed: int, device: str) -> tuple[DemoModel, list[float], float]:
+def train(
+    folder: Path, steps: int, seed: int, device: str, recipe: Recipe = RECIPES["unet"]
+) -> tuple[nn.Module, list[float], float]:
     """
     Args:
         folder: for the state to resume from.
+        recipe: of the model.
     Returns:
         the average of the weights over the last thousand steps or so, the loss of every step, and the time in seconds.
     Raises:
         ValueError: the folder holds a training with another seed.
     """
     torch.manual_seed(seed)
-    model = DemoModel().to(device).train()
+    model = recipe.model().to(device).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimiser = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
     losses: list[float] = []
@@ -96,14 +133,14 @@ def train(folder: Path, steps: int, seed: int, device: str) -> tuple[DemoModel, 
     progress = tqdm(range(len(losses), steps), initial=len(losses), total=steps, unit="step")
     for step in progress:
         started = time.perf_counter()
-        latents, prompts, timesteps, noise = batch(seed, step)
-        with torch.autocast(device, torch.bfloat16):
-            loss = v_loss(model, latents.to(device), prompts, timesteps.to(device), noise.to(device))
+        latents, prompts, levels, noise = batch(seed, step, recipe.batch, recipe.random_levels)
+        with torch.autocast(device, torch.bfloat16, enabled=recipe.bfloat16):
+            loss = recipe.loss(model, latents.to(device), prompts, levels.to(device), noise.to(device))
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps)
+            group["lr"] = recipe.learning_rate * learning_rate(step, steps)
         optimiser.step()
 
         decay = min(0.999, (step + 1) / (step + 10))
@@ -117,7 +154,7 @@ def train(folder: Path, steps: int, seed: int, device: str) -> tuple[DemoModel, 
     return average, losses, seconds
 
 
-def write_weights(path: Path, model: DemoModel, **provenance: object) -> None:
+def write_weights(path: Path, model: nn.Module, **provenance: object) -> None:
     """Half precision, with what is known of their making in the file's metadata."""
     weights = {name: tensor.half().cpu().contiguous() for name, tensor in model.state_dict().items()}
     safetensors.torch.save_file(weights, path, {name: str(value) for name, value in provenance.items()})
@@ -136,7 +173,7 @@ def write_loss_curve(path: Path, losses: list[float]) -> None:
     figure.savefig(path, dpi=110)
 
 
-def write_sample_sheet(path: Path, model: DemoModel) -> None:
+def write_sample_sheet(path: Path, model: nn.Module) -> None:
     """Pictures of prompts that no one chose: words of scenes drawn at random."""
     rng, rows = np.random.default_rng(12345), []
     for seed in range(4):
@@ -153,24 +190,28 @@ def machine_kind(device: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__)
-    parser.add_argument("--steps", type=int, default=12300, help="of 16 scenes each; default: %(default)s")
+    parser.add_argument("--model", choices=RECIPES, default="unet", help="which one; default: %(default)s")
+    defaults = ", ".join(f"{recipe.steps} ({name})" for name, recipe in RECIPES.items())
+    parser.add_argument("--steps", type=int, help=f"default: {defaults}")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and of all scenes")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--folder", type=Path, default=Path("training"), help="where to keep and find the state")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
+    recipe = RECIPES[options.model]
+    steps = options.steps or recipe.steps
 
-    model, losses, seconds = train(options.folder, options.steps, options.seed, options.device)
+    model, losses, seconds = train(options.folder, steps, options.seed, options.device, recipe)
     provenance = dict(
         seed=options.seed,
-        steps=options.steps,
-        batch=BATCH,
+        steps=steps,
+        batch=recipe.batch,
         seconds=round(seconds),
         machine=machine_kind(options.device),
         torch=torch.__version__,
         loss=round(float(np.mean(losses[-500:])), 5),
     )
-    write_weights(options.folder / WEIGHTS.name, model, **provenance)
+    write_weights(options.folder / recipe.weights.name, model, **provenance)
     write_loss_curve(options.folder / "loss.png", losses)
     write_sample_sheet(options.folder / "samples.png", model.cpu())
     print(f"{provenance}\nWeights, loss.png and samples.png are in {options.folder}.")

@@ -62,6 +62,18 @@ def covered_cells(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     return (share >= min(0.5, float(share.max()))).nonzero()[:, 0]
 
 
+def box_distance(target: Tensor, own: Tensor, columns: int) -> tuple[int, int]:
+    """How many rows and columns lie between the boxes of two sets of a grid's cells, as `covered_cells` gives them.
+
+    Between the boxes' centres, in whole cells.
+    """
+    rows, across = (
+        [(int(x.min()) + int(x.max())) / 2 for x in (place(target), place(own))]
+        for place in (lambda cells: cells // columns, lambda cells: cells % columns)
+    )
+    return round(rows[0] - rows[1]), round(across[0] - across[1])
+
+
 def layer_grids(latent_grid: tuple[int, int]) -> list[tuple[int, int]]:
     """Height and width of every level of a UNet, down to a single cell: each halves the one before, upwards."""
     grids = [latent_grid]

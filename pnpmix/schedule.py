@@ -1,24 +1,49 @@
-"""Noise levels: predictions, the DDPM posterior step, and the swap-guidance schedule."""
+"""Noise levels: the path from picture to noise, predictions, the DDPM posterior step, the swap-guidance schedule."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
+
+# sigma → (a, b) of x = a * x0 + b * eps, in the shape of sigma
+NoisePath = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def added_noise(sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """The path of eps, v and EDM models, as k-diffusion writes them: x = x0 + sigma * eps."""
+    return torch.ones_like(sigma), sigma
 
 
 def to_eps(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
-    """Noise prediction eps(x, sigma) from the denoised estimate D(x, sigma); shapes broadcast."""
+    """Prediction (x - D) / sigma from the denoised estimate D(x, sigma); shapes broadcast.
+
+    Where noise is added this is the noise prediction; on the path of a rectified flow it is the velocity. All that the
+    method does with it is linear, so it need not know which.
+    """
     return (x - denoised) / sigma
 
 
 def to_denoised(x: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
-    """Denoised estimate from a (mixed) noise prediction; shapes broadcast."""
+    """Denoised estimate from a (mixed) prediction; shapes broadcast."""
     return x - sigma * eps
 
 
-def posterior_mean(x: Tensor, eps: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+def posterior_mean(x: Tensor, eps: Tensor, sigma: Tensor, sigma_next: Tensor, path: NoisePath = added_noise) -> Tensor:
     """Mean of the DDPM posterior (DDIM with eta = 1) one step from `sigma` down to `sigma_next`.
 
-    With D = x - sigma * eps this is D + (sigma_next² / sigma²) * (x - D), the mu_t of eq. 3.2.
+    With D = x - sigma * eps this is a' * D + k * (x - a * D), k = a * b'² / (a' * b²): the mu_t of eq. 3.2 on any path,
+    and D + (sigma_next² / sigma²) * (x - D) where noise is added. It is multiplied out so that nothing is divided by
+    a, which is 0 where a flow begins.
     """
-    return x - (sigma - sigma_next**2 / sigma) * eps
+    (a, b), (a_next, b_next) = path(sigma), path(sigma_next)
+    kept = a / a_next * (b_next**2 / b)  # k * b
+    return (a_next + kept / b * (1 - a)) * x - (a_next * sigma - a * kept * (sigma / b)) * eps
+
+
+def posterior_std(sigma: Tensor, sigma_next: Tensor, path: NoisePath = added_noise) -> Tensor:
+    """Standard deviation of the noise that this step adds."""
+    (a, b), (a_next, b_next) = path(sigma), path(sigma_next)
+    return b_next * (1 - (a / a_next * b_next / b) ** 2).clamp(min=0).sqrt()
 
 
 def without_noisiest(sigmas: Tensor, steps: int, skip_steps: int) -> Tensor:

@@ -15,19 +15,19 @@ class BadInput(Exception):
         super().__init__(f"{node}, input '{name}': {fault} {remedy}")
 
 
-def check_model(node: str, model) -> None:
+def check_model(node: str, model, remedy: str = "Load an SD 1.x, SD 2.x or SDXL checkpoint.") -> None:
     """Refuses every MODEL that is not a UNet denoising its own latent from eps, v or EDM predictions."""
     base, sampling = model.model, model.get_model_object("model_sampling")
     if isinstance(sampling, IMG_TO_IMG):
         fault = f"{type(base).__name__} turns a picture into another one in a single step, and denoises nothing."
-        raise BadInput(node, "model", fault, "Load an SD 1.x, SD 2.x or SDXL checkpoint.")
+        raise BadInput(node, "model", fault, remedy)
     # in ComfyUI the samplings with x = x0 + sigma * eps are subclasses of EPS
     if not isinstance(base.diffusion_model, UNetModel) or not isinstance(sampling, EPS):
         raise BadInput(
             node,
             "model",
             f"{type(base).__name__} ({base.model_type.name}) is a flow-matching or transformer model.",
-            "Load an SD 1.x, SD 2.x or SDXL checkpoint.",
+            remedy,
         )
     channels = base.model_config.unet_config["in_channels"]
     latent = model.get_model_object("latent_format").latent_channels
@@ -76,10 +76,12 @@ def check_predictions(node: str, predictions: Tensor) -> None:
 
 
 def check_latent(node: str, name: str, latent: dict) -> Tensor:
-    """The one latent (1, C, H, W) float32 of a LATENT."""
+    """The one latent (1, C, H, W) float32 of a LATENT, which may be a film of a single frame."""
     samples, encode = latent["samples"], "Encode an image with the checkpoint's VAE."
     if not isinstance(samples, Tensor) or samples.is_nested:  # as of models that make picture and sound
         raise BadInput(node, name, "it holds several latents in one.", encode)
+    if samples.ndim == 5 and samples.shape[2] == 1:
+        samples = samples.squeeze(2)
     if samples.ndim != 4:
         raise BadInput(node, name, f"it has shape {tuple(samples.shape)}.", encode)
     if samples.numel() == 0:
@@ -107,10 +109,15 @@ def check_channels(node: str, name: str, latent: Tensor, model) -> None:
         )
 
 
+# of a prompt's tokens, as ComfyUI's networks call it
+CONTEXT_WIDTHS = ("context_dim", "context_in_dim", "joint_attention_dim", "cap_feat_dim")
+
+
 def check_conditioning(node: str, name: str, conditioning: list, model) -> None:
     if len(conditioning) == 0:
         raise BadInput(node, name, "it holds no prompt.", "Wire CLIP Text Encode.")
-    expected = model.model.model_config.unet_config.get("context_dim")
+    config = model.model.model_config.unet_config
+    expected = next((config[key] for key in CONTEXT_WIDTHS if key in config), None)
     for cross_attn, _ in conditioning:
         if cross_attn is None:
             continue

@@ -62,10 +62,11 @@ class Appearance(NamedTuple):
     """Settings of guided appearance attention, in the model_options of a MODEL."""
 
     alpha: float
-    layers: str  # "all" or "decoder"
+    layers: str  # "all", "decoder" or "vital"
     start_percent: float
     end_percent: float
     adain: bool = False
+    position: str = "target"  # or "kept": where a transformer sees the concept's object
 
 
 class InpaintedBackground(NamedTuple):

@@ -11,9 +11,7 @@ from ..host.checks import (
     BadInput,
     check_channels,
     check_choice,
-    check_conditioning,
     check_latent,
-    check_model,
     check_numbers,
     check_predictions,
     falls_to_zero,
@@ -21,6 +19,7 @@ from ..host.checks import (
 )
 from ..host.memory import room_for
 from ..host.types import CATEGORY, EXPERT, InversionType, InvertedLatent, schema
+from .families import check_denoiser, check_prompt, reads_one_level
 from .samplers import MAX_ROWS, InvertSampler, RowGuider, acts_by_time
 
 
@@ -43,7 +42,7 @@ class PnPMixDDPMInvert(io.ComfyNode):
             description="Finds the noise that leads the model back to this picture (Edit-Friendly DDPM inversion).",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="SD 1.x, SD 2.x or SDXL checkpoint. Use the same one in the Mask Noise Mixer."
+                    "model", tooltip="The checkpoint or diffusion model. Use the same one in the Mask Noise Mixer."
                 ),
                 io.Conditioning.Input("positive", tooltip="Prompt that describes the background."),
                 io.Conditioning.Input("negative", tooltip="Negative prompt; it has no effect at cfg 1."),
@@ -98,16 +97,18 @@ class PnPMixDDPMInvert(io.ComfyNode):
     def execute(cls, model, positive, negative, latent, steps, skip_steps, cfg, seed, scheduler) -> io.NodeOutput:
         node = "DDPM Invert"
         check_numbers(node, steps=steps, skip_steps=skip_steps, cfg=cfg, seed=seed)
-        check_model(node, model)
+        check_denoiser(node, model)
         samples = check_latent(node, "latent", latent)
         check_channels(node, "latent", samples, model)
         for name, conditioning in (("positive", positive), ("negative", negative)):
-            check_conditioning(node, name, conditioning, model)
+            check_prompt(node, name, conditioning, model)
         sigmas = falling_sigmas(model, scheduler, steps, skip_steps)
 
         guider = RowGuider(model, positive, negative, cfg)
-        sampler = InvertSampler(seed, max_rows=1 if acts_by_time(model, [positive, negative]) else MAX_ROWS)
+        one_by_one = acts_by_time(model, [positive, negative]) or reads_one_level(model)
+        sampler = InvertSampler(seed, max_rows=1 if one_by_one else MAX_ROWS)
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+        samples = guider.framed(samples)
         room = room_for(model, min(sampler.max_rows, len(sigmas) - 1), 1, samples.shape[1:])
         guider.sample(room, samples, sampler, sigmas, callback=callback, seed=seed)
 

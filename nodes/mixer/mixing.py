@@ -20,8 +20,6 @@ from ..host.checks import (
     check_aspect,
     check_channels,
     check_choice,
-    check_conditioning,
-    check_model,
     check_numbers,
     check_predictions,
     downscale_ratio,
@@ -42,6 +40,7 @@ from ..host.types import (
     InvertedLatent,
     schema,
 )
+from .families import check_denoiser, check_prompt
 from .overlay import concept_overlay, show_at_once
 from .samplers import MixSampler, RowGuider, guided_steps, is_timed
 
@@ -146,13 +145,13 @@ class PnPMixSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         check_numbers(NODE, cfg=cfg, swap_guidance=swap_guidance, feather=feather)
         check_choice(NODE, "overlap", overlap, OVERLAP)
-        check_model(NODE, model)
+        check_denoiser(NODE, model)
         check_inversion(model, inversion)
         for concept in concepts:
             with at_fault(concept.node_id):
                 check_concept(concept, positive, model, inversion)
         for name, conditioning in (("positive", positive), ("negative", negative)):
-            check_conditioning(NODE, name, conditioning, model)
+            check_prompt(NODE, name, conditioning, model)
         inpainted: InpaintedBackground | None = model.model_options.get(DILUTION)
         if inpainted is not None:
             remedy = "Encode the inpainted background in the background's size."
@@ -186,10 +185,9 @@ class PnPMixSampler(io.ComfyNode):
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
         overlay = concept_overlay(concepts, inversion.inversion.trajectory[-1], model.get_model_object("latent_format"))
         show_at_once(cls.hidden.unique_id, overlay)
-        noise = room_for(model, sampler.rows_a_concept * len(concepts), sampler.rows_a_concept, latent_shape)
-        result = guider.sample(
-            noise, torch.zeros_like(noise[:1]), sampler, sigmas, callback=callback, seed=inversion.inversion.seed
-        )
+        empty = guider.framed(torch.zeros(1, *latent_shape))
+        noise = room_for(model, sampler.rows_a_concept * len(concepts), sampler.rows_a_concept, empty.shape[1:])
+        result = guider.sample(noise, empty, sampler, sigmas, callback=callback, seed=inversion.inversion.seed)
         check_predictions(NODE, result)
         result = result.to(comfy.model_management.intermediate_device())
         changed = changed_pixels(masks, grid[0] * ratio, grid[1] * ratio)[None].to(result.device)
@@ -216,7 +214,7 @@ def check_concept(concept: Concept, positive: list, model, inversion: InvertedLa
     check_shape(node, concept.latent, inversion, "Scale the picture to the background's size before encoding it.")
     if concept.positive is None or concept.positive is positive:
         return
-    check_conditioning(node, "positive", concept.positive, model)
+    check_prompt(node, "positive", concept.positive, model)
     options = concept.positive[0][1]
     special = is_timed(options) or not options.keys().isdisjoint({"area", "mask", "control", "gligen"})
     if len(concept.positive) != 1 or special:

@@ -34,6 +34,8 @@ def rough_picture(latent: Tensor, latent_format, size: tuple[int, int]) -> Tenso
     factors = latent_format.latent_rgb_factors
     if factors is None:
         return torch.full((*size, 3), 0.5)
-    preview = Latent2RGBPreviewer(factors, latent_format.latent_rgb_factors_bias).decode_latent_to_preview(latent[None])
+    names = ("latent_rgb_factors_bias", "latent_rgb_factors_reshape")  # the second on newer hosts
+    others = [getattr(latent_format, name) for name in names if hasattr(latent_format, name)]
+    preview = Latent2RGBPreviewer(factors, *others).decode_latent_to_preview(latent[None])
     pixels = torch.from_numpy(np.asarray(preview).astype(np.float32) / 255).movedim(-1, 0)[None]
     return F.interpolate(pixels, size, mode="bilinear")[0].movedim(0, -1)

@@ -120,8 +120,8 @@ class ObjectAttention:
         if rows is None:
             return self.attention(query, key, value, extra_options)
 
-        def attend(*query_key_value: Tensor) -> Tensor:
-            return plain_attention(*query_key_value, extra_options)
+        def attend(query: Tensor, key: Tensor, value: Tensor, _) -> Tensor:
+            return plain_attention(query, key, value, extra_options)
 
         chunks = len(extra_options["cond_or_uncond"])
         check_rows(len(key), rows, chunks)
@@ -162,18 +162,20 @@ def areas_of(conds: dict[str, list[dict]], grid: tuple[int, int]) -> dict[object
 
 def keep_hints_from_personal_rows(model_options: dict) -> None:
     """A ControlNet's hint is of the scene, so nothing of it is added where the person's own picture is read."""
-    kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+    kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
     comfy.patcher_extension.add_wrapper(kind, without_personal_hints, model_options, is_model_options=True)
 
 
-def without_personal_hints(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
-    """DIFFUSION_MODEL wrapper."""
+def without_personal_hints(executor, x, t, c_concat, c_crossattn, control, transformer_options, **conds):
+    """APPLY_MODEL wrapper."""
     rows: Rows | None = transformer_options.get(ROWS)
     if control is not None and rows is not None and "personal" in rows.roles:
         chunks = len(transformer_options["cond_or_uncond"])
         check_rows(len(x), rows, chunks)
         kept = torch.ones(chunks, len(rows.roles), len(x) // (chunks * len(rows.roles)), device=x.device, dtype=x.dtype)
         kept[:, rows.roles.index("personal")] = 0
-        kept = kept.view(-1, 1, 1, 1)
-        control = {name: [hint if hint is None else hint * kept for hint in hints] for name, hints in control.items()}
-    return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+        control = {
+            name: [hint if hint is None else hint * kept.view(-1, *[1] * (hint.ndim - 1)) for hint in hints]
+            for name, hints in control.items()
+        }
+    return executor(x, t, c_concat, c_crossattn, control, transformer_options, **conds)

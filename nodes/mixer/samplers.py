@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import comfy.conds
 import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
@@ -12,13 +13,24 @@ from torch import Tensor
 from ...pnpmix.mixer.dilution import Dilution
 from ...pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
 from ...pnpmix.mixer.sampling import Rows, roles_needed, sample_pnp_mix
+from ..host.checks import BadInput
 from ..host.memory import is_oom, pinned, place_for, rows_that_fit
 from ..host.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground
 from .caches import cache_of_each_layout
+from .families import family_of, has_frames, noise_path
+from .joint_attention import JointAttention
 from .patches import ROWS, areas_of, install_appearance, keep_hints_from_personal_rows
 
 # Timesteps of an inversion in one call, at most: between calls progress, preview and Cancel get their turn.
 MAX_ROWS = 16
+
+
+OTHER_LENGTH = (
+    "Mask Noise Mixer",
+    "concepts",
+    "one has a prompt of its own with another number of tokens, and this model cannot read both at once.",
+    "Use prompts of the same length, or leave the positive of the Concepts unwired.",
+)
 
 
 class RowGuider(comfy.samplers.CFGGuider):
@@ -29,6 +41,15 @@ class RowGuider(comfy.samplers.CFGGuider):
         self.set_cfg(cfg)
         own = {str(k): cond for k, cond in enumerate(own_positives) if cond is not None}
         self.inner_set_conds({"positive": positive, "negative": negative, **own})
+        self.has_frames = has_frames(model)
+
+    def framed(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) as this model takes it."""
+        return x.unsqueeze(2) if self.has_frames else x
+
+    def flat(self, x: Tensor) -> Tensor:
+        """The inverse of `framed`."""
+        return x.squeeze(2) if self.has_frames else x
 
     def bring_conditionings(self, device: torch.device) -> None:
         """Once a run; ComfyUI alone would copy them to the device anew for every call."""
@@ -46,9 +67,10 @@ class RowGuider(comfy.samplers.CFGGuider):
         positive = self.conds["positive"]
         if rows is not None and "personal" in rows.roles and len(self.conds) > 2:
             positive = [self.with_own_prompts(k, rows) for k in range(len(positive))]
-        return comfy.samplers.sampling_function(
-            self.inner_model, x, timestep, self.conds["negative"], positive, self.cfg, model_options, seed
+        denoised = comfy.samplers.sampling_function(
+            self.inner_model, self.framed(x), timestep, self.conds["negative"], positive, self.cfg, model_options, seed
         )
+        return self.flat(denoised)
 
     def with_own_prompts(self, k: int, rows: Rows) -> dict:
         """The mixer's k-th conditioning for every row but the personal ones that have their own."""
@@ -64,6 +86,8 @@ class RowGuider(comfy.samplers.CFGGuider):
         stacked = {}
         for name, cond in entry["model_conds"].items():
             per_row = [source["model_conds"].get(name, cond) for source in sources]
+            if type(cond) is comfy.conds.CONDRegular and any(x.cond.shape != cond.cond.shape for x in per_row):
+                raise BadInput(*OTHER_LENGTH)
             stacked[name] = cond._copy_with(per_row[0].concat(per_row[1:]))
         return {**entry, "model_conds": stacked}
 
@@ -81,12 +105,13 @@ class InvertSampler(comfy.samplers.Sampler):
         model_wrap.bring_conditionings(sigmas.device)
         inversion = ddpm_invert(
             partial(model_wrap, **extra_args),
-            latent_image[0],
+            model_wrap.flat(latent_image)[0],
             sigmas,
             self.seed,
             timesteps_per_call=max(1, min(self.max_rows, rows_that_fit(model_wrap, noise.shape[1:]))),
-            callback=lambda done, denoised: callback(done - 1, denoised, denoised, len(sigmas) - 1),
+            callback=lambda done, denoised: callback(done - 1, *[model_wrap.framed(denoised)] * 2, len(sigmas) - 1),
             is_oom=is_oom,
+            path=noise_path(model_wrap.inner_model.model_sampling),
         )
         self.inversion = Inversion(*(x.cpu() for x in inversion[:3]), self.seed)
         return latent_image
@@ -123,6 +148,7 @@ class MixSampler(comfy.samplers.Sampler):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
     ):
         model, device, steps = model_wrap.inner_model, sigmas.device, len(sigmas) - 1
+        path = noise_path(model.model_sampling)
         model_wrap.bring_conditionings(device)
         # of the background also the predictions, and the emptied background
         place = place_for(len(self.concepts) + 3, self.inversion.trajectory, model_wrap, device)
@@ -130,15 +156,21 @@ class MixSampler(comfy.samplers.Sampler):
         inversion = Inversion(sigmas, *stored, self.inversion.seed)
 
         def trajectory(latent: Tensor, seed: int) -> Tensor:
-            x0 = model.process_latent_in(latent.to(place))[0]
-            return edit_friendly_trajectory(x0, sigmas.to(place), seed)
+            x0 = model_wrap.flat(model.process_latent_in(model_wrap.framed(latent.to(place))))[0]
+            return edit_friendly_trajectory(x0, sigmas.to(place), seed, path)
 
         model_options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
         appearance: Appearance | None = model_options.get(APPEARANCE)
+        joint: JointAttention | None = None
         if appearance is not None:
             grid = tuple(latent_image.shape[-2:])
             areas = areas_of(model_wrap.conds, grid)
-            install_appearance(model_options, model.diffusion_model, appearance, self.concepts, grid, device, areas)
+            what = (appearance, self.concepts, grid, device, areas)
+            if family_of(model) is None:
+                install_appearance(model_options, model.diffusion_model, *what)
+            else:
+                joint = JointAttention(model_wrap.model_patcher, *what, model_options["transformer_options"])
+                joint.install(model_options)
         if any("control" in entry for entries in model_wrap.conds.values() for entry in entries):
             keep_hints_from_personal_rows(model_options)
         inpainted: InpaintedBackground | None = model_options.get(DILUTION)
@@ -154,10 +186,14 @@ class MixSampler(comfy.samplers.Sampler):
         def denoise(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
             told = {**transformer_options, **cache_of(rows), ROWS: rows}
             options = {**model_options, "transformer_options": told}
-            return model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
+            denoised = model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
+            if joint is not None and "swap" in rows.roles and not joint.entered:
+                fault = "its attention does not go through ComfyUI's, so that nothing of the concepts is read."
+                raise BadInput("Mask Noise Mixer", "model", fault, "Bypass the node that replaces its attention.")
+            return denoised
 
         def preview(step: int, output: Tensor, branches: Tensor) -> None:
-            side_by_side = torch.cat([output, *branches], dim=-1)[None]  # previews show row 0 only
+            side_by_side = model_wrap.framed(torch.cat([output, *branches], dim=-1)[None])  # previews show row 0 only
             callback(step, side_by_side, side_by_side, steps)
 
         output, branches = sample_pnp_mix(
@@ -173,8 +209,9 @@ class MixSampler(comfy.samplers.Sampler):
             concepts_per_call=max(1, rows_that_fit(model_wrap, noise.shape[1:]) // self.rows_a_concept),
             callback=preview,
             is_oom=is_oom,
+            path=path,
         )
-        return torch.cat([output[None], branches])
+        return model_wrap.framed(torch.cat([output[None], branches]))
 
 
 def guided_steps(appearance: Appearance | None, model, sigmas: Tensor) -> list[bool]:

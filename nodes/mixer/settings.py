@@ -3,10 +3,11 @@
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..host.checks import BadInput, check_channels, check_choice, check_latent, check_model, check_numbers
+from ..host.checks import BadInput, check_channels, check_choice, check_latent, check_numbers
 from ..host.types import APPEARANCE, CATEGORY, DILUTION, EXPERT, Appearance, InpaintedBackground, schema
+from .families import check_denoiser, guided_blocks
 
-LAYERS, OUTSIDE = ["all", "decoder"], ["scaled", "blended"]
+LAYERS, POSITIONS, OUTSIDE = ["all", "decoder", "vital"], ["target", "kept"], ["scaled", "blended"]
 
 
 class PnPMixAppearance(io.ComfyNode):
@@ -28,7 +29,7 @@ class PnPMixAppearance(io.ComfyNode):
             ],
             display_name="Guided Appearance Attention",
             category=CATEGORY,
-            description="Lets each object of the background read the look of its concept in the UNet's self-attention.",
+            description="Lets each object of the background read the look of its concept in the model's attention.",
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint. With a plain KSampler it works as if unpatched."),
                 io.Float.Input(
@@ -44,7 +45,8 @@ class PnPMixAppearance(io.ComfyNode):
                     "layers",
                     options=LAYERS,
                     default="all",
-                    tooltip="Self-attention layers that read it. decoder keeps more of the background object's shape.",
+                    tooltip="Attention layers that read it. decoder (a transformer's second half) keeps more of the "
+                    "object's shape. vital: the nine that the look depends on most, of Flux.1 alone.",
                     **EXPERT,
                 ),
                 io.Float.Input(
@@ -74,22 +76,33 @@ class PnPMixAppearance(io.ComfyNode):
                     tooltip="Also give each object the colour statistics of its concept's object (AdaIN), in every "
                     "guided step. Needs the object_mask of each Concept. On: colours closer to the concept's.",
                 ),
+                io.Combo.Input(
+                    "position",
+                    optional=True,
+                    options=POSITIONS,
+                    default="target",
+                    tooltip="Transformers know where they look. target: the concept's object is seen where the "
+                    "background's is, if its object_mask is wired; kept: where it is in its own picture.",
+                    **EXPERT,
+                ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For the Mask Noise Mixer.")],
         )
 
     @classmethod
     @override
-    def execute(cls, model, alpha, layers, start_percent, end_percent, adain=False) -> io.NodeOutput:
+    def execute(cls, model, alpha, layers, start_percent, end_percent, adain=False, position="target") -> io.NodeOutput:
         node = "Guided Appearance Attention"
         check_numbers(node, alpha=alpha, start_percent=start_percent, end_percent=end_percent)
-        check_model(node, model)
+        check_denoiser(node, model)
         check_choice(node, "layers", layers, LAYERS)
+        check_choice(node, "position", position, POSITIONS)
+        guided_blocks(node, model, layers)
         if start_percent > end_percent:
             fault = f"{start_percent:g} is after end_percent {end_percent:g}."
             raise BadInput(node, "start_percent", fault, "Set it to at most end_percent.")
         patched = model.clone()
-        patched.model_options[APPEARANCE] = Appearance(alpha, layers, start_percent, end_percent, adain)
+        patched.model_options[APPEARANCE] = Appearance(alpha, layers, start_percent, end_percent, adain, position)
         return io.NodeOutput(patched)
 
 
@@ -140,7 +153,7 @@ class PnPMixDilution(io.ComfyNode):
     def execute(cls, model, latent, beta, expand, outside) -> io.NodeOutput:
         node = "Background Dilution++"
         check_numbers(node, beta=beta, expand=expand)
-        check_model(node, model)
+        check_denoiser(node, model)
         check_choice(node, "outside", outside, OUTSIDE)
         samples = check_latent(node, "latent", latent)
         check_channels(node, "latent", samples, model)

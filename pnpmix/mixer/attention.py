@@ -1,4 +1,5 @@
-"""Guided appearance attention (eq. 3.3), and beyond the paper its limit to the concepts' objects."""
+"""Guided appearance attention (eq. 3.3), and beyond the paper its limit to the concepts' objects and its form for
+transformers."""
 
 from collections.abc import Callable, Sequence
 
@@ -32,13 +33,55 @@ def guided_appearance_attention(
     return key, value
 
 
+def guided_joint_attention(
+    key: Tensor,
+    value: Tensor,
+    alpha: float,
+    roles: tuple[str, ...],
+    chunks: int,
+    image: slice,
+    rotations: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same in a transformer, where text and picture share one attention: the text keeps its own keys and values.
+
+    Here it is done after the projections, which do have a bias: it cancels in V_per - V_ref and stays once.
+
+    Args:
+        key, value: (chunks * len(roles) * concepts, ..., tokens, channels), keys with their rotary positions.
+        image: which tokens are the picture's.
+        rotations: (concepts, channels / 2, 2, 2), by how much each concept's keys are turned, see `turn`; None: not.
+    """
+    image_key, image_value = guided_appearance_attention(key[..., image, :], value[..., image, :], alpha, roles, chunks)
+    if rotations is not None:
+        swap = by_role(image_key, roles, chunks)["swap"]
+        swap.copy_(turn(swap, rotations))
+    joined = []
+    for whole, of_image in ((key, image_key), (value, image_value)):
+        joined.append(torch.cat([whole[..., : image.start, :], of_image, whole[..., image.stop :, :]], -2))
+    return joined[0], joined[1]
+
+
+def turn(key: Tensor, rotations: Tensor) -> Tensor:
+    """Keys as they were if the picture lay elsewhere: rotary positions add up.
+
+    A key carries its place in the concept's picture, and queries look at the same place in theirs; where the object is
+    to be seen at another place, all keys of its picture are moved there.
+
+    Args:
+        key: (..., concepts, heads, tokens, channels); neighbouring channels are a pair.
+        rotations: (concepts, channels / 2, 2, 2), the model's own rotary embedding of the distance.
+    """
+    pairs, by = key.to(rotations.dtype).unflatten(-1, (-1, 1, 2)), rotations[:, None, None]
+    return (by[..., 0] * pairs[..., 0] + by[..., 1] * pairs[..., 1]).flatten(-2).to(key.dtype)
+
+
 def by_role(x: Tensor, roles: tuple[str, ...], chunks: int) -> dict[str, Tensor]:
     """(chunks * len(roles) * concepts, ...) → for each role its rows (chunks, concepts, ...), without a copy."""
     return dict(zip(roles, x.unflatten(0, (chunks, len(roles), -1)).unbind(1), strict=True))
 
 
 def attend_to_objects(
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
     output: Tensor,
     query: Tensor,
     key: Tensor,
@@ -52,10 +95,11 @@ def attend_to_objects(
     What surrounds the target still reads the concept's whole picture; otherwise it would take the object's look too.
 
     Args:
-        attend: attention of (B, tokens, channels) queries to as many keys and values as given.
-        output: attend(query, key, value); changed in place.
-        query, key, value: (chunks * len(roles) * concepts, tokens, channels), swap rows as eq. 3.3 has them.
-        cells: for each concept the tokens of its target and those of its object, (t,) and (o,) indices; None
+        attend: attention of (B, ..., tokens, channels) queries to as many keys and values as given; the last argument
+            says which of all tokens these are.
+        output: attend(query, key, value) of all tokens, (..., tokens, channels); changed in place.
+        query, key, value: (chunks * len(roles) * concepts, ..., tokens, channels), swap rows as eq. 3.3 has them.
+        cells: for each concept the tokens of its target and those that these may read, (t,) and (o,) indices; None
             leaves its row as it is.
     Returns:
         output.
@@ -65,6 +109,6 @@ def attend_to_objects(
         if target_and_object is not None:
             target, own = target_and_object
             query_k, key_k, value_k = (x.unflatten(0, blocks)[:, swap, k] for x in (query, key, value))
-            seen = attend(query_k[:, target], key_k[:, own], value_k[:, own])
-            output.unflatten(0, blocks)[:, swap, k].index_copy_(1, target, seen)
+            seen = attend(query_k[..., target, :], key_k[..., own, :], value_k[..., own, :], own)
+            output.unflatten(0, blocks)[:, swap, k].index_copy_(-2, target, seen)
     return output

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..batching import fetch, in_groups, is_torch_oom
-from ..schedule import swap_guidance_scale, to_denoised, to_eps
+from ..schedule import NoisePath, added_noise, swap_guidance_scale, to_denoised, to_eps
 from .adain import adain
 from .dilution import Dilution, background_dilution
 from .inversion import Inversion, edit_friendly_step, inversion_step
@@ -66,6 +66,7 @@ def sample_pnp_mix(
     concepts_per_call: int = 1,
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
     is_oom: Callable[[Exception], bool] = is_torch_oom,
+    path: NoisePath = added_noise,
 ) -> tuple[Tensor, Tensor]:
     """Blends n concepts into the inverted background.
 
@@ -85,6 +86,7 @@ def sample_pnp_mix(
         concepts_per_call: how many concepts share a model call; halved when they do not fit.
         callback: called with (step, denoised output (C, H, W), denoised branches (n, C, H, W)).
         is_oom: see `in_groups`.
+        path: of the model.
     Returns:
         output latent (C, H, W) and branches (n, C, H, W).
     """
@@ -92,7 +94,7 @@ def sample_pnp_mix(
     latents = inversion.trajectory[0].to(device).expand(1 + concepts, -1, -1, -1)  # output, branches
 
     for i in range(steps):
-        back, branches = inversion_step(inversion, i, device), latents[1:]
+        back, branches = inversion_step(inversion, i, device, path), latents[1:]
         eps_branches = torch.zeros_like(branches)
         if concepts > 0:
             weight = swap_guidance_scale(swap_guidance, i, steps)

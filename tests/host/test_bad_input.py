@@ -327,16 +327,15 @@ def flow_model():
 
 
 def transformer_model():
-    """A small SD 3."""
+    """Of a family that the mixer does not know: AuraFlow."""
     import comfy.model_base
     import comfy.model_patcher
     import comfy.supported_models
 
-    config = comfy.supported_models.SD3({"in_channels": 16, "patch_size": 2, "depth": 1, "input_size": None})
-    config.unet_config = dict(
-        in_channels=16, patch_size=2, depth=1, input_size=None, adm_in_channels=8, dtype=torch.float32
-    )
-    model = comfy.model_base.SD3(config)
+    config = comfy.supported_models.AuraFlow({"cond_seq_dim": 8})
+    config.unet_config = dict(cond_seq_dim=8, n_double_layers=1, n_layers=1, dim=64, n_heads=2, max_seq=16)
+    config.unet_config["dtype"] = torch.float32
+    model = comfy.model_base.AuraFlow(config)
     return comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
 
 
@@ -365,7 +364,7 @@ def model_with_another_latent_format():
         (depth_model, ("single step", "SDXL checkpoint")),
         (model_with_another_latent_format, ("4 channels instead of 16",)),
         (flow_model, ("flow-matching", "SDXL checkpoint")),
-        (transformer_model, ("transformer", "SDXL checkpoint")),
+        (transformer_model, ("AuraFlow", "transformer", "SDXL checkpoint", "Qwen-Image")),
         (inpainting_model, ("9 channels", "base checkpoint")),
     ],
 )

@@ -60,6 +60,7 @@ CONTRACT = {
         "start_percent": ("FLOAT", 0.0),
         "end_percent": ("FLOAT", 1.0),
         "adain": ("BOOLEAN", False),
+        "position": ("COMBO", "target"),
     },
     "PnPMixDilution": {
         "model": ("MODEL", None),

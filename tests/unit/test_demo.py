@@ -118,12 +118,12 @@ def test_weights_cut_short_are_refused(tmp_path):
 
 def trained(folder, steps, seed=0):
     folder.mkdir(exist_ok=True)
-    model, losses, _ = training.train(folder, steps, seed, "cpu")
+    recipe = training.RECIPES["unet"]._replace(batch=2)
+    model, losses, _ = training.train(folder, steps, seed, "cpu", recipe)
     return {"average": model.state_dict(), "losses": losses}
 
 
 def test_training_can_be_repeated_and_resumed(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "BATCH", 2)
     once, again = trained(tmp_path / "1", 3), trained(tmp_path / "2", 3)
     assert once["losses"] == again["losses"]
     assert all(torch.equal(once["average"][name], again["average"][name]) for name in once["average"])

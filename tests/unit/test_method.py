@@ -13,7 +13,14 @@ from pnpmix.mixer.dilution import Dilution, background_dilution
 from pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
 from pnpmix.mixer.mixing import mix_branch_noise, mix_noise
 from pnpmix.mixer.sampling import roles_needed, sample_pnp_mix
-from pnpmix.schedule import posterior_mean, swap_guidance_scale, without_noisiest
+from pnpmix.schedule import (
+    added_noise,
+    posterior_mean,
+    posterior_std,
+    swap_guidance_scale,
+    to_eps,
+    without_noisiest,
+)
 
 
 def test_posterior_mean_is_ddim_with_eta_1():
@@ -29,6 +36,44 @@ def test_posterior_mean_is_ddim_with_eta_1():
         torch.testing.assert_close(ours, mean / math.sqrt(then), rtol=1e-5, atol=1e-6)
 
 
+def rectified_flow(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return 1 - sigma, sigma
+
+
+def louder_flow(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some models scale the noise too."""
+    return 1 - sigma, 1.3 * sigma
+
+
+def as_papers_write_it(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Variance preserving, with sigma = b."""
+    return (1 - sigma**2).sqrt(), sigma
+
+
+@pytest.mark.parametrize("path", [added_noise, rectified_flow, louder_flow, as_papers_write_it])
+@pytest.mark.parametrize("sigma, sigma_next", [(1.0, 0.9), (0.9, 0.3), (0.4, 0.39), (0.2, 0.0)])
+def test_the_step_is_the_posterior_of_the_noisier_latent_on_every_path(path, sigma, sigma_next):
+    """By conditioning the normal distribution of (x', x) for a known x0 on x."""
+    sigma, sigma_next = torch.tensor([sigma, sigma_next], dtype=torch.float64)
+    (a, b), (a_next, b_next) = path(sigma), path(sigma_next)
+    x0, x = torch.randn(2, 100, dtype=torch.float64)
+    covariance = a / a_next * b_next**2
+    mean = a_next * x0 + covariance / b**2 * (x - a * x0)
+    variance = b_next**2 - covariance**2 / b**2
+    torch.testing.assert_close(posterior_mean(x, to_eps(x, x0, sigma), sigma, sigma_next, path), mean)
+    torch.testing.assert_close(posterior_std(sigma, sigma_next, path) ** 2, variance)
+
+
+@pytest.mark.parametrize("path", [rectified_flow, louder_flow])
+def test_an_inversion_replays_to_the_last_bit_on_every_path(path):
+    """From pure noise too, with a model that is far from the truth."""
+    x0, sigmas = torch.randn(4, 8, 8), torch.tensor([1.0, 0.8, 0.5, 0.1, 0.0])
+    inversion = ddpm_invert(lambda x, sigma: (5 * x).sin() + sigma.view(-1, 1, 1, 1), x0, sigmas, 3, path=path)
+    no_masks, no_trajectories = torch.zeros(0, 1, 8, 8), torch.zeros(5, 0, 4, 8, 8)
+    output, _ = sample_pnp_mix(None, inversion, no_trajectories, no_masks, guided=[True] * 4, path=path)
+    assert torch.equal(output, x0)
+
+
 @pytest.mark.parametrize("first, last", [(3.5, 1.75), (1.0, 1.0), (1.5, 1.0)])
 def test_swap_guidance_falls_linearly_to_half_but_not_below_1(first, last):
     weights = [swap_guidance_scale(first, i, 5) for i in range(5)]
@@ -41,6 +86,10 @@ def test_trajectory_has_independent_noise_and_ends_in_the_picture():
     path = edit_friendly_trajectory(x0, sigmas, seed=5)
     noise = torch.randn((3, 4, 32, 32), generator=torch.Generator("cpu").manual_seed(5))
     torch.testing.assert_close(path[:-1], x0 + sigmas[:-1].view(3, 1, 1, 1) * noise)
+    assert torch.equal(path[-1], x0)
+    sigmas = torch.tensor([1.0, 0.75, 0.5, 0.0])
+    path = edit_friendly_trajectory(x0, sigmas, 5, rectified_flow)
+    torch.testing.assert_close(path[:-1], torch.stack([noise[0], x0.lerp(noise[1], 0.75), x0.lerp(noise[2], 0.5)]))
     assert torch.equal(path[-1], x0)
 
 
@@ -69,7 +118,10 @@ def test_targets_read_nothing_but_their_concepts_object():
     before = heads(query, key, value)
 
     def result(key, value):
-        return attend_to_objects(heads, heads(query, key, value), query, key, value, [None, (target, own)], roles)
+        def attend(query, key, value, _):
+            return heads(query, key, value)
+
+        return attend_to_objects(attend, heads(query, key, value), query, key, value, [None, (target, own)], roles)
 
     after = result(key, value)
     changed = (after != before).any(-1)

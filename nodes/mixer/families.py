@@ -1,0 +1,154 @@
+"""The transformers that the mixer works with, told by what they are, and where a picture's tokens lie in them."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ...pnpmix.schedule import NoisePath
+from ..host.checks import BadInput, check_conditioning, check_model
+
+REMEDY = (
+    "Load an SD 1.x, SD 2.x or SDXL checkpoint, or a Flux, Chroma, Qwen-Image, Z-Image, Lumina 2, SD 3 or "
+    "HunyuanImage 2.1 model."
+)
+VITAL = {0, 1, 17, 18} | {19 + i for i in (6, 9, 34, 35, 37)}  # of Flux.1's 19 + 38 blocks (arXiv 2411.14430)
+
+
+class Family(NamedTuple):
+    blocks: tuple[str, ...]  # the network's lists of blocks in which text and picture share an attention, in order
+    positions: str | None  # its module that makes rotary positions
+    image_alone: bool = False  # whether blocks may have a second attention, of the picture's tokens alone
+    vital: frozenset[int] = frozenset()  # blocks that the look depends on most
+
+
+FLUX = Family(("double_blocks", "single_blocks"), "pe_embedder")
+# by the exact classes of ComfyUI's model_base and of its network: a subclass may do anything
+FAMILIES = {
+    ("Flux", "Flux"): FLUX._replace(vital=frozenset(VITAL)),
+    ("Flux2", "Flux"): FLUX,
+    ("Chroma", "Chroma"): FLUX,
+    ("SD3", "OpenAISignatureMMDITWrapper"): Family(("joint_blocks",), None, image_alone=True),
+    ("QwenImage", "QwenImageTransformer2DModel"): Family(("transformer_blocks",), "pe_embedder"),
+    ("Lumina2", "NextDiT"): Family(("layers",), "rope_embedder"),  # Z-Image too
+    ("HunyuanImage21", "HunyuanVideo"): FLUX,
+}
+
+
+class Tokens(NamedTuple):
+    """Of one model call."""
+
+    grid: tuple[int, int]  # rows and columns of the picture's tokens
+    start: int  # where they begin among all tokens
+    total: int
+
+    @property
+    def image(self) -> slice:
+        return slice(self.start, self.start + self.grid[0] * self.grid[1])
+
+
+def family_of(base) -> Family | None:
+    """Of a model_base; None for a UNet and for what the mixer does not know."""
+    return FAMILIES.get((type(base).__name__, type(base.diffusion_model).__name__))
+
+
+def check_denoiser(node: str, model) -> None:
+    """Refuses every MODEL that the inversion and the mixer cannot run with."""
+    base = model.model
+    if family_of(base) is None:
+        check_model(node, model, REMEDY)
+        return
+    if not is_flow(noise_path(model.get_model_object("model_sampling"))):
+        fault = f"{type(base).__name__} ({base.model_type.name}) is patched to sample in a way that is not its own."
+        raise BadInput(node, "model", fault, "Remove the node that changes its sampling.")
+    channels, latent = base.model_config.unet_config["in_channels"], model.get_model_object("latent_format")
+    if channels not in (latent.latent_channels, latent.latent_channels * patch_size(base.diffusion_model) ** 2):
+        fault = f"its network takes {channels} channels, as models for inpainting and control do."
+        raise BadInput(node, "model", fault, "Load the base model instead.")
+
+
+def check_prompt(node: str, name: str, conditioning: list, model) -> None:
+    check_conditioning(node, name, conditioning, model)
+    if family_of(model.model) is not None and any("reference_latents" in options for _, options in conditioning):
+        fault = "it carries a reference picture, whose tokens the mixer cannot tell from its own."
+        raise BadInput(node, name, fault, "Wire the prompt without Reference Latent.")
+
+
+def noise_path(sampling) -> NoisePath:
+    """That of a model_sampling, told by how it adds noise."""
+
+    def path(sigma: Tensor) -> tuple[Tensor, Tensor]:
+        nothing, everything = sigma.new_zeros(sigma.shape), sigma.new_ones(sigma.shape)
+        return sampling.noise_scaling(sigma, nothing, everything), sampling.noise_scaling(sigma, everything, nothing)
+
+    return path
+
+
+def is_flow(path: NoisePath) -> bool:
+    """Whether pictures fade straight into noise, of whatever strength."""
+    sigma = Tensor([0.25, 0.5, 0.75])
+    a, b = path(sigma)
+    return bool((a - (1 - sigma)).abs().max() < 1e-6 and (b / sigma - b[0] / sigma[0]).abs().max() < 1e-6 and b[0] > 0)
+
+
+def has_frames(model) -> bool:
+    """Whether its latents are films, of which a picture is a single frame: (B, C, 1, H, W)."""
+    return model.get_model_object("latent_format").latent_dimensions == 3
+
+
+def reads_one_level(model) -> bool:
+    """Whether it looks at the noise level of the first row for all rows: MeanFlow models look at the next one too."""
+    return getattr(model.model.diffusion_model, "time_r_in", None) is not None
+
+
+def patch_size(network: nn.Module) -> int:
+    """Latent cells to a token, across and down."""
+    size = network.patch_size
+    return size if isinstance(size, int) else size[-1]
+
+
+def token_grid(network: nn.Module, latent_grid: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns; cells that fill no token are padded to one."""
+    height, width = (-(-side // patch_size(network)) for side in latent_grid)
+    return height, width
+
+
+def tokens_of(network: nn.Module, x: Tensor, context: Tensor, conds: dict) -> Tokens:
+    """Where the picture lies in the attention of a call.
+
+    Args:
+        x: (B, C, H, W) or (B, C, 1, H, W).
+        context: (B, tokens, channels) of the prompt.
+        conds: the other conditionings of the call, by ComfyUI's names.
+    """
+    grid = token_grid(network, x.shape[-2:])
+    count, text = grid[0] * grid[1], context.shape[1]
+    if getattr(network, "byt5_in", None) is not None and conds.get("txt_byt5") is not None:
+        text += conds["txt_byt5"].shape[1]
+    if type(network).__name__ == "NextDiT" and not hasattr(network, "pad_tokens_multiple"):
+        text = conds["num_tokens"]  # older hosts leave a prompt's padding out
+    multiple = getattr(network, "pad_tokens_multiple", None) or 1
+    text, padded = (-(-tokens // multiple) * multiple for tokens in (text, count))
+    # in older hosts HunyuanImage's picture comes first
+    flipped = any(getattr(block, "flipped_img_txt", False) for block in getattr(network, "double_blocks", [])[:1])
+    return Tokens(grid, 0 if flipped else text, text + padded)
+
+
+def joint_blocks(network: nn.Module, family: Family) -> int:
+    """How many blocks have an attention of text and picture."""
+    return sum(len(getattr(network, name)) for name in family.blocks)
+
+
+def guided_blocks(node: str, model, layers: str) -> set[int] | None:
+    """Which of them read the concepts; None: all.
+
+    Raises:
+        BadInput: this model has no such choice.
+    """
+    family = family_of(model.model)
+    if layers == "vital" and (family is None or not family.vital):
+        fault = "'vital' layers are known of Flux.1 alone."
+        raise BadInput(node, "layers", fault, "Choose all or decoder.")
+    if family is None or layers == "all":
+        return None
+    count = joint_blocks(model.model.diffusion_model, family)
+    return set(family.vital) if layers == "vital" else set(range(count // 2, count))

@@ -1,0 +1,176 @@
+"""What a mixer run adds to a transformer of ComfyUI for its own calls: guided appearance in the attention that text and
+picture share."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import comfy.patcher_extension
+import torch
+from torch import Tensor
+
+from ...pnpmix.masks import box_distance, covered_cells, part_of
+from ...pnpmix.mixer.attention import attend_to_objects, guided_joint_attention
+from ...pnpmix.mixer.sampling import Rows
+from ..host.checks import BadInput
+from ..host.types import Appearance, Concept
+from .families import Tokens, family_of, guided_blocks, token_grid, tokens_of
+from .patches import ROWS, Area, check_rows
+
+NODE = "Mask Noise Mixer"
+CALL = "pnpmix_call"  # in transformer_options, for the length of one call
+OVERRIDE = "optimized_attention_override"  # in transformer_options
+Cells = tuple[Tensor, Tensor]  # of a target and of an object
+
+
+class Call(NamedTuple):
+    """What the attention of one model call needs to know."""
+
+    tokens: Tokens
+    cells: list[list[Cells | None]]  # of each concept, for each chunk or once for all of them, among all tokens
+    alone: list[list[Cells | None]]  # the same among the picture's tokens
+
+
+class JointAttention:
+    """optimized_attention_override that lets swap rows read their concepts, and the wrapper that tells it of each call.
+
+    All attention of these transformers goes through the override, after projection and rotary positions, whatever
+    kernel follows; an override of another pack is called in its turn.
+
+    Args:
+        concepts: with masks of the picture's size.
+        grid: height and width of the latent.
+        areas: of the conditionings that are limited to one, by their uuid.
+        previous: another pack's override.
+    """
+
+    def __init__(
+        self,
+        model,
+        appearance: Appearance,
+        concepts: list[Concept],
+        grid: tuple[int, int],
+        device: torch.device,
+        areas: dict[object, Area],
+        transformer_options: dict,
+    ):
+        base = model.model
+        self.network, self.family, self.appearance = base.diffusion_model, family_of(base), appearance
+        self.grid, self.areas = grid, areas
+        self.blocks = guided_blocks(NODE, model, appearance.layers)
+        self.previous: Callable | None = transformer_options.get(OVERRIDE)
+        self.block, self.entered = -1, False
+
+        whole = (*grid, 0, 0)
+        own = {area: self.cells_in(area, concepts) for area in {whole, *areas.values()}}
+        self.rotations = None
+        if self.family.positions is not None and appearance.position == "target" and any(own[whole]):
+            self.rotations = self.rotations_of(own[whole], transformer_options).to(device)
+        self.cells = {
+            area: [pair and tuple(x.to(device) for x in pair) for pair in pairs] for area, pairs in own.items()
+        }
+
+    def cells_in(self, area: Area, concepts: list[Concept]) -> list[Cells | None]:
+        """Of each concept among the picture's tokens in a part of the latent grid."""
+        grid, pairs = token_grid(self.network, area[:2]), []
+        for concept in concepts:
+            masks = [None if x is None else part_of(x, area, self.grid) for x in (concept.mask, concept.object_mask)]
+            known = all(mask is not None and mask.max() >= 0.5 for mask in masks)
+            pairs.append(tuple(covered_cells(mask, grid) for mask in masks) if known else None)
+        return pairs
+
+    def rotations_of(self, cells: list[Cells | None], transformer_options: dict) -> Tensor:
+        """(concepts, channels / 2, 2, 2): the model's own rotary embedding of the way from object to target."""
+        columns, embedder = token_grid(self.network, self.grid)[1], getattr(self.network, self.family.positions)
+        ids = torch.zeros(1, len(cells), len(embedder.axes_dim))
+        first = 0 if ids.shape[-1] == 2 else 1  # before rows and columns most models count pictures or frames
+        scaled = transformer_options.get("rope_options") or {}
+        for k, pair in enumerate(cells):
+            down, across = (0, 0) if pair is None else box_distance(*pair, columns)
+            ids[0, k, first] = down * scaled.get("scale_y", 1.0)
+            ids[0, k, first + 1] = across * scaled.get("scale_x", 1.0)
+        return embedder(ids)[0, 0].float()
+
+    def install(self, model_options: dict) -> None:
+        kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+        comfy.patcher_extension.add_wrapper(kind, self.tell, model_options, is_model_options=True)
+        model_options["transformer_options"][OVERRIDE] = self.attend
+
+    def tell(self, executor, x, t, c_concat, c_crossattn, control, transformer_options, **conds):
+        """APPLY_MODEL wrapper."""
+        rows: Rows | None = transformer_options.get(ROWS)
+        if rows is not None and "swap" in rows.roles:
+            self.block, tokens = -1, tokens_of(self.network, x, c_crossattn, conds)
+            check_rows(len(x), rows, len(transformer_options["cond_or_uncond"]))
+            areas = [(*self.grid, 0, 0)]
+            if self.areas:
+                areas = [self.areas.get(uuid, *areas) for uuid in transformer_options["uuids"]]
+            alone = [self.cells[area][rows.concepts] for area in areas]
+            cells = [[among_all(pair, tokens) for pair in own] for own in alone]
+            transformer_options = {**transformer_options, CALL: Call(tokens, cells, alone)}
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **conds)
+
+    def attend(self, func, query, key, value, heads, mask=None, **options):
+        """optimized_attention_override; tokens are the last but one dimension."""
+        kernel = func if self.previous is None else partial(self.previous, func)
+        told = options.get("transformer_options") or {}
+        call: Call | None = told.get(CALL)
+        image = None if call is None else self.guided_image(query, key, call.tokens)
+        if image is None:
+            return kernel(query, key, value, heads, mask=mask, **options)
+        if not options.get("skip_reshape"):
+            query, key, value = (x.flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+            options["skip_reshape"] = True
+        rows, chunks = told[ROWS], len(told["cond_or_uncond"])
+        rotations = None if self.rotations is None else self.rotations[rows.concepts].to(key.device)
+        alpha = self.appearance.alpha
+        key, value = guided_joint_attention(key, value, alpha, rows.roles, chunks, image, rotations)
+        whole = kernel(query, key, value, heads, mask=mask, **options)
+
+        areas = call.cells if image == call.tokens.image else call.alone
+        if any(map(any, areas)):
+            parts = zip(areas, *(x.chunk(len(areas)) for x in (whole, query, key, value)), strict=True)
+            masks = of_swap_rows(mask, rows, chunks, key.shape[-2]).chunk(len(areas)) if mask is not None else None
+            for i, (own, *tensors) in enumerate(parts):
+                attend = partial(few, kernel, heads, None if masks is None else masks[i % len(masks)], options)
+                attend_to_objects(attend, *tensors, own, rows.roles, chunks // len(areas))
+        return whole
+
+    def guided_image(self, query: Tensor, key: Tensor, tokens: Tokens) -> slice | None:
+        """Where the picture is in this attention; None where concepts are not read."""
+        count, image = query.shape[-2], tokens.image
+        if key.shape[-2] != count:
+            return None
+        if count == tokens.total:
+            self.entered = True
+            if self.blocks is not None:  # otherwise a compiled model would be compiled for every block anew
+                self.block += 1
+        elif self.family.image_alone and count == image.stop - image.start:
+            image = slice(0, count)
+        else:
+            return None
+        return image if self.blocks is None or self.block in self.blocks else None
+
+
+def among_all(pair: Cells | None, tokens: Tokens) -> Cells | None:
+    """The target's tokens, and what they may read: the object's, and all that are not the picture's."""
+    if pair is None:
+        return None
+    target, own = pair
+    image, every = tokens.image, torch.arange(tokens.total, device=own.device)
+    return target + image.start, torch.cat([every[: image.start], own + image.start, every[image.stop :]])
+
+
+def few(kernel: Callable, heads: int, mask: Tensor | None, options: dict, query, key, value, kept: Tensor) -> Tensor:
+    """Attention to some of the tokens."""
+    return kernel(query, key, value, heads, mask=None if mask is None else mask[..., kept], **options)
+
+
+def of_swap_rows(mask: Tensor, rows: Rows, chunks: int, tokens: int) -> Tensor:
+    """(1 or chunks, ..., 1, tokens) of a mask that hides text, which is the same for all swap rows of a chunk."""
+    if mask.ndim < 3 or mask.shape[-2:] != (1, tokens):
+        fault = "something masks its attention from token to token, so that an object cannot be read alone."
+        raise BadInput(NODE, "model", fault, "Bypass what sets that mask, or leave object_mask unwired.")
+    if len(mask) == 1:
+        return mask
+    return mask.unflatten(0, (chunks, len(rows.roles), -1))[:, rows.roles.index("swap"), 0]
