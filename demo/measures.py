@@ -6,7 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scenes import COLOURS, Blend, Thing, draw_concepts, draw_scene
+from .scenes import (
+    COLOURS,
+    PLACES,
+    UNNAMED_COLOURS,
+    UNNAMED_LOOKS,
+    Blend,
+    Scene,
+    Thing,
+    draw_concepts,
+    draw_scene,
+)
 
 PALETTE = torch.tensor(list(COLOURS.values()))
 UNLIKE = 0.3  # RGB distance from every colour of the palette above which a pixel has none of them
@@ -98,3 +108,83 @@ def measure(task: Blend, result: Tensor) -> Measures:
     ]
     alike, leaked, seam, shape = (sum(column) / len(values) for column in zip(*values, strict=True))
     return Measures(alike, leaked, background_error(result, scene, masks), seam, shape)
+
+
+LOOKS = {**COLOURS, **UNNAMED_COLOURS}
+
+
+class ConductedMeasures(NamedTuple):
+    """Of a new picture, against the layout that it was to have."""
+
+    fidelity: float  # 0..1, in the places of the layout, of the concepts' colours and textures
+    fidelity_anywhere: float  # 0..1, of the object anywhere that is most like the concept
+    leakage: float  # 0..1, share of the pixels in a concept's place that have a colour of another concept
+    layout_kept: float  # 0..1, intersection over union of all objects with the layout's masks
+    missing: float  # objects fewer than the layout has
+    doubled: float  # objects more than the layout has
+
+
+def look_names(picture: Tensor, scene: Scene) -> Tensor:
+    """(H, W) index in LOOKS of each pixel's colour; the last one means none of them, or that of the place."""
+    place = torch.tensor(PLACES[scene.place])
+    steps = torch.linspace(0, 1, 5)[:, None]
+    place = torch.cat([place[0] + (place[1] - place[0]) * steps, place[2:] * (1.05 - 0.2 * steps)])
+    known = torch.cat([torch.tensor(list(LOOKS.values())), place])
+    distance, nearest = torch.cdist(picture.reshape(-1, 3), known).min(1)
+    named = (nearest < len(LOOKS)) & (distance < UNLIKE)
+    return torch.where(named, nearest, len(LOOKS)).view(picture.shape[:2])
+
+
+def pairs(names: Tensor, inside: Tensor, offset: int) -> Tensor:
+    """Joint histograms of what lies `offset` pixels apart, across and down, as `texture` has them."""
+    count, histograms = len(LOOKS) + 1, []
+    for dimension in (1, 0):
+        length = names.shape[dimension] - offset
+        both = inside.narrow(dimension, 0, length) & inside.narrow(dimension, offset, length)
+        first, second = (names.narrow(dimension, start, length)[both] for start in (0, offset))
+        histogram = torch.bincount(first * count + second, minlength=count**2).float()
+        histograms.append(histogram / histogram.sum().clamp(min=1))
+    return torch.stack(histograms)
+
+
+def objects(names: Tensor) -> list[Tensor]:
+    """(H, W) masks of connected pixels of the objects' colours, of at least 40 of them."""
+    inside = (names < len(LOOKS)).float()
+    labels = inside * torch.arange(1.0, inside.numel() + 1).view_as(inside)
+    while True:
+        spread = F.max_pool2d(labels[None, None], 3, stride=1, padding=1)[0, 0] * inside
+        if torch.equal(spread, labels):
+            break
+        labels = spread
+    return [mask for label in labels.unique() if label > 0 and (mask := labels == label).sum() >= 40]
+
+
+def measure_conducted(scene: Scene, result: Tensor) -> ConductedMeasures:
+    """
+    Args:
+        scene: the layout, whose things are to have the look of their LoRAs.
+        result: (64, 64, 3) in 0..1.
+    """
+    wanted = scene._replace(things=tuple(x._replace(look=UNNAMED_LOOKS[x.shape]) for x in scene.things))
+    perfect, masks = draw_scene(wanted)
+    names, drawn = look_names(result, scene), look_names(perfect, scene)
+    found, inside = objects(names), masks >= 0.5
+    fidelities, anywhere, leaks = [], [], []
+    for k, thing in enumerate(wanted.things):
+        offset = max(round(thing.radius / 3), 1)
+        own = pairs(drawn, inside[k], offset)
+        fidelities.append(float(torch.minimum(pairs(names, inside[k], offset), own).sum(1).mean()))
+        each = [float(torch.minimum(pairs(names, mask, offset), own).sum(1).mean()) for mask in found]
+        anywhere.append(max(each, default=0.0))
+        others = [colour for other in wanted.things if other is not thing for colour in other.look.colours]
+        foreign = torch.tensor([list(LOOKS).index(colour) for colour in others], dtype=torch.long)
+        leaks.append(float(torch.isin(names[inside[k]], foreign).float().mean()))
+    seen, layout, count = names < len(LOOKS), inside.any(0), len(wanted.things)
+    return ConductedMeasures(
+        sum(fidelities) / count,
+        sum(anywhere) / count,
+        sum(leaks) / count,
+        float((seen & layout).sum() / (seen | layout).sum()),
+        max(count - len(found), 0),
+        max(len(found) - count, 0),
+    )

@@ -23,6 +23,14 @@ COLOURS = {
     "black": (0.07, 0.07, 0.09),
 }
 TEXTURES = ("plain", "striped", "checkered", "dotted")
+UNNAMED_COLOURS = {  # no word of the demo model means them
+    "magenta": (0.95, 0.10, 0.65),
+    "teal": (0.00, 0.70, 0.65),
+    "brown": (0.42, 0.22, 0.08),
+    "lime": (0.70, 0.95, 0.15),
+    "navy": (0.05, 0.08, 0.40),
+    "mint": (0.45, 0.95, 0.70),
+}
 SHAPES = ("ball", "box", "cup", "fish", "heart", "star")
 PLACES = {  # top and bottom of the sky (or wall), ground
     "meadow": ((0.62, 0.78, 0.90), (0.80, 0.88, 0.90), (0.62, 0.75, 0.55)),
@@ -42,6 +50,13 @@ class Look(NamedTuple):
 
     def words(self) -> str:
         return " and ".join(self.colours) + ("" if self.texture == "plain" else f" {self.texture}")
+
+
+UNNAMED_LOOKS = {  # of the LoRAs, by the shape that each of them gives it to
+    "star": Look("ringed", ("magenta", "teal")),
+    "cup": Look("halved", ("brown", "lime")),
+    "heart": Look("quartered", ("navy", "mint")),
+}
 
 
 class Thing(NamedTuple):
@@ -192,7 +207,8 @@ def _stencil(thing: Thing) -> Image.Image:
 def _fabric(thing: Thing) -> Image.Image:
     """The thing's texture, supersampled, over the whole picture; its pattern is centred on the thing and scales with
     it."""
-    first, *second = (tuple(round(255 * x) for x in COLOURS[name]) for name in thing.look.colours)
+    colours = COLOURS | UNNAMED_COLOURS
+    first, *second = (tuple(round(255 * x) for x in colours[name]) for name in thing.look.colours)
     image = Image.new("RGB", (SIZE * SUPERSAMPLING,) * 2, first)
     draw, unit = ImageDraw.Draw(image), thing.radius * SUPERSAMPLING
     x0, y0, cell = thing.x * SUPERSAMPLING, thing.y * SUPERSAMPLING, 0.5 * unit
@@ -207,6 +223,13 @@ def _fabric(thing: Thing) -> Image.Image:
             if thing.look.texture == "dotted" and (row + column) % 2 == 0:
                 margin = 0.04 * cell
                 draw.ellipse([(left + margin, top + margin), (right - margin, bottom - margin)], fill=second[0])
+    if thing.look.texture == "ringed":
+        draw.ellipse([(x0 - cell, y0 - cell), (x0 + cell, y0 + cell)], fill=second[0])
+    if thing.look.texture == "halved":
+        draw.rectangle([(x0 - 2 * unit, y0), (x0 + 2 * unit, y0 + 2 * unit)], fill=second[0])
+    if thing.look.texture == "quartered":
+        draw.rectangle([(x0 - 2 * unit, y0 - 2 * unit), (x0, y0)], fill=second[0])
+        draw.rectangle([(x0, y0), (x0 + 2 * unit, y0 + 2 * unit)], fill=second[0])
     return image
 
 
@@ -249,3 +272,33 @@ def draw_concepts(task: Blend) -> tuple[list[Tensor], Tensor]:
     """
     pictures, masks = zip(*(draw_scene(concept) for concept in task.concepts), strict=True)
     return list(pictures), torch.cat(masks)
+
+
+def random_layout(seed: int, concepts: int) -> Scene:
+    """Things of the shapes that have a LoRA, in looks that have words; white and snow are left out, of which one is
+    hard to tell from the other.
+
+    Raises:
+        ValueError: there are LoRAs for three shapes.
+    """
+    if not 1 <= concepts <= len(UNNAMED_LOOKS):
+        raise ValueError(f"Demo scene: {concepts} concepts do not fit. Choose 1 to {len(UNNAMED_LOOKS)}.")
+    rng = np.random.default_rng([seed, concepts])
+    shapes = [str(shape) for shape in rng.permutation(list(UNNAMED_LOOKS))[:concepts]]
+    places = random_places(rng, concepts, (10, 13), 1.1)
+    setting = random_setting(rng)
+    while setting["place"] == "snow":
+        setting = random_setting(rng)
+    colours = tuple(colour for colour in COLOURS if colour != "white")
+    things = [Thing(shape, random_look(rng, colours), *place) for shape, place in zip(shapes, places, strict=True)]
+    return Scene(**setting, things=tuple(things))
+
+
+def conducted(scene: Scene) -> Scene:
+    """The scene with its things in their LoRAs' looks: what a perfect result shows in these places."""
+    return scene._replace(things=tuple(thing._replace(look=UNNAMED_LOOKS[thing.shape]) for thing in scene.things))
+
+
+def prompts_of(scene: Scene) -> tuple[str, list[str]]:
+    """Words for the picture, and for each thing's own model: there every thing is of that one's shape."""
+    return scene.nouns(), [", ".join([thing.shape] * len(scene.things) + [scene.place]) for thing in scene.things]

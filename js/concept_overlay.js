@@ -1,10 +1,11 @@
-// While the mixer runs: on its node the concepts' masks over the background, with the names of the branches in the order
-// of the live view; on each Concept node its colour.
+// While the mixer or the Conductor runs: on its node the concepts' masks, which the Conductor refines, and their names, the
+// mixer's in the order of its live view; on each concept's node its colour.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addPanel, findNode, fit, onOutput, pictureUrl, showOutput } from "./panel.js";
 import { text } from "./texts.js";
 
+const MIXER = "PnPMixSampler"; // whose live view shows the branches beside the picture
 const coloured = new WeakMap(); // by mixer: the Concept nodes that have a colour from it
 
 function element(kind, words, colour) {
@@ -32,7 +33,7 @@ function addOverlay(node) {
   const fill = addPanelFor(node, "overlay", (panel) => 170 + 36 * panel.querySelectorAll("p").length);
   onOutput(node, "overlay", ({ overlay: [{ picture, concepts, overlaps }] }) => {
     showColours(node, concepts);
-    fill(...overlayOf(picture, concepts, overlaps));
+    fill(...overlayOf(picture, concepts, overlaps, node.comfyClass === MIXER));
   });
 }
 
@@ -44,13 +45,17 @@ function showColours(mixer, concepts) {
   coloured.set(mixer, nodes.filter(Boolean));
 }
 
-function overlayOf(picture, concepts, overlaps) {
+function overlayOf(picture, concepts, overlaps, live) {
   const overlay = document.createElement("img");
   overlay.src = pictureUrl(picture);
   overlay.alt = text("masksOverBackground");
   const branches = document.createElement("ol");
-  branches.title = text("orderOfLiveView");
-  branches.append(element("li", text("picture")), ...concepts.map(({ name, colour }) => element("li", name, colour)));
+  const names = concepts.map(({ name, colour }) => element("li", name, colour));
+  if (live) {
+    branches.title = text("orderOfLiveView");
+    names.unshift(element("li", text("picture")));
+  }
+  branches.append(...names);
   const warnings = overlaps.map(([j, k, share]) => {
     const percent = Math.max(1, Math.round(100 * share));
     return element("p", text("overlap", { first: concepts[j].name, second: concepts[k].name, percent }));
@@ -58,12 +63,17 @@ function overlayOf(picture, concepts, overlaps) {
   return [overlay, branches, ...warnings];
 }
 
-// before the mixer is done, which is when the editor gets what it returns
+// before the sampler is done, which is when the editor gets what it returns
 api.addEventListener("pnpmix.concepts", ({ detail: { node, overlay } }) =>
   showOutput(findNode(node), { overlay: [overlay] }),
 );
 
-const PANELS = { PnPMixSampler: addOverlay, PnPMixConcept: addColour };
+const PANELS = {
+  [MIXER]: addOverlay,
+  PnPMixConcept: addColour,
+  PnPMixConductor: addOverlay,
+  PnPMixConductedConcept: addColour,
+};
 
 app.registerExtension({
   name: "PnPMix.ConceptOverlay",

@@ -115,11 +115,11 @@ def load_weights(node: str, folder: str, file: str) -> dict[str, Tensor]:
     return weights
 
 
-def check_pickle(node: str, path: str) -> None:
+def check_pickle(node: str, path: str, name: str = "model_name") -> None:
     """Refuses a file that could run code while it is read: torch.load did, before 2.6, whatever it was told."""
     if not path.lower().endswith((".safetensors", ".sft")) and older_than(torch.__version__, 2, 6):
         fault = f"code hidden in {os.path.basename(path)} could run in torch {torch.__version__} (CVE-2025-32434)."
-        raise BadInput(node, "model_name", fault, "Update torch to 2.6 or newer, or use a .safetensors file.")
+        raise BadInput(node, name, fault, "Update torch to 2.6 or newer, or use a .safetensors file.")
 
 
 def older_than(version: str, *least: int) -> bool:

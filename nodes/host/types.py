@@ -7,6 +7,7 @@ from typing import NamedTuple
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...pnpmix.conductor.layout import Layout
 from ...pnpmix.mixer.inversion import Inversion
 from ...pnpmix.vision.framing import Frame, Size
 
@@ -20,6 +21,8 @@ InpaintModelType = io.Custom("INPAINT_MODEL")  # spandrel's descriptor, as in co
 PlaceType = io.Custom("PNPMIX_PLACE")
 ReferencesType = io.Custom("PNPMIX_REFERENCES")
 ScoresType = io.Custom("PNPMIX_SCORES")  # list of pnpmix.metrics.statistics.Measured, of the same pictures
+LayoutType = io.Custom("PNPMIX_LAYOUT")
+ConductedType = io.Custom("PNPMIX_CONDUCTED")
 
 
 # For an input that most people never touch: editors that know such inputs show them on request alone
@@ -94,5 +97,44 @@ class SubjectReference(NamedTuple):
     prompt: str
 
 
-# Where a MODEL carries them. Only the mixer reads them, so any other sampler works as if they were not there.
+class LayoutReference(NamedTuple):
+    """PNPMIX_LAYOUT: a layout picture on its way to noise, on the CPU."""
+
+    layout: Layout
+    positive: list  # CONDITIONING that describes it
+    family: str  # of the model, see `checks.model_family`
+    keys: dict  # by what made them and level: features that a run has read off it, for the next one
+
+
+class LayoutGuidance(NamedTuple):
+    """Settings of layout alignment, in the model_options of a MODEL."""
+
+    reference: LayoutReference
+    weight: float
+    concept_weight: float
+    end: float
+    node_id: str | None = None  # of its node in the graph, which a message may be about
+
+
+class ConductedConcept(NamedTuple):
+    """One of PNPMIX_CONDUCTED: a branch with weights of its own."""
+
+    positive: list  # CONDITIONING, which carries the weights as hooks
+    negative: list
+    mask: Tensor  # (h, w) in image pixels, of any size
+    name: str
+    node_id: str | None = None  # of its node in the graph, which takes the concept's colour
+
+
+class ConceptFile(NamedTuple):
+    """What a concept's CONDITIONING says about the file it came from, under CONCEPT_FILE."""
+
+    name: str
+    layers: int  # prompts joined in the conditioning, one for each cross-attention layer; 1: one for all
+    node_id: str | None = None  # of Concept LoRA
+
+
+# Where a MODEL carries them. Only the samplers of this pack read them, so any other works as if they were not there.
 APPEARANCE, DILUTION = "pnpmix_appearance", "pnpmix_dilution"
+LAYOUT_GUIDANCE, REFINEMENT = "pnpmix_layout_guidance", "pnpmix_refinement"
+CONCEPT_FILE = "pnpmix_concept_file"

@@ -27,6 +27,7 @@ from ..host.checks import (
 )
 from ..host.memory import room_for
 from ..host.messages import at_fault
+from ..host.overlay import concept_overlay, show_at_once
 from ..host.types import (
     APPEARANCE,
     CATEGORY,
@@ -41,7 +42,6 @@ from ..host.types import (
     schema,
 )
 from .families import check_denoiser, check_prompt
-from .overlay import concept_overlay, show_at_once
 from .samplers import MixSampler, RowGuider, guided_steps, is_timed
 
 NODE, OVERLAP = "Mask Noise Mixer", ["shared", "last in front"]

@@ -1,4 +1,4 @@
-"""What the editor shows of the concepts as soon as the mixer starts; js/concept_overlay.js draws it."""
+"""What the editor shows of the concepts as soon as a sampler starts; js/concept_overlay.js draws it."""
 
 import numpy as np
 import torch
@@ -8,11 +8,11 @@ from server import PromptServer
 from torch import Tensor
 
 from ...pnpmix.vision.drawing import colour, draw_masks, overlaps
-from ..host.messages import thumbnails
-from ..host.types import Concept
+from .messages import thumbnails
+from .types import Concept, ConductedConcept
 
 
-def concept_overlay(concepts: list[Concept], background: Tensor, latent_format) -> dict:
+def concept_overlay(concepts: list[Concept] | list[ConductedConcept], background: Tensor, latent_format) -> dict:
     """Each concept's colour, their masks over the (C, H, W) latent of the background, and where they overlap."""
     masks = torch.stack([concept.mask for concept in concepts]) >= 0.5
     picture = draw_masks(rough_picture(background, latent_format, masks.shape[1:]), masks)

@@ -1,0 +1,1 @@
+"""Concept Conductor: several LoRA concepts in one new picture."""

@@ -1,0 +1,100 @@
+"""Checks of what the Conductor gets."""
+
+import comfy.lora
+from comfy.hooks import EnumHookType
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+from torch import Tensor
+
+from ..host.checks import BadInput, check_conditioning, check_latent, model_family
+from ..host.messages import at_fault
+from ..host.types import CONCEPT_FILE, ConceptFile, ConductedConcept, LayoutGuidance
+from .gradients import check_gradients
+from .taps import layers_of
+
+SPECIAL = {"area", "mask", "gligen", "start_percent", "end_percent"}
+
+
+def check_plain_prompt(node: str, name: str, conditioning: list) -> None:
+    """Every branch has one prompt for the whole picture and all of the time."""
+    special = [key for _, options in conditioning for key in options if key in SPECIAL]
+    if len(conditioning) != 1 or special:
+        fault = "it is combined, timed or limited to an area, and a branch has one prompt for the whole picture."
+        raise BadInput(node, name, fault, "Wire a plain prompt; the concept's mask says where it goes.")
+
+
+def check_not_compiled(node: str, model) -> None:
+    compiled = model.wrappers.get(WrappersMP.APPLY_MODEL, {}).get(COMPILE_KEY)
+    if compiled or "diffusion_model" in model.object_patches or hasattr(model.model.diffusion_model, "_orig_mod"):
+        fault = "it is compiled, and nothing can be read or injected inside it."
+        raise BadInput(node, "model", fault, "Bypass the node that compiles it.")
+
+
+def check_batch(node: str, name: str, latent: dict) -> Tensor:
+    """The latents (B, C, H, W) float32 of a LATENT."""
+    samples = latent["samples"]
+    if not isinstance(samples, Tensor) or samples.ndim != 4 or samples.numel() == 0:
+        return check_latent(node, name, latent)  # which says what is wrong
+    for one in samples.split(1):
+        check_latent(node, name, {"samples": one})
+    return samples.float().cpu()
+
+
+def check_concept(concept: ConductedConcept, model) -> None:
+    node = f"Conducted Concept '{concept.name}'"
+    for name, conditioning in (("positive", concept.positive), ("negative", concept.negative)):
+        check_conditioning(node, name, conditioning, model)
+        check_plain_prompt(node, name, conditioning)
+    hooks, others = (x[0][1].get("hooks") for x in (concept.positive, concept.negative))
+    if hooks is not others:
+        fault = "it brings other weights along than positive does."
+        raise BadInput(node, "negative", fault, "Wire both outputs of the same Concept LoRA.")
+    if hooks is not None:
+        check_weights(concept, hooks, model)
+
+
+def check_weights(concept: ConductedConcept, hooks, model) -> None:
+    """Refuses what ComfyUI would leave out with no more than a line in the log."""
+    file: ConceptFile = concept.positive[0][1].get(CONCEPT_FILE) or ConceptFile("its weights", 1)
+    with at_fault(file.node_id):
+        count = layers_of(model.model.diffusion_model).count
+        if file.layers not in (1, count):
+            fault = f"{file.name} has prompts for {file.layers} layers, and this model has {count}."
+            raise BadInput("Concept LoRA", "lora_name", fault, "Use an ED-LoRA of this model's family.")
+        loaded, keys = {}, comfy.lora.model_lora_keys_unet(model.model, {})
+        for hook in hooks.get_type(EnumHookType.Weight):
+            own = comfy.lora.load_lora(hook.weights, keys, log_missing=False) if hook.need_weight_init else hook.weights
+            loaded |= own
+        if not loaded:
+            fault = f"{file.name} changes nothing of this model."
+            raise BadInput("Concept LoRA", "lora_name", fault, "Use a LoRA of this model's family.")
+        weights = model.model.state_dict()
+        for key, patch in loaded.items():
+            shape, theirs = weights[key].shape, shape_of(patch)
+            if theirs is not None and theirs != (shape[0], shape.numel() // shape[0]):
+                fault = f"{file.name} is for another model family ({key} is {tuple(shape)} here)."
+                raise BadInput("Concept LoRA", "lora_name", fault, "Use a LoRA of this model's family.")
+
+
+def shape_of(patch) -> tuple[int, int] | None:
+    """Rows and columns of what a patch adds to a weight; None where this is not easily told."""
+    if getattr(patch, "name", None) == "lora" and patch.weights[3] is None and patch.weights[5] is None:
+        up, down = patch.weights[0].flatten(1), patch.weights[1].flatten(1)
+        return up.shape[0], down.shape[1]
+    if isinstance(patch, tuple) and patch[0] == "diff" and patch[1][0].ndim > 0:
+        return patch[1][0].shape[0], patch[1][0].numel() // patch[1][0].shape[0]
+    return None
+
+
+def check_guidance(guidance: LayoutGuidance, model, latent: Tensor) -> None:
+    node = "Layout Alignment"
+    with at_fault(guidance.node_id):
+        family = model_family(model)
+        if guidance.reference.family != family:
+            fault = f"it was made with a model of another family ({guidance.reference.family}, this one is {family})."
+            raise BadInput(node, "layout", fault, "Make the layout reference with this checkpoint.")
+        shape, expected = tuple(guidance.reference.layout.trajectory.shape[1:]), tuple(latent.shape[1:])
+        if shape != expected:
+            fault = f"its shape {shape} is not that of the new picture, {expected}."
+            raise BadInput(node, "layout", fault, "Scale the layout picture to the new picture's size.")
+        check_gradients(node, model.model.diffusion_model)

@@ -1,0 +1,141 @@
+"""A concept with weights of its own, and where it goes."""
+
+import comfy.hooks
+import comfy.sd
+import torch
+from comfy_api.latest import io
+from node_helpers import conditioning_set_values
+from typing_extensions import override
+
+from ..host.checks import BadInput, check_mask, check_numbers
+from ..host.types import (
+    CATEGORY,
+    CONCEPT_FILE,
+    EXPERT,
+    ConceptFile,
+    ConductedConcept,
+    ConductedType,
+    schema,
+)
+from . import lora_files
+from .layer_prompts import LayerPrompts, encode_for_each_layer, same_length
+
+
+class PnPMixConceptLora(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixConceptLora",
+            search_aliases=["lora", "ed-lora", "edlora", "load lora", "concept conductor", "character", "pnp-mix"],
+            display_name="Concept LoRA",
+            category=CATEGORY,
+            description="A prompt that brings a LoRA along, for a Conducted Concept. The model itself stays as it is.",
+            inputs=[
+                io.Clip.Input("clip", tooltip="Of the checkpoint. What the LoRA changes in it counts for this prompt."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=lora_files.names(),
+                    tooltip="A LoRA or ED-LoRA in models/loras. Nothing that a file may ask to be run is run.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=0.7,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="How strongly the LoRA acts. Higher: more like its pictures, less free in pose and light.",
+                ),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="The whole picture in words, with this concept's words in the place of each similar thing: "
+                    "for a dog and a cat on a beach, <dog1> <dog2> and <dog1> <dog2> on a beach.",
+                ),
+                io.String.Input(
+                    "negative_text", default="", multiline=True, tooltip="What not to draw in this concept's branch."
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="For Conducted Concept."),
+                io.Conditioning.Output(display_name="negative", tooltip="For the same Conducted Concept."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, clip, lora_name, strength, text, negative_text="") -> io.NodeOutput:
+        node = "Concept LoRA"
+        check_numbers(node, strength=strength)
+        file = lora_files.read(node, lora_name)
+        layers = check_layers(node, file, text)
+        _, clip = comfy.sd.load_lora_for_models(None, clip, file.weights, 0, strength)
+        negative = clip.encode_from_tokens_scheduled(clip.tokenize(negative_text))
+        hooks = comfy.hooks.create_hook_lora(file.weights, strength, strength)
+        if file.tokens:
+            positive = encode_for_each_layer(clip, text, file.tokens, layers)
+            ((cond, options),) = negative
+            positive, negative = same_length(positive, [[torch.cat([cond] * layers, 1), options]], layers)
+            hooks.add(LayerPrompts(layers))
+        else:
+            positive = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        # one group for both: ComfyUI tells by its identity which prompts may share a call
+        own = {"hooks": hooks, CONCEPT_FILE: ConceptFile(lora_name, layers, cls.hidden.unique_id)}
+        return io.NodeOutput(*(conditioning_set_values(x, own) for x in (positive, negative)))
+
+
+def check_layers(node: str, file: lora_files.LoraFile, text: str) -> int:
+    """How many cross-attention layers the file has a prompt for."""
+    if not file.tokens:
+        return 1
+    sizes = {len(x) for parts in file.tokens.values() for x in parts.values()}
+    if len(sizes) != 1:
+        fault = f"its tokens are for {' and '.join(map(str, sorted(sizes)))} layers."
+        raise BadInput(node, "lora_name", fault, "Use the file as its trainer saved it.")
+    missing = [token for token in file.tokens if token not in text]
+    if missing:
+        fault = f"'{missing[0]}' is not in it, by which this ED-LoRA knows its concept."
+        raise BadInput(node, "text", fault, f"Write {' '.join(file.tokens)} in the place of each similar thing.")
+    return sizes.pop()
+
+
+class PnPMixConductedConcept(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixConductedConcept",
+            search_aliases=["multi concept", "multi lora", "regional lora", "regional prompt", "character", "pnp-mix"],
+            display_name="Conducted Concept",
+            category=CATEGORY,
+            description="A concept of your own and where it goes in the new picture; chain one for each.",
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="From Concept LoRA: the prompt with the concept's weights."),
+                io.Conditioning.Input("negative", tooltip="From the same Concept LoRA."),
+                io.Mask.Input("mask", tooltip="Where the concept goes, such as one thing of the layout picture."),
+                ConductedType.Input("concepts", optional=True, tooltip="The concepts before this one."),
+                io.String.Input(
+                    "name", default="", tooltip="A name for messages, such as dog. Without it a number.", **EXPERT
+                ),
+            ],
+            outputs=[
+                ConductedType.Output(
+                    display_name="concepts", tooltip="For the next Conducted Concept, or the Conductor."
+                )
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, positive, negative, mask, concepts=(), name="") -> io.NodeOutput:
+        name = name or str(len(concepts) + 1)
+        mask = check_mask(f"Conducted Concept '{name}'", "mask", mask, "Mark the place of the concept in white.")
+        concept = ConductedConcept(positive, negative, mask, name, cls.hidden.unique_id)
+        return io.NodeOutput([*concepts, concept])
+
+
+NODES = [PnPMixConceptLora, PnPMixConductedConcept]

@@ -1,0 +1,238 @@
+"""Conductor: draws a new picture with several concepts, each in its place."""
+
+import comfy.model_management
+import comfy.patcher_extension
+import comfy.sample
+import comfy.samplers
+import latent_preview
+import torch
+import torch.nn.functional as F
+from comfy.ldm.modules.diffusionmodules.openaimodel import Upsample
+from comfy_api.latest import io
+from torch import Tensor
+from typing_extensions import override
+
+from ...pnpmix.conductor.injection import any_inside, first_masks
+from ...pnpmix.conductor.refinement import Masks, first_state
+from ...pnpmix.masks import layer_grids, to_image_size
+from ..host.checks import (
+    BadInput,
+    check_aspect,
+    check_channels,
+    check_choice,
+    check_conditioning,
+    check_model,
+    check_numbers,
+    check_predictions,
+    downscale_ratio,
+    falls_to_zero,
+)
+from ..host.messages import at_fault
+from ..host.overlay import concept_overlay, show_at_once
+from ..host.types import (
+    CATEGORY,
+    EXPERT,
+    LAYOUT_GUIDANCE,
+    REFINEMENT,
+    ConductedConcept,
+    ConductedType,
+    LayoutGuidance,
+    schema,
+)
+from .checks import check_batch, check_concept, check_guidance, check_not_compiled, check_plain_prompt
+from .paths import KINDS, BranchGuider, ConductSampler
+from .taps import Layer, layers_of
+
+NODE = "Conductor"
+
+
+class PnPMixConductor(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixConductor",
+            shows_result=True,
+            search_aliases=[
+                "concept conductor",
+                "multi concept",
+                "multi lora",
+                "regional lora",
+                "multi character",
+                "several characters",
+                "sampler",
+                "pnp-mix",
+            ],
+            display_name=NODE,
+            category=CATEGORY,
+            description="Draws a new picture with several LoRA concepts, each where it belongs (Concept Conductor).",
+            inputs=[
+                io.Model.Input("model", tooltip="The checkpoint, through Layout Alignment and Mask Refinement."),
+                io.Conditioning.Input("positive", tooltip="The whole picture in plain words, such as a dog and a cat."),
+                io.Conditioning.Input("negative", tooltip="What not to draw; it has no effect at cfg 1."),
+                ConductedType.Input("concepts", tooltip="The chain of Conducted Concepts. Later ones lie in front."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="Size and number of the new pictures. With a noise mask (Set Latent Noise Mask), the "
+                    "picture that they are placed in: it changes in the mask alone.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Seed of the noise. Another seed: another picture with the same layout.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=200,
+                    min=1,
+                    max=1000,
+                    tooltip="Steps of DDIM. More: finer, closer to the layout, and slower.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Classifier-free guidance. Higher: closer to the prompts; 1 takes half the time.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.SCHEDULER_NAMES,
+                    default="ddim_uniform",
+                    tooltip="How the steps are spread over the noise levels.",
+                    **EXPERT,
+                ),
+                io.Combo.Input(
+                    "inject",
+                    options=list(KINDS),
+                    default="both",
+                    tooltip="Attention layers of the decoder that the concepts are injected in. self: shapes; cross: "
+                    "colours and surfaces.",
+                    **EXPERT,
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The new pictures, for VAE Decode."),
+                io.Mask.Output(display_name="masks", tooltip="Where each concept is, as a batch: picture by picture."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, model, positive, negative, concepts, latent, seed, steps, cfg, scheduler, inject) -> io.NodeOutput:
+        check_numbers(NODE, seed=seed, steps=steps, cfg=cfg)
+        check_choice(NODE, "inject", inject, list(KINDS))
+        check_model(NODE, model)
+        check_not_compiled(NODE, model)
+        for name, conditioning in (("positive", positive), ("negative", negative)):
+            check_conditioning(NODE, name, conditioning, model)
+            check_plain_prompt(NODE, name, conditioning)
+        for concept in concepts:
+            with at_fault(concept.node_id):
+                check_concept(concept, model)
+        samples = check_batch(NODE, "latent", latent)
+        samples = comfy.sample.fix_empty_latent_channels(model, samples)
+        check_channels(NODE, "latent", samples, model)
+        guidance: LayoutGuidance | None = model.model_options.get(LAYOUT_GUIDANCE)
+        if guidance is not None:
+            check_guidance(guidance, model, samples)
+        sigmas = falling_sigmas(model, scheduler, steps)
+
+        ratio, grid = downscale_ratio(model), tuple(samples.shape[-2:])
+        size = grid[0] * ratio, grid[1] * ratio
+        concepts = [in_pixels(concept, *size) for concept in concepts]
+        masks = masks_on_grids(concepts, grid, len(samples), layers_of(model.model.diffusion_model).attention, model)
+        latent_format = model.get_model_object("latent_format")
+        overlays = [concept_overlay(concepts, torch.zeros(samples.shape[1:]), latent_format)]
+        show_at_once(cls.hidden.unique_id, overlays[-1])
+
+        def show_masks(denoised: Tensor, refined: Masks) -> None:
+            own = zip(concepts, refined.final[grid][:, 0].float().cpu(), strict=True)
+            now = [concept._replace(mask=to_pixels(mask, *size)) for concept, mask in own]
+            overlays.append(concept_overlay(now, denoised[0].cpu(), latent_format))
+            show_at_once(cls.hidden.unique_id, overlays[-1])
+
+        guider = BranchGuider(model, positive, negative, cfg, concepts, guidance)
+        kept = {} if guidance is None else kept_keys(guidance, model)
+        sampler = ConductSampler(masks, inject, guidance, kept, model.model_options.get(REFINEMENT), show_masks)
+        noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+        callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+        result = guider.sample(
+            noise, samples, sampler, sigmas, denoise_mask=latent.get("noise_mask"), callback=callback, seed=seed
+        )
+        check_predictions(NODE, result)
+        device = comfy.model_management.intermediate_device()
+        final = sampler.masks.final[grid].float().transpose(0, 1).flatten(0, 1).to(device)
+        found = torch.stack([to_pixels(mask, *size) for mask in final])
+        return io.NodeOutput({"samples": result.to(device)}, found, ui={"overlay": [overlays[-1]]})
+
+
+def falling_sigmas(model, scheduler: str, steps: int) -> Tensor:
+    check_choice(NODE, "scheduler", scheduler, comfy.samplers.SCHEDULER_NAMES)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).float().cpu()
+    if not falls_to_zero(sigmas):
+        raise BadInput(NODE, "scheduler", f"'{scheduler}' does not fall to 0 with {steps} steps.", "Use ddim_uniform.")
+    return sigmas
+
+
+def in_pixels(concept: ConductedConcept, height: int, width: int) -> ConductedConcept:
+    """With a mask of the picture's size."""
+    with at_fault(concept.node_id):
+        check_aspect(f"Conducted Concept '{concept.name}'", "mask", concept.mask, height, width)
+    return concept._replace(mask=to_image_size(concept.mask, height, width))
+
+
+def to_pixels(mask: Tensor, height: int, width: int) -> Tensor:
+    """(h, w) on the latent grid → (height, width)."""
+    return F.interpolate(mask[None, None], size=(height, width))[0, 0]
+
+
+def masks_on_grids(
+    concepts: list[ConductedConcept], grid: tuple[int, int], batch: int, attention: Layer, model
+) -> Masks:
+    """
+    Raises:
+        BadInput: nothing of a concept's mask is left on the latent grid.
+    """
+    soft = first_masks(torch.stack([concept.mask for concept in concepts]), grid, batch)
+    grids = layer_grids(grid)
+    masks = first_state(soft, grids, grids[level_of(attention, model.model.diffusion_model)])
+    for k, concept in enumerate(concepts):
+        if not any_inside({grid: masks.final[grid][k]}):
+            fault = f"nothing of it is left on the latent grid of {grid[0]} × {grid[1]} cells."
+            with at_fault(concept.node_id):
+                raise BadInput(f"Conducted Concept '{concept.name}'", "mask", fault, "Mark a larger place.")
+    return masks
+
+
+def level_of(layer: Layer, unet) -> int:
+    """How often the latent grid is halved on the way to a layer of the decoder."""
+    return sum(any(isinstance(x, Upsample) for x in block) for block in unet.output_blocks[layer[1] :])
+
+
+def kept_keys(guidance: LayoutGuidance, model) -> dict:
+    """Where features read off the layout picture are kept from run to run, for as long as the model is the same."""
+    ours = {LAYOUT_GUIDANCE, REFINEMENT}
+    options = {name: value for name, value in model.model_options.items() if name not in ours}
+    made_with = [model.model, model.patches_uuid, comfy.patcher_extension.copy_nested_dicts(options), model.wrappers]
+    before = guidance.reference.keys.get("made with")
+    if before is None or not is_same(before, made_with):
+        guidance.reference.keys.clear()
+        guidance.reference.keys.update({"made with": made_with, "keys": {}})
+    return guidance.reference.keys["keys"]
+
+
+def is_same(before: list, now: list) -> bool:
+    try:
+        return before[0] is now[0] and before[1:] == now[1:]
+    except Exception:  # of tensors and the like among the patches, which know no plain equality
+        return False
+
+
+NODES = [PnPMixConductor]

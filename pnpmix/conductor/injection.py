@@ -1,0 +1,62 @@
+"""Feature fusion of concept injection (eq. 4): concepts' attention outputs in the place of the base model's."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Grid = tuple[int, int]
+
+
+def on_grid(masks: Tensor, grid: Grid) -> Tensor:
+    """(n, B, h, w) masks, of any kind, → (n, B, *grid) bool: more than half of a token is covered."""
+    return F.interpolate(masks.float(), grid, mode="bilinear", antialias=True) > 0.5
+
+
+def inside(hidden: Tensor, mask: Tensor) -> Tensor:
+    """h_k at the tokens of M_k: (B, tokens, channels) and (B, tokens) → (tokens inside of all pictures, channels)."""
+    return hidden[mask]
+
+
+def fuse(hidden: Tensor, features: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
+    """h <- h_k * M_k + h * (1 - M_k), k = 1..n; where masks overlap the last concept wins.
+
+    Args:
+        hidden: (B, tokens, channels) of the base model; not changed.
+        features: of each concept, as `inside` gave them.
+        masks: of each concept, (B, tokens) bool.
+    """
+    hidden = hidden.clone()
+    for feature, mask in zip(features, masks, strict=True):
+        hidden[mask] = feature.to(hidden.dtype)
+    return hidden
+
+
+def all_grids(masks: Tensor, grids: Sequence[Grid]) -> dict[Grid, Tensor]:
+    """The masks on every grid, each apart."""
+    return {grid: on_grid(masks, grid) for grid in grids}
+
+
+def any_inside(masks: dict[Grid, Tensor]) -> bool:
+    return any(bool(mask.any()) for mask in masks.values())
+
+
+def first_masks(masks: Tensor, latent_grid: Grid, batch: int) -> Tensor:
+    """(n, H, W) image masks in 0..1 → (n, B, *latent_grid), still soft."""
+    soft = F.interpolate(masks[:, None].float(), latent_grid, mode="bilinear", antialias=True)
+    return soft.expand(-1, batch, -1, -1)
+
+
+def mean_probabilities(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """Attention probabilities A = softmax(Q K^T / sqrt(d)), mean over the heads: (B, tokens, tokens), float32.
+
+    Args:
+        query, key: (B, tokens, heads * d).
+    """
+    query, key = (x.float().unflatten(-1, (heads, -1)) for x in (query, key))
+    total = torch.zeros(len(query), query.shape[1], key.shape[1], device=query.device)
+    for head in range(heads):  # one at a time, because all of them take heads times the room
+        scores = query[:, :, head] @ key[:, :, head].transpose(1, 2) / query.shape[-1] ** 0.5
+        total += scores.softmax(-1)
+    return total / heads
