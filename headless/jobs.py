@@ -174,6 +174,7 @@ def template_text(name: str) -> str:
 def fitting_templates(count: int) -> list[str]:
     """Those with a photo and a picture of each of so many things to fill in."""
     titles = ["Your photo", *(f"Your {x} {k}" for x in ("picture", "thing") for k in range(1, count + 1))]
+    titles += ["Blend", "Model files"]
     names = sorted(path.stem for path in graphs.TEMPLATES.glob("*.json"))
     texts = {name: json.loads(template_text(name)) for name in names}
     return [

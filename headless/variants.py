@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-DEMO_STEPS = {100: 15, 50: 10, 25: 6, 8: 4}  # in the place of the rows' own, so that ten tasks take minutes on a CPU
+DEMO_STEPS = {100: 10, 50: 8, 25: 6, 8: 4}  # in the place of the rows' own, so that ten tasks take minutes on a CPU
 
 
 class Variant(NamedTuple):
