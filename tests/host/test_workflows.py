@@ -13,6 +13,7 @@ from PIL import Image
 from comfy_host import Graph
 from workflow_files import (
     BLUEPRINTS,
+    FLOWS,
     FOLDER,
     OLD_WORKFLOWS,
     SHOWN,
@@ -120,7 +121,7 @@ CONTRACT = {
         "place": ("PNPMIX_PLACE", None),
     },
     "PnPMixBackgroundPicker": {"images": ("IMAGE", None), "index": ("INT", 0)},
-    "PnPMixDemoModel": {},
+    "PnPMixDemoModel": {"network": ("COMBO", "unet")},
     "PnPMixDemoScene": {"seed": ("INT", 0), "concepts": ("INT", 2)},
 }
 OUTPUTS = {
@@ -213,7 +214,9 @@ def test_the_shelf_leads_from_the_demo_to_each_way_of_working():
     assert things == PHOTOS
     for words in ("by hand", "SDXL", "scene you choose", ".app"):
         assert any(words in name for name in PHOTOS), words
-    assert all((FOLDER / f"{name}.jpg").is_file() for name in WORKFLOWS), "the template browser shows a picture"
+    assert all((FOLDER / f"{name}.jpg").is_file() for name in (*WORKFLOWS, *FLOWS)), (
+        "the template browser shows a picture"
+    )
 
 
 def files(workflow: dict) -> list[tuple[str, str]]:
@@ -222,7 +225,7 @@ def files(workflow: dict) -> list[tuple[str, str]]:
     return [(FILES[kind, widget], value) for kind, widget, value in named if (kind, widget) in FILES]
 
 
-@pytest.mark.parametrize("name", [*WORKFLOWS, *OLD_WORKFLOWS])
+@pytest.mark.parametrize("name", [*WORKFLOWS, *FLOWS, *OLD_WORKFLOWS])
 def test_workflow_is_valid_in_this_comfyui(name):
     """ComfyUI's own validation, with a file in place of each that the note asks for."""
     import execution
@@ -265,7 +268,7 @@ def test_workflow_keeps_to_the_contract(name):
                 assert value == wanted, "shipped graphs start from the defaults, or from what is measured to be better"
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize("name", [*WORKFLOWS, *FLOWS])
 def test_template_fits_on_one_screen_at_a_zoom_that_can_be_read(name):
     """1280 × 800 pixels, of which the editor's own bars take some."""
     workflow = read(name)
@@ -293,7 +296,7 @@ def test_template_asks_for_pictures_words_and_files_and_nothing_else(name):
     assert set(shown) <= {"checkpoint", "Grounding DINO", "SAM", "SAM 3", "what it replaces", "prompt", "seed"}
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize("name", [*WORKFLOWS, *FLOWS])
 def test_template_reads_the_object_alone_and_gives_back_the_whole_photo(name):
     """object_mask and adain, an emptied background, and the photo's own pixels outside the masks."""
     workflow = read(name)
@@ -343,6 +346,13 @@ def test_workflow_works_with_the_demo_model_in_the_place_of_its_files(name):
     assert all(change[mask > 0.5].mean() > 0.1 for mask in masks)
     grown = F.max_pool2d(masks.amax(0)[None], 9, stride=1, padding=4)[0]
     assert change[grown == 0].max() < 1 / 255
+
+
+def test_the_transformers_template_takes_a_transformer_and_what_suits_it():
+    prompt = to_api(read("Flow 1 Without downloads")).values()
+    inputs = {node["class_type"]: node["inputs"] for node in prompt}
+    assert inputs["PnPMixDemoModel"] == {"network": "flow"}
+    assert inputs["PnPMixDDPMInvert"]["scheduler"] == "simple" and inputs["PnPMixAppearance"]["position"] == "target"
 
 
 def test_sdxl_and_the_app_are_the_graph_of_two_things():
@@ -439,7 +449,7 @@ def test_candidates_go_through_the_picker():
     assert empty["inputs"]["batch_size"] > 1
 
 
-@pytest.mark.parametrize("name", [*WORKFLOWS, *OLD_WORKFLOWS, *BLUEPRINTS])
+@pytest.mark.parametrize("name", [*WORKFLOWS, *FLOWS, *OLD_WORKFLOWS, *BLUEPRINTS])
 def test_workflow_has_no_empty_fields_that_the_editor_warns_of(name):
     def empty(value, key=None):
         if value is None:

@@ -9,6 +9,9 @@ EARLIER = PACK / "tests" / "data" / "workflows"  # what earlier versions shipped
 WORKFLOWS, BLUEPRINTS, OLD_WORKFLOWS = (
     sorted(path.stem for path in folder.glob("*.json")) for folder in (FOLDER, LIBRARY, EARLIER)
 )
+# templates of one kind of model, which start from other settings
+FLOWS = [name for name in WORKFLOWS if name.startswith("Flow ")]
+WORKFLOWS = [name for name in WORKFLOWS if name not in FLOWS]
 SHOWN = ("SaveImage", "PreviewImage", "MaskPreview", "PnPMixBackgroundPicker")
 CONTROLS = {"fixed", "increment", "decrement", "randomize"}  # of the widget that the editor adds behind a seed
 INPUTS, OUTPUTS = -10, -20  # the two ends of a subgraph, as nodes that its links name

@@ -10,6 +10,7 @@ from pathlib import Path
 from comfy_host import boot
 from graph_files import Graph, Output, Subgraph, workflow
 from workflow_files import FOLDER, LIBRARY, SIDE
+from write_flow_workflows import flow_demo, flow_note
 
 # What a group's colour says
 FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"
@@ -495,6 +496,7 @@ def write_all(info: dict) -> None:
         "7 Two things with SAM 3": photo_template(info, 2, finder="sam3"),
         "8 Two things in a scene you choose": photo_template(info, 2, SDXL, sampled=True),
         "9 Two things as an app.app": photo_template(info, 2, app=True),
+        "Flow 1 Without downloads": flow_demo(demo_template(info), flow_note()),
     }
     for name, data in templates.items():
         write(FOLDER / f"{name}.json", data)
