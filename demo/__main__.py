@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .diffusers_host import Settings, blend, empty, invert, load_model
 from .measures import measure
+from .model import FLOW_WEIGHTS, WEIGHTS
 from .pictures import draw_masks, panels, save_film, side_by_side
 from .scenes import MAX_THINGS, draw_concepts, draw_scene, random_blend
 
@@ -22,6 +23,7 @@ FRAMES = 25  # of the film, at most
 # benchmarks/README.md). Of 50 seeds' pictures this seed's is among the best.
 DEFAULTS = Settings(steps=50, skip_steps=16, object_mask=True, adain=True)
 SEED = 18
+MODELS = {"unet": WEIGHTS, "flow": FLOW_WEIGHTS}
 
 
 def read_options() -> argparse.Namespace:
@@ -30,6 +32,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--concepts", type=int, default=2, help=f"how many, 1 to {MAX_THINGS}; default: 2")
     parser.add_argument("--prompt", help='default: the things and the place, such as "cup, fish, meadow"')
     parser.add_argument("--output", type=Path, default=Path("demo-result"), help="name of the files, without ending")
+    parser.add_argument("--model", choices=MODELS, default="unet", help="which of the two; default: unet")
     settings = parser.add_argument_group("inputs of the nodes, by their names")
     for field in fields(Settings):
         default = getattr(DEFAULTS, field.name)
@@ -53,7 +56,7 @@ def main() -> None:
     def keep(result: Tensor, branches: Tensor) -> None:
         estimates.append(side_by_side(torch.stack([result, *branches])))
 
-    model, inpainted = load_model(), empty(scene, masks)
+    model, inpainted = load_model(MODELS[options.model]), empty(scene, masks)
     inversion = invert(model, scene, prompt, settings)
     result, _ = blend(model, inversion, inpainted, masks, concepts, own_masks, prompt, settings, keep)
     stages = [

@@ -13,12 +13,20 @@ import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from pnpmix.masks import cell_weights, expanded_box_mask, last_in_front, readable_cells, share_overlaps
-from pnpmix.mixer.attention import attend_to_objects, guided_appearance_attention
+from diffusers.models.embeddings import apply_rotary_emb
+from pnpmix.masks import box_distance, cell_weights, expanded_box_mask, last_in_front, readable_cells, share_overlaps
+from pnpmix.mixer.attention import attend_to_objects, guided_appearance_attention, guided_joint_attention
 from pnpmix.mixer.dilution import Dilution
 from pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
 from pnpmix.mixer.sampling import Rows, sample_pnp_mix
-from pnpmix.schedule import posterior_mean, posterior_std, to_eps, without_noisiest
+from pnpmix.schedule import (
+    added_noise,
+    posterior_mean,
+    posterior_std,
+    rectified_flow,
+    to_eps,
+    without_noisiest,
+)
 from pnpmix.vision.inpainting import fill_smoothly, fill_weights, inpaint
 from torch import Tensor, nn
 
@@ -27,6 +35,7 @@ from .model import (
     FLOW,
     GRID,
     PATCH,
+    PHRASES,
     POOLED,
     TIMESTEPS,
     UNET,
@@ -34,6 +43,7 @@ from .model import (
     Words,
     alphas_cumprod,
     denormalise,
+    flow_level,
     fold,
     load_weights,
     normalise,
@@ -42,6 +52,8 @@ from .model import (
 
 
 class DemoModel(nn.Module):
+    path = staticmethod(added_noise)
+
     def __init__(self):
         super().__init__()
         self.unet = UNet2DConditionModel(**UNET)
@@ -51,8 +63,30 @@ class DemoModel(nn.Module):
         """v for noisy latents (B, 12, 32, 32)."""
         return self.unet(x, timesteps, self.words(prompts)).sample
 
+    def denoise(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        """Denoised estimate of (B, 12, 32, 32) latents at noise levels (B,), for (B, 4, 128) embeddings."""
+        timesteps = (all_sigmas().to(sigma).log()[None] - sigma.log()[:, None]).abs().argmin(1)
+        sigma = sigma.view(-1, 1, 1, 1)
+        v = self.unet(x / (sigma**2 + 1).sqrt(), timesteps, context).sample
+        return x / (sigma**2 + 1) - v * sigma / (sigma**2 + 1).sqrt()
+
+    def schedule(self, steps: int) -> Tensor:
+        """(steps + 1,) falling noise levels, the last one 0: ComfyUI's scheduler ddim_uniform."""
+        return torch.cat([all_sigmas()[1 :: max(TIMESTEPS // steps, 1)].flip(0), torch.zeros(1)])
+
+    def percent_to_sigma(self, percent: float) -> float:
+        """As ComfyUI means it: 0 is the noisiest level, 1 the end; between two timesteps the logarithm is linear."""
+        if percent <= 0:
+            return float("inf")
+        if percent >= 1:
+            return 0.0
+        timestep, log_sigmas = (1 - percent) * (TIMESTEPS - 1), all_sigmas().log()
+        return float(log_sigmas[int(timestep)].lerp(log_sigmas[int(timestep) + 1], timestep % 1).exp())
+
 
 class FlowModel(nn.Module):
+    path = staticmethod(rectified_flow)
+
     def __init__(self):
         super().__init__()
         self.transformer = FluxTransformer2DModel(**FLOW)
@@ -79,14 +113,28 @@ class FlowModel(nn.Module):
         )[0]
         return F.pixel_shuffle(velocity.mT.unflatten(2, (len(rows), len(columns))), PATCH)
 
+    def denoise(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        """As `DemoModel.denoise`."""
+        return x - sigma.view(-1, 1, 1, 1) * self.velocity(x, sigma, context)
 
-def load_model(path: Path = WEIGHTS) -> DemoModel:
+    def schedule(self, steps: int) -> Tensor:
+        """(steps + 1,) falling noise levels, the last one 0: ComfyUI's scheduler simple."""
+        return torch.cat([flow_level(torch.linspace(1, 0, steps + 1)[:-1]), torch.zeros(1)])
+
+    def percent_to_sigma(self, percent: float) -> float:
+        """As ComfyUI means it: 0 is the noisiest level, 1 the end."""
+        return 0.0 if percent >= 1 else float(flow_level(torch.tensor(1 - max(percent, 0.0))))
+
+
+def load_model(path: Path = WEIGHTS) -> DemoModel | FlowModel:
     """
     Raises:
         ValueError: the file is missing or damaged.
     """
-    model = DemoModel().eval().requires_grad_(False)
-    model.load_state_dict(load_weights(path))
+    weights = load_weights(path)
+    kind = FlowModel if any(name.startswith("transformer.") for name in weights) else DemoModel
+    model = kind().eval().requires_grad_(False)
+    model.load_state_dict(weights)
     return model
 
 
@@ -96,28 +144,14 @@ def all_sigmas() -> Tensor:
     return ((1 - alphas) / alphas).sqrt().float()
 
 
-def ddim_uniform(steps: int, skip_steps: int = 0) -> Tensor:
-    """(N + 1,) falling noise levels, the last one 0: ComfyUI's scheduler of that name, without its noisiest part."""
-    sigmas = all_sigmas()[1 :: max(TIMESTEPS // steps, 1)].flip(0)
-    return without_noisiest(torch.cat([sigmas, torch.zeros(1)]), steps, skip_steps)
-
-
-def denoise(model: DemoModel, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-    """Denoised estimate of (B, 12, 32, 32) latents at noise levels (B,), for (B or 1, 4, 128) embeddings."""
-    timesteps = (all_sigmas().to(sigma).log()[None] - sigma.log()[:, None]).abs().argmin(1)
-    sigma = sigma.view(-1, 1, 1, 1)
-    v = model.unet(x / (sigma**2 + 1).sqrt(), timesteps, context.expand(len(x), -1, -1)).sample
-    return x / (sigma**2 + 1) - v * sigma / (sigma**2 + 1).sqrt()
-
-
 def denoise_with_cfg(
-    model: DemoModel, x: Tensor, sigma: Tensor, positive: Tensor, negative: Tensor, cfg: float
+    model: DemoModel | FlowModel, x: Tensor, sigma: Tensor, positive: Tensor, negative: Tensor, cfg: float
 ) -> Tensor:
-    """The same with classifier-free guidance; at 1 the negative embeddings are not used."""
+    """Denoised estimate with classifier-free guidance; at 1 the negative embeddings (1, 4, 128) are not used."""
     if cfg == 1:
-        return denoise(model, x, sigma, positive)
+        return model.denoise(x, sigma, positive.expand(len(x), -1, -1))
     context = torch.cat([c.expand(len(x), -1, -1) for c in (positive, negative)])
-    cond, uncond = denoise(model, torch.cat([x, x]), torch.cat([sigma, sigma]), context).chunk(2)
+    cond, uncond = model.denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), context).chunk(2)
     return uncond + cfg * (cond - uncond)
 
 
@@ -158,6 +192,58 @@ def appearance_guided(
         unet.set_attn_processor(before)
 
 
+@contextmanager
+def joint_appearance_guided(
+    model: FlowModel, alpha: float, layers: str, position: str, cells: dict
+) -> Iterator[Callable[[Rows], None]]:
+    """The same in the transformer's blocks, in which text and picture share an attention."""
+    current: list[Rows] = []
+    grid = GRID // PATCH
+    pairs, before, text = cells[grid, grid], torch.arange(PHRASES), PHRASES
+    joint = [pair and (pair[0] + text, torch.cat([before, pair[1] + text])) for pair in pairs]
+    distances = [(0, 0) if pair is None else box_distance(*pair, grid) for pair in pairs]
+    cos, sin = (x[:, ::2] for x in model.transformer.pos_embed(torch.tensor([(0.0, *way) for way in distances])))
+    rotations = torch.stack([cos, -sin, sin, cos], -1).unflatten(-1, (2, 2)).float() if position == "target" else None
+
+    def process(attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None, **_):
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, _=None) -> Tensor:
+            return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+        query, key, value = (heads(project(hidden_states)) for project in (attn.to_q, attn.to_k, attn.to_v))
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        if encoder_hidden_states is not None:
+            added = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+            of_text = [heads(project(encoder_hidden_states)) for project in added]
+            of_text[:2] = attn.norm_added_q(of_text[0]), attn.norm_added_k(of_text[1])
+            query, key, value = (torch.cat(x, 2) for x in zip(of_text, (query, key, value), strict=True))
+        query, key = (apply_rotary_emb(x, image_rotary_emb) for x in (query, key))
+        rows = current[-1]
+        if "swap" in rows.roles:
+            chunks = len(query) // (len(rows.roles) * (rows.concepts.stop - rows.concepts.start))
+            turned = None if rotations is None else rotations[rows.concepts]
+            image = slice(text, query.shape[2])
+            key, value = guided_joint_attention(key, value, alpha, rows.roles, chunks, image, turned)
+        output = attend(query, key, value)
+        if "swap" in rows.roles:
+            attend_to_objects(attend, output, query, key, value, joint[rows.concepts], rows.roles, chunks)
+        if encoder_hidden_states is None:
+            return output
+        return attn.to_out[0](output[:, text:]), attn.to_add_out(output[:, :text])
+
+    transformer = model.transformer
+    former, blocks = transformer.attn_processors, [*transformer.transformer_blocks]
+    blocks += transformer.single_transformer_blocks
+    for block in blocks if layers == "all" else blocks[len(blocks) // 2 :]:
+        block.attn.set_processor(process)
+    try:
+        yield current.append
+    finally:
+        transformer.set_attn_processor(former)
+
+
 @dataclass(frozen=True)
 class Settings:
     """Inputs of the nodes, by their names there."""
@@ -183,6 +269,7 @@ class Settings:
     overlap: Literal["shared", "last in front"] = "shared"
     adain: bool = False
     object_mask: bool = False  # whether the Concepts' is wired, as adain needs it anyway
+    position: Literal["target", "kept"] = "target"
 
 
 def to_latent(picture: Tensor) -> Tensor:
@@ -195,23 +282,13 @@ def to_pictures(latents: Tensor) -> Tensor:
     return unfold(denormalise(latents))
 
 
-def percent_to_sigma(percent: float) -> float:
-    """As ComfyUI means it: 0 is the noisiest level, 1 the end; between two timesteps the logarithm is linear."""
-    if percent <= 0:
-        return float("inf")
-    if percent >= 1:
-        return 0.0
-    timestep, log_sigmas = (1 - percent) * (TIMESTEPS - 1), all_sigmas().log()
-    return float(log_sigmas[int(timestep)].lerp(log_sigmas[int(timestep) + 1], timestep % 1).exp())
-
-
 @torch.no_grad()
-def invert(model: DemoModel, scene: Tensor, prompt: str, settings: Settings) -> Inversion:
+def invert(model: DemoModel | FlowModel, scene: Tensor, prompt: str, settings: Settings) -> Inversion:
     """Of a scene (H, W, 3) in 0..1."""
     positive, negative = model.words([prompt]), model.words([""])
     predict = partial(denoise_with_cfg, model, positive=positive, negative=negative, cfg=settings.inversion_cfg)
-    sigmas = ddim_uniform(settings.steps, settings.skip_steps)
-    return ddpm_invert(predict, to_latent(scene), sigmas, settings.noise_seed, timesteps_per_call=16)
+    sigmas = without_noisiest(model.schedule(settings.steps), settings.steps, settings.skip_steps)
+    return ddpm_invert(predict, to_latent(scene), sigmas, settings.noise_seed, timesteps_per_call=16, path=model.path)
 
 
 def empty(scene: Tensor, masks: Tensor) -> Tensor:
@@ -221,7 +298,7 @@ def empty(scene: Tensor, masks: Tensor) -> Tensor:
 
 @torch.no_grad()
 def blend(
-    model: DemoModel,
+    model: DemoModel | FlowModel,
     inversion: Inversion,
     inpainted: Tensor,
     masks: Tensor,
@@ -247,14 +324,14 @@ def blend(
     if settings.overlap == "last in front":
         masks = last_in_front(masks)
     own = enumerate(concepts, settings.concept_seed)
-    personal = [edit_friendly_trajectory(to_latent(picture), sigmas, seed) for seed, picture in own]
+    personal = [edit_friendly_trajectory(to_latent(picture), sigmas, seed, model.path) for seed, picture in own]
     weights = share_overlaps(torch.stack([cell_weights(mask, grid, settings.feather) for mask in masks])[:, None])
     dilution = None
     if settings.diluted:
         boxes = torch.stack([expanded_box_mask(mask, grid, settings.expand) for mask in masks])[:, None]
-        trajectory = edit_friendly_trajectory(to_latent(inpainted), sigmas, inversion.seed)
+        trajectory = edit_friendly_trajectory(to_latent(inpainted), sigmas, inversion.seed, model.path)
         dilution = Dilution(trajectory, boxes, settings.beta, settings.outside)
-    start, end = percent_to_sigma(settings.start_percent), percent_to_sigma(settings.end_percent)
+    start, end = (model.percent_to_sigma(percent) for percent in (settings.start_percent, settings.end_percent))
     guided = [settings.guided and end <= sigma <= start for sigma in sigmas[:-1].tolist()]
 
     def show(_, output: Tensor, branches: Tensor) -> None:
@@ -264,7 +341,11 @@ def blend(
 
     wired = settings.object_mask or settings.adain
     cells = readable_cells(masks, own_masks if wired else [None] * len(masks), grid)
-    with appearance_guided(model.unet, settings.alpha, settings.layers, cells) as tell_rows:
+    if isinstance(model, FlowModel):
+        guide = joint_appearance_guided(model, settings.alpha, settings.layers, settings.position, cells)
+    else:
+        guide = appearance_guided(model.unet, settings.alpha, settings.layers, cells)
+    with guide as tell_rows:
 
         def predict_rows(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
             tell_rows(rows)
@@ -282,21 +363,24 @@ def blend(
             torch.stack([cell_weights(mask, grid) for mask in own_masks])[:, None] if settings.adain else None,
             concepts_per_call=len(concepts),
             callback=show,
+            path=model.path,
         )
     result, *others = to_pictures(torch.cat([output[None], branches]))
     return result, torch.stack(others)
 
 
 @torch.no_grad()
-def sample(model: DemoModel, prompts: list[str], seed: int, steps: int = 50, cfg: float = 3.0) -> Tensor:
+def sample(model: DemoModel | FlowModel, prompts: list[str], seed: int, steps: int = 50, cfg: float = 3.0) -> Tensor:
     """Pictures (B, 64, 64, 3) from words alone, by ancestral sampling."""
     generator = torch.Generator().manual_seed(seed)
-    sigmas = ddim_uniform(steps)
+    sigmas = model.schedule(steps)
     positive, negative = model.words(prompts), model.words([""])
-    x = torch.randn((len(prompts), CHANNELS, GRID, GRID), generator=generator) * (sigmas[0] ** 2 + 1).sqrt()
+    x = torch.randn((len(prompts), CHANNELS, GRID, GRID), generator=generator)
+    a, b = model.path(sigmas[0])
+    x = x * (a**2 + b**2).sqrt()  # pictures have variance 1, roughly
     for sigma, sigma_next in pairwise(sigmas):
         denoised = denoise_with_cfg(model, x, sigma.expand(len(x)), positive, negative, cfg)
-        x = posterior_mean(x, to_eps(x, denoised, sigma), sigma, sigma_next)
+        x = posterior_mean(x, to_eps(x, denoised, sigma), sigma, sigma_next, model.path)
         noise = torch.randn(x.shape, generator=generator)
-        x = x + noise * posterior_std(sigma, sigma_next)
+        x = x + noise * posterior_std(sigma, sigma_next, model.path)
     return to_pictures(x)

@@ -1,6 +1,7 @@
 """The demo models: a lossless latent space, a table of words, and the layout of two networks: a UNet as in SD 2 that
 predicts v, and a transformer as in Flux that predicts the velocity of a rectified flow."""
 
+import math
 from pathlib import Path
 
 import safetensors.torch
@@ -36,6 +37,8 @@ UNET = dict(  # arguments of diffusers' UNet2DConditionModel
 
 PATCH = 2  # latent cells to a token of the transformer, across and down
 POOLED = 8  # width of Flux's second prompt embedding, of which the demo has none
+
+FLOW_SHIFT = 1.15  # of the noise levels towards the noisy end, as Flux has it
 
 FLOW = dict(  # arguments of diffusers' FluxTransformer2DModel
     in_channels=CHANNELS * PATCH**2,
@@ -125,6 +128,11 @@ class Words(nn.Module):
             for phrase, rows in enumerate(parse(prompt)):
                 counts[i, phrase] = F.one_hot(torch.tensor(rows), len(VOCABULARY)).sum(0)
         return counts.to(self.table.weight) @ self.table.weight
+
+
+def flow_level(t: Tensor) -> Tensor:
+    """Noise level of a share 0..1 of the whole schedule."""
+    return 1 / (1 + math.exp(-FLOW_SHIFT) * (1 / t - 1))
 
 
 def alphas_cumprod() -> Tensor:

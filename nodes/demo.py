@@ -1,22 +1,28 @@
 """Load Demo Model and Demo Scene: the whole pack without a download."""
 
+import dataclasses
+
 import comfy.latent_formats
 import comfy.model_base
+import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
+import comfy.supported_models
 import comfy.supported_models_base
 import comfy.utils
 import torch
+from comfy.ldm.flux.model import FluxParams
 from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
 from typing_extensions import override
 
 from ..demo import model as demo
 from ..demo.scenes import MAX_THINGS, draw_concepts, draw_scene, random_blend
-from .host.checks import BadInput, check_numbers
+from .host.checks import BadInput, check_choice, check_numbers
 from .host.types import CATEGORY, schema
 
+NETWORKS = {"unet": demo.WEIGHTS, "flow": demo.FLOW_WEIGHTS}
 WORDS = ", ".join((*demo.COLOURS, *demo.TEXTURES, *demo.NOUNS))
 
 
@@ -31,9 +37,17 @@ class PnPMixDemoModel(io.ComfyNode):
             category=CATEGORY,
             description="A tiny diffusion model of drawn scenes that comes with this pack, in the place of Load "
             "Checkpoint. It takes pictures of 64 × 64 pixels.",
-            inputs=[],
+            inputs=[
+                io.Combo.Input(
+                    "network",
+                    optional=True,
+                    options=list(NETWORKS),
+                    default="unet",
+                    tooltip="unet: as in Stable Diffusion 2. flow: a smaller transformer as in Flux, less trained.",
+                )
+            ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The UNet."),
+                io.Model.Output(display_name="model", tooltip="The network."),
                 io.Clip.Output(display_name="clip", tooltip=f"For CLIP Text Encode. Its words: {WORDS}."),
                 io.Vae.Output(display_name="vae", tooltip="For VAE Encode and VAE Decode. It loses nothing."),
             ],
@@ -41,12 +55,14 @@ class PnPMixDemoModel(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls) -> io.NodeOutput:
-        weights = demo.load_weights(demo.WEIGHTS)
+    def execute(cls, network="unet") -> io.NodeOutput:
+        check_choice("Load Demo Model", "network", network, list(NETWORKS))
+        weights = demo.load_weights(NETWORKS[network])
         clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(DemoTokenizer, DemoTextEncoder))
         clip.cond_stage_model.load_sd(comfy.utils.state_dict_prefix_replace(weights, {"words.": ""}, filter_keys=True))
-        unet = comfy.utils.state_dict_prefix_replace(weights, {"unet.": ""}, filter_keys=True)
-        return io.NodeOutput(load_unet(unet), clip, DemoVAE())
+        load, prefix = (load_unet, "unet.") if network == "unet" else (load_transformer, "transformer.")
+        own = comfy.utils.state_dict_prefix_replace(weights, {prefix: ""}, filter_keys=True)
+        return io.NodeOutput(load(own), clip, DemoVAE())
 
 
 class PnPMixDemoScene(io.ComfyNode):
@@ -172,6 +188,41 @@ def load_unet(weights: dict):
     names = comfy.utils.unet_to_diffusers(config.unet_config)
     renamed = {name: weights[theirs] for theirs, name in names.items() if theirs in weights}
     model.diffusion_model.load_state_dict(renamed)
+    return comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), offload_device)
+
+
+class DemoFlowConfig(comfy.supported_models.Flux):
+    """`demo.model.FLOW` in the words of ComfyUI's Flux."""
+
+    unet_config = dict(
+        in_channels=demo.CHANNELS,
+        out_channels=demo.CHANNELS,
+        vec_in_dim=demo.POOLED,
+        context_in_dim=demo.CONTEXT,
+        hidden_size=128,
+        mlp_ratio=4.0,
+        num_heads=4,
+        depth=2,
+        depth_single_blocks=4,
+        axes_dim=[8, 12, 12],
+        theta=10000,
+        patch_size=demo.PATCH,
+        qkv_bias=True,
+        guidance_embed=False,
+        txt_ids_dims=[],
+        dtype=torch.float32,
+    )
+    sampling_settings = {"shift": demo.FLOW_SHIFT}
+    latent_format = DemoLatent
+
+
+def load_transformer(weights: dict):
+    """MODEL from weights in diffusers' names."""
+    known = {field.name for field in dataclasses.fields(FluxParams)} | {"dtype"}  # older hosts have fewer
+    config = DemoFlowConfig({name: value for name, value in DemoFlowConfig.unet_config.items() if name in known})
+    offload_device = comfy.model_management.unet_offload_device()
+    model = config.get_model(weights, device=offload_device)
+    model.load_model_weights(comfy.model_detection.convert_diffusers_mmdit(weights, ""), "")
     return comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), offload_device)
 
 

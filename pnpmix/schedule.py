@@ -14,6 +14,11 @@ def added_noise(sigma: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ones_like(sigma), sigma
 
 
+def rectified_flow(sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """The path of a rectified flow (arXiv 2209.03003): x = (1 - sigma) * x0 + sigma * eps."""
+    return 1 - sigma, sigma
+
+
 def to_eps(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
     """Prediction (x - D) / sigma from the denoised estimate D(x, sigma); shapes broadcast.
 

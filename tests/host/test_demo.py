@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from demo.diffusers_host import Settings, blend, empty, invert, load_model
+from demo.model import FLOW_WEIGHTS, WEIGHTS
 from demo.scenes import draw_concepts, draw_scene, random_blend
 
 from comfy_host import Graph, output, refused
@@ -15,10 +16,12 @@ STEPS = dict(steps=8, skip_steps=3)
 FEW = Settings(steps=4, skip_steps=2)  # half precision is slow on a CPU
 
 
-def demo_graph(settings: Settings, seed: int, concepts: int, unet=None) -> tuple[Graph, list]:
+def demo_graph(
+    settings: Settings, seed: int, concepts: int, unet=None, network="unet", scheduler="ddim_uniform"
+) -> tuple[Graph, list]:
     """The shipped template's graph, with the finished picture before the original pixels are put back."""
     graph = Graph()
-    loaded = graph.add("PnPMixDemoModel")
+    loaded = graph.add("PnPMixDemoModel", network=network)
     model, clip, vae = (loaded if unet is None else graph.given(unet)), output(loaded, 1), output(loaded, 2)
     scene = graph.add("PnPMixDemoScene", seed=seed, concepts=concepts)
     pictures, masks = ([output(scene, first + k) for k in range(concepts)] for first in (1, 4))
@@ -43,7 +46,7 @@ def demo_graph(settings: Settings, seed: int, concepts: int, unet=None) -> tuple
         skip_steps=settings.skip_steps,
         cfg=settings.inversion_cfg,
         seed=settings.noise_seed,
-        scheduler="ddim_uniform",
+        scheduler=scheduler,
     )
     chain = None
     for k in range(concepts):
@@ -85,9 +88,9 @@ def demo_graph(settings: Settings, seed: int, concepts: int, unet=None) -> tuple
     return graph, graph.add("VAEDecode", samples=mixed, vae=vae)
 
 
-def blended(settings: Settings, seed: int, concepts: int) -> torch.Tensor:
+def blended(settings: Settings, seed: int, concepts: int, weights=WEIGHTS) -> torch.Tensor:
     """The same picture without ComfyUI."""
-    task, demo = random_blend(seed, concepts), load_model()
+    task, demo = random_blend(seed, concepts), load_model(weights)
     scene, masks = draw_scene(task.scene)
     pictures, own_masks = draw_concepts(task)
     prompt = task.scene.nouns()
@@ -116,9 +119,21 @@ def test_comfyui_and_diffusers_agree_on_other_settings(concepts, settings):
     assert_agreement(concepts, settings)
 
 
-def assert_agreement(concepts: int, settings: Settings) -> None:
-    graph, picture = demo_graph(settings, seed=3, concepts=concepts)
-    expected, scene = blended(settings, 3, concepts), draw_scene(random_blend(3, concepts).scene)[0]
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(**STEPS, object_mask=True, cfg=2.0),
+        pytest.param(Settings(**STEPS, object_mask=True, layers="decoder", adain=True), marks=pytest.mark.oldest),
+    ],
+    ids=["object mask", "decoder, adain"],
+)
+def test_the_transformer_gives_the_same_in_comfyui_and_diffusers(settings):
+    assert_agreement(2, settings, FLOW_WEIGHTS, network="flow", scheduler="simple")
+
+
+def assert_agreement(concepts: int, settings: Settings, weights=WEIGHTS, **host) -> None:
+    graph, picture = demo_graph(settings, seed=3, concepts=concepts, **host)
+    expected, scene = blended(settings, 3, concepts, weights), draw_scene(random_blend(3, concepts).scene)[0]
     assert (expected - scene).abs().max() > 0.1, "the blend changed nothing"
     assert relative_error(graph.run(picture=picture)["picture"][0], expected) < 2e-4
 

@@ -13,6 +13,7 @@ from PIL import Image
 from comfy_host import Graph
 from workflow_files import (
     BLUEPRINTS,
+    FLOWS,
     FOLDER,
     OLD_WORKFLOWS,
     SHOWN,
@@ -201,7 +202,7 @@ CONTRACT = {
         "names": ("STRING", ""),
         **{f"scores_{k}": ("PNPMIX_SCORES", None) for k in (2, 3, 4)},
     },
-    "PnPMixDemoModel": {},
+    "PnPMixDemoModel": {"network": ("COMBO", "unet")},
     "PnPMixDemoScene": {"seed": ("INT", 0), "concepts": ("INT", 2)},
 }
 SCORED = [("FLOAT", "score"), ("STRING", "report"), ("PNPMIX_SCORES", "scores")]
@@ -389,7 +390,7 @@ def test_template_asks_for_pictures_words_and_files_and_nothing_else(name):
     assert set(shown) <= {"checkpoint", "Grounding DINO", "SAM", "SAM 3", "what it replaces", "prompt", "seed"}
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize("name", [*WORKFLOWS, *FLOWS])
 def test_template_reads_the_object_alone_and_gives_back_the_whole_photo(name):
     """object_mask and adain, an emptied background, and the photo's own pixels outside the masks."""
     workflow = read(name)
@@ -439,6 +440,13 @@ def test_workflow_works_with_the_demo_model_in_the_place_of_its_files(name):
     assert all(change[mask > 0.5].mean() > 0.1 for mask in masks)
     grown = F.max_pool2d(masks.amax(0)[None], 9, stride=1, padding=4)[0]
     assert change[grown == 0].max() < 1 / 255
+
+
+def test_the_transformers_template_takes_a_transformer_and_what_suits_it():
+    prompt = to_api(read("Flow 1 Without downloads")).values()
+    inputs = {node["class_type"]: node["inputs"] for node in prompt}
+    assert inputs["PnPMixDemoModel"] == {"network": "flow"}
+    assert inputs["PnPMixDDPMInvert"]["scheduler"] == "simple" and inputs["PnPMixAppearance"]["position"] == "target"
 
 
 def test_sdxl_and_the_app_are_the_graph_of_two_things():

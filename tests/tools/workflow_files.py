@@ -14,6 +14,8 @@ TEMPLATES, BLUEPRINTS, OLD_WORKFLOWS = (
     sorted(path.stem for path in folder.glob("*.json")) for folder in (FOLDER, LIBRARY, EARLIER)
 )
 WORKFLOWS = [name for name in TEMPLATES if name[0].isdigit()]  # PnP-MIX's own; the others begin with a word
+# templates of one kind of model, which start from other settings
+FLOWS = [name for name in TEMPLATES if name.startswith("Flow ")]
 SHOWN = ("SaveImage", "PreviewImage", "MaskPreview", "PnPMixBackgroundPicker", "PnPMixScorePlot")
 CANDIDATES, PHOTO = 4, ["demo scene", 0]
 

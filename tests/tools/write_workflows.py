@@ -12,6 +12,7 @@ import write_score_workflows
 from comfy_host import boot
 from graph_files import Graph, Output, Subgraph, workflow
 from workflow_files import API, FOLDER, LIBRARY, SIDE, graphs, to_api
+from write_flow_workflows import flow_demo, flow_note
 
 # What a group's colour says
 FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"
@@ -499,6 +500,7 @@ def write_all(info: dict) -> None:
         "7 Two things with SAM 3": photo_template(info, 2, finder="sam3"),
         "8 Two things in a scene you choose": photo_template(info, 2, SDXL, sampled=True),
         "9 Two things as an app.app": photo_template(info, 2, app=True),
+        "Flow 1 Without downloads": flow_demo(demo_template(info), flow_note()),
     }
     templates |= {name: template(info) for name, template in write_score_workflows.TEMPLATES.items()}
     for name, data in templates.items():

@@ -17,6 +17,7 @@ from pnpmix.schedule import (
     added_noise,
     posterior_mean,
     posterior_std,
+    rectified_flow,
     swap_guidance_scale,
     to_eps,
     without_noisiest,
@@ -34,10 +35,6 @@ def test_posterior_mean_is_ddim_with_eta_1():
         mean = math.sqrt(then) * x0 + math.sqrt(1 - then - variance) * eps
         ours = posterior_mean(x, eps, torch.tensor(sigma).double(), torch.tensor(sigma_next).double())
         torch.testing.assert_close(ours, mean / math.sqrt(then), rtol=1e-5, atol=1e-6)
-
-
-def rectified_flow(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return 1 - sigma, sigma
 
 
 def louder_flow(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
