@@ -12,6 +12,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from . import conducting
 from .diffusers_host import Settings, blend, empty, invert, load_model
 from .measures import measure
 from .model import FLOW_WEIGHTS, WEIGHTS
@@ -28,6 +29,7 @@ MODELS = {"unet": WEIGHTS, "flow": FLOW_WEIGHTS}
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser.add_argument("--method", choices=["mixer", "conductor"], default="mixer", help="conductor: LoRA concepts")
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the scene and the concepts; default: {SEED}")
     parser.add_argument("--concepts", type=int, default=2, help=f"how many, 1 to {MAX_THINGS}; default: 2")
     parser.add_argument("--prompt", help='default: the things and the place, such as "cup, fish, meadow"')
@@ -41,6 +43,13 @@ def read_options() -> argparse.Namespace:
         name = "--" + field.name.replace("_", "-")
         settings.add_argument(name, default=default, help=f"default: {default}", **action)
     return parser.parse_args()
+
+
+def chosen_method() -> str:
+    """--method, which decides what the other options are."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--method", choices=["mixer", "conductor"], default="mixer")
+    return parser.parse_known_args()[0].method
 
 
 def main() -> None:
@@ -82,6 +91,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        main() if chosen_method() == "mixer" else conducting.main()
     except ValueError as error:
         raise SystemExit(f"python -m demo: {error}") from error

@@ -1,10 +1,12 @@
 """Runs Concept Conductor of `pnpmix/` on the demo model with diffusers' UNet, where there is no ComfyUI."""
 
+import argparse
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +26,21 @@ from pnpmix.conductor.sampling import sample_concept_conductor
 from pnpmix.masks import layer_grids
 from torch import Tensor
 
-from .diffusers_host import DemoModel, all_sigmas, ddim_uniform, denoise, denoise_with_cfg, to_latent, to_pictures
-from .loras import merged
+from .diffusers_host import (
+    DemoModel,
+    all_sigmas,
+    ddim_uniform,
+    denoise,
+    denoise_with_cfg,
+    load_model,
+    to_latent,
+    to_pictures,
+)
+from .loras import load_lora, merged
+from .measures import measure_conducted
 from .model import CHANNELS, GRID
+from .pictures import draw_masks, panels
+from .scenes import conducted, draw_scene, prompts_of, random_layout
 
 KEYS = "up_blocks.0.attentions.0.transformer_blocks.0.attn1"  # the decoder's first self-attention
 ATTENTION = "up_blocks.1.attentions.1.transformer_blocks.0.attn1"  # the last at half the latent's size
@@ -44,7 +58,7 @@ class ConductorSettings:
     strength: float = 1.0
     inject: Literal["both", "self", "cross", "none"] = "both"
     aligned: bool = True
-    method: Literal["ddim", "noised"] = "ddim"
+    layout_method: Literal["ddim", "noised"] = "ddim"
     inversion_steps: int = 50
     weight: float = 10.0
     concept_weight: float = 1.0
@@ -198,7 +212,7 @@ def conduct(
             paths.layout_context = model.words([layout_prompt])
             predict = partial(denoise, model, context=paths.layout_context)
             x0 = to_latent(layout)[None]
-            if settings.method == "ddim":
+            if settings.layout_method == "ddim":
                 paths.layout = ddim_invert(predict, x0, levels)
             else:
                 paths.layout = noised(x0, levels, settings.noise_seed)
@@ -222,3 +236,45 @@ def conduct(
         paths.put(0)
         model.unet.set_attn_processor(before)
     return to_pictures(x)[0], masks
+
+
+DEFAULTS = ConductorSettings(weight=25.0, threshold=0.5)
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m demo --method conductor", description=main.__doc__)
+    parser.add_argument("--method", choices=["conductor"], help="this one")
+    parser.add_argument("--seed", type=int, default=1, help="of the layout and the noise; default: %(default)s")
+    parser.add_argument("--concepts", type=int, default=2, help="how many, 1 to 3; default: %(default)s")
+    parser.add_argument("--output", type=Path, default=Path("demo-result"), help="name of the file, without ending")
+    settings = parser.add_argument_group("inputs of the nodes, by their names")
+    for field in fields(ConductorSettings):
+        default = getattr(DEFAULTS, field.name)
+        if field.name != "noise_seed":
+            choices, kind = get_args(field.type) or None, type(default)
+            action = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "choices": choices}
+            name = "--" + field.name.replace("_", "-")
+            settings.add_argument(name, default=default, help=f"default: {default}", **action)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Draws a new picture with LoRA concepts in the layout of a drawn scene, and says how well it came out."""
+    options = read_options()
+    values = {field.name: getattr(options, field.name, options.seed) for field in fields(ConductorSettings)}
+    scene = random_layout(options.seed, options.concepts)
+    layout, masks = draw_scene(scene)
+    prompt, own = prompts_of(scene)
+    given = [
+        Concept(load_lora(thing.shape), text, mask) for thing, text, mask in zip(scene.things, own, masks, strict=True)
+    ]
+    result, found = conduct(load_model(), layout, prompt, prompt, given, ConductorSettings(**values))
+    refined = found.final[GRID, GRID][:, 0].float().repeat_interleave(2, 1).repeat_interleave(2, 2)
+    perfect, _ = draw_scene(conducted(scene))
+    stages = [("layout", layout), ("the LoRAs' looks", perfect), ("masks", draw_masks(refined)), ("result", result)]
+    picture = options.output.with_suffix(".png")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    panels(stages).save(picture)
+    measured = measure_conducted(scene, result)
+    print(f"scene: {scene.words()}; fidelity {measured.fidelity:.2f} of 1, leakage {measured.leakage:.1%}, ", end="")
+    print(f"layout kept {measured.layout_kept:.2f}; {picture}")
