@@ -22,6 +22,7 @@ from pnpmix.schedule import posterior_mean, posterior_std, to_eps, without_noisi
 from pnpmix.vision.inpainting import fill_smoothly, fill_weights, inpaint
 from torch import Tensor, nn
 
+from .lora import add_lora
 from .model import (
     CHANNELS,
     GRID,
@@ -49,13 +50,17 @@ class DemoModel(nn.Module):
         return self.unet(x, timesteps, self.words(prompts)).sample
 
 
-def load_model(path: Path = WEIGHTS) -> DemoModel:
+def load_model(path: Path = WEIGHTS, lora: Path | None = None) -> DemoModel:
     """
+    Args:
+        lora: file of one that is added to it, such as `lora.FEW_STEPS`.
     Raises:
         ValueError: the file is missing or damaged.
     """
     model = DemoModel().eval().requires_grad_(False)
     model.load_state_dict(load_weights(path))
+    if lora is not None:
+        add_lora(model.unet, load_weights(lora))
     return model
 
 
@@ -69,6 +74,15 @@ def ddim_uniform(steps: int, skip_steps: int = 0) -> Tensor:
     """(N + 1,) falling noise levels, the last one 0: ComfyUI's scheduler of that name, without its noisiest part."""
     sigmas = all_sigmas()[1 :: max(TIMESTEPS // steps, 1)].flip(0)
     return without_noisiest(torch.cat([sigmas, torch.zeros(1)]), steps, skip_steps)
+
+
+def sgm_uniform(steps: int, skip_steps: int = 0) -> Tensor:
+    """(N + 1,) as ComfyUI's of that name, for which few-step models are made: it begins at the last timestep."""
+    sigmas = [percent_to_sigma(i / steps) if i else float(all_sigmas()[-1]) for i in range(steps)]
+    return without_noisiest(torch.tensor([*sigmas, 0.0]), steps, skip_steps)
+
+
+SCHEDULERS = {"ddim_uniform": ddim_uniform, "sgm_uniform": sgm_uniform}
 
 
 def denoise(model: DemoModel, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
@@ -152,6 +166,10 @@ class Settings:
     overlap: Literal["shared", "last in front"] = "shared"
     adain: bool = False
     object_mask: bool = False  # whether the Concepts' is wired, as adain needs it anyway
+    scheduler: Literal["ddim_uniform", "sgm_uniform"] = "ddim_uniform"
+    noise_shift: float = 0.0
+    falling_guidance: bool = True
+    clip_residual: bool = False
 
 
 def to_latent(picture: Tensor) -> Tensor:
@@ -179,8 +197,9 @@ def invert(model: DemoModel, scene: Tensor, prompt: str, settings: Settings) -> 
     """Of a scene (H, W, 3) in 0..1."""
     positive, negative = model.words([prompt]), model.words([""])
     predict = partial(denoise_with_cfg, model, positive=positive, negative=negative, cfg=settings.inversion_cfg)
-    sigmas = ddim_uniform(settings.steps, settings.skip_steps)
-    return ddpm_invert(predict, to_latent(scene), sigmas, settings.noise_seed, timesteps_per_call=16)
+    sigmas = SCHEDULERS[settings.scheduler](settings.steps, settings.skip_steps)
+    own = (to_latent(scene), sigmas, settings.noise_seed)
+    return ddpm_invert(predict, *own, timesteps_per_call=16, noise_shift=settings.noise_shift)
 
 
 def empty(scene: Tensor, masks: Tensor) -> Tensor:
@@ -216,12 +235,13 @@ def blend(
     if settings.overlap == "last in front":
         masks = last_in_front(masks)
     own = enumerate(concepts, settings.concept_seed)
-    personal = [edit_friendly_trajectory(to_latent(picture), sigmas, seed) for seed, picture in own]
+    trajectory_of = partial(edit_friendly_trajectory, noise_shift=inversion.noise_shift)
+    personal = [trajectory_of(to_latent(picture), sigmas, seed) for seed, picture in own]
     weights = share_overlaps(torch.stack([cell_weights(mask, grid, settings.feather) for mask in masks])[:, None])
     dilution = None
     if settings.diluted:
         boxes = torch.stack([expanded_box_mask(mask, grid, settings.expand) for mask in masks])[:, None]
-        trajectory = edit_friendly_trajectory(to_latent(inpainted), sigmas, inversion.seed)
+        trajectory = trajectory_of(to_latent(inpainted), sigmas, inversion.seed)
         dilution = Dilution(trajectory, boxes, settings.beta, settings.outside)
     start, end = percent_to_sigma(settings.start_percent), percent_to_sigma(settings.end_percent)
     guided = [settings.guided and end <= sigma <= start for sigma in sigmas[:-1].tolist()]
@@ -251,6 +271,8 @@ def blend(
             torch.stack([cell_weights(mask, grid) for mask in own_masks])[:, None] if settings.adain else None,
             concepts_per_call=len(concepts),
             callback=show,
+            falling_guidance=settings.falling_guidance,
+            clip_residual=settings.clip_residual,
         )
     result, *others = to_pictures(torch.cat([output[None], branches]))
     return result, torch.stack(others)

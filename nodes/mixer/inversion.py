@@ -21,6 +21,7 @@ from ..host.checks import (
 )
 from ..host.memory import room_for
 from ..host.types import CATEGORY, EXPERT, InversionType, InvertedLatent, schema
+from .kept import PersonalRows
 from .samplers import MAX_ROWS, InvertSampler, RowGuider, acts_by_time
 
 
@@ -87,6 +88,19 @@ class PnPMixDDPMInvert(io.ComfyNode):
                     tooltip="How the steps are spread over the noise levels.",
                     **EXPERT,
                 ),
+                io.Float.Input(
+                    "noise_shift",
+                    optional=True,
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="For few steps: shows the model pictures that are less noisy than it is told, at 1 by one "
+                    "whole step (TurboEdit), of the background, the concepts and the emptied background alike. Higher: "
+                    "finer detail is kept. 0: the paper.",
+                    **EXPERT,
+                ),
             ],
             outputs=[
                 InversionType.Output(display_name="inversion", tooltip="For the Mask Noise Mixer or Save Inversion.")
@@ -95,9 +109,13 @@ class PnPMixDDPMInvert(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, model, positive, negative, latent, steps, skip_steps, cfg, seed, scheduler) -> io.NodeOutput:
+    def execute(
+        cls, model, positive, negative, latent, steps, skip_steps, cfg, seed, scheduler, noise_shift=0.0
+    ) -> io.NodeOutput:
         node = "DDPM Invert"
-        check_numbers(node, steps=steps, skip_steps=skip_steps, cfg=cfg, seed=seed)
+        check_numbers(node, steps=steps, skip_steps=skip_steps, cfg=cfg, seed=seed, noise_shift=noise_shift)
+        if not 0 <= noise_shift <= 1:  # a linked value is not limited by the input's own bounds
+            raise BadInput(node, "noise_shift", f"it is {noise_shift:g}.", "Set it between 0 and 1.")
         check_model(node, model)
         samples = check_latent(node, "latent", latent)
         check_channels(node, "latent", samples, model)
@@ -106,7 +124,8 @@ class PnPMixDDPMInvert(io.ComfyNode):
         sigmas = falling_sigmas(model, scheduler, steps, skip_steps)
 
         guider = RowGuider(model, positive, negative, cfg)
-        sampler = InvertSampler(seed, max_rows=1 if acts_by_time(model, [positive, negative]) else MAX_ROWS)
+        max_rows = 1 if acts_by_time(model, [positive, negative]) else MAX_ROWS
+        sampler = InvertSampler(seed, max_rows, noise_shift)
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
         room = room_for(model, min(sampler.max_rows, len(sigmas) - 1), 1, samples.shape[1:])
         guider.sample(room, samples, sampler, sigmas, callback=callback, seed=seed)
@@ -114,8 +133,9 @@ class PnPMixDDPMInvert(io.ComfyNode):
         check_predictions(node, sampler.inversion.eps)
 
         settings = {"steps": steps, "skip_steps": skip_steps, "cfg": cfg, "scheduler": scheduler}
+        settings["noise_shift"] = noise_shift
         settings = {name: str(value) for name, value in settings.items()}
-        return io.NodeOutput(InvertedLatent(sampler.inversion, model_family(model), settings))
+        return io.NodeOutput(InvertedLatent(sampler.inversion, model_family(model), settings, PersonalRows()))
 
 
 def falling_sigmas(model, scheduler: str, steps: int, skip_steps: int) -> torch.Tensor:
