@@ -93,7 +93,8 @@ def main() -> None:
             if k < scenes and seed not in done:
                 measures = run_scene(model, int(seed), options.concepts, settings)
                 done[seed] = [round(x, 5) for x in measures]
-        path.with_suffix(".new").write_text(json.dumps(results, indent=0) + "\n", encoding="utf-8")
+        text = json.dumps(results).replace("}, ", "},\n")
+        path.with_suffix(".new").write_text(text + "\n", encoding="utf-8")
         os.replace(path.with_suffix(".new"), path)
     print(table({row: results[row] for row in rows if len(results[row]) > 1}, options.concepts))
 
