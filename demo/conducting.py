@@ -29,7 +29,6 @@ from torch import Tensor
 from .diffusers_host import (
     DemoModel,
     all_sigmas,
-    ddim_uniform,
     denoise,
     denoise_with_cfg,
     load_model,
@@ -157,7 +156,7 @@ class DiffusersPaths:
         """F_ref, of the base model and the layout's own prompt."""
         if level not in self.references:
             x, sigma = self.layout.trajectory[level : level + 1], self.layout.sigmas[level]
-            call = partial(denoise, self.model, x, sigma.expand(1), self.layout_context)
+            call = partial(self.model.denoise, x, sigma.expand(1), self.layout_context)
             self.run("keys", 0, call, 1)
             self.references[level] = self.tapped
         return self.references[level]
@@ -166,7 +165,9 @@ class DiffusersPaths:
         reference = self.reference(nearest_level(self.layout, sigma))
         with torch.enable_grad():
             x = x.detach().clone().requires_grad_()
-            call = partial(denoise, self.model, x, sigma.expand(len(x)), self.contexts[branch][:1])
+            call = partial(
+                self.model.denoise, x, sigma.expand(len(x)), self.contexts[branch][:1].expand(len(x), -1, -1)
+            )
             self.run("keys", branch, call, len(x))
             return layout_gradient(self.tapped, reference, x)
 
@@ -210,7 +211,7 @@ def conduct(
         if settings.aligned:
             levels = inversion_levels(all_sigmas(), settings.inversion_steps)
             paths.layout_context = model.words([layout_prompt])
-            predict = partial(denoise, model, context=paths.layout_context)
+            predict = partial(model.denoise, context=paths.layout_context)
             x0 = to_latent(layout)[None]
             if settings.layout_method == "ddim":
                 paths.layout = ddim_invert(predict, x0, levels)
@@ -230,7 +231,7 @@ def conduct(
             if callback is not None:
                 callback(to_pictures(denoised)[0], masks)
 
-        sigmas = ddim_uniform(settings.steps)
+        sigmas = model.schedule(settings.steps)
         x, masks = sample_concept_conductor(paths, noise, sigmas, masks, alignment, refinement, callback=show)
     finally:
         paths.put(0)

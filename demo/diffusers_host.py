@@ -30,6 +30,7 @@ from pnpmix.schedule import (
 from pnpmix.vision.inpainting import fill_smoothly, fill_weights, inpaint
 from torch import Tensor, nn
 
+from .lora import add_lora
 from .model import (
     CHANNELS,
     FLOW,
@@ -70,8 +71,14 @@ class DemoModel(nn.Module):
         v = self.unet(x / (sigma**2 + 1).sqrt(), timesteps, context).sample
         return x / (sigma**2 + 1) - v * sigma / (sigma**2 + 1).sqrt()
 
-    def schedule(self, steps: int) -> Tensor:
-        """(steps + 1,) falling noise levels, the last one 0: ComfyUI's scheduler ddim_uniform."""
+    def schedule(self, steps: int, scheduler: str = "ddim_uniform") -> Tensor:
+        """(steps + 1,) falling noise levels, the last one 0: ComfyUI's scheduler of that name.
+
+        sgm_uniform, for which few-step models are made, begins at the last timestep.
+        """
+        if scheduler == "sgm_uniform":
+            levels = [self.percent_to_sigma(i / steps) if i else float(all_sigmas()[-1]) for i in range(steps)]
+            return torch.tensor([*levels, 0.0])
         return torch.cat([all_sigmas()[1 :: max(TIMESTEPS // steps, 1)].flip(0), torch.zeros(1)])
 
     def percent_to_sigma(self, percent: float) -> float:
@@ -117,8 +124,8 @@ class FlowModel(nn.Module):
         """As `DemoModel.denoise`."""
         return x - sigma.view(-1, 1, 1, 1) * self.velocity(x, sigma, context)
 
-    def schedule(self, steps: int) -> Tensor:
-        """(steps + 1,) falling noise levels, the last one 0: ComfyUI's scheduler simple."""
+    def schedule(self, steps: int, scheduler: str = "simple") -> Tensor:
+        """(steps + 1,) falling noise levels, the last one 0: ComfyUI's scheduler simple, whichever is asked for."""
         return torch.cat([flow_level(torch.linspace(1, 0, steps + 1)[:-1]), torch.zeros(1)])
 
     def percent_to_sigma(self, percent: float) -> float:
@@ -126,8 +133,10 @@ class FlowModel(nn.Module):
         return 0.0 if percent >= 1 else float(flow_level(torch.tensor(1 - max(percent, 0.0))))
 
 
-def load_model(path: Path = WEIGHTS) -> DemoModel | FlowModel:
+def load_model(path: Path = WEIGHTS, lora: Path | None = None) -> DemoModel | FlowModel:
     """
+    Args:
+        lora: file of one that is added to it, such as `lora.FEW_STEPS`.
     Raises:
         ValueError: the file is missing or damaged.
     """
@@ -135,6 +144,8 @@ def load_model(path: Path = WEIGHTS) -> DemoModel | FlowModel:
     kind = FlowModel if any(name.startswith("transformer.") for name in weights) else DemoModel
     model = kind().eval().requires_grad_(False)
     model.load_state_dict(weights)
+    if lora is not None:
+        add_lora(model.unet, load_weights(lora))
     return model
 
 
@@ -269,6 +280,10 @@ class Settings:
     overlap: Literal["shared", "last in front"] = "shared"
     adain: bool = False
     object_mask: bool = False  # whether the Concepts' is wired, as adain needs it anyway
+    scheduler: Literal["ddim_uniform", "sgm_uniform"] = "ddim_uniform"
+    noise_shift: float = 0.0
+    falling_guidance: bool = True
+    clip_residual: bool = False
     position: Literal["target", "kept"] = "target"
 
 
@@ -287,8 +302,10 @@ def invert(model: DemoModel | FlowModel, scene: Tensor, prompt: str, settings: S
     """Of a scene (H, W, 3) in 0..1."""
     positive, negative = model.words([prompt]), model.words([""])
     predict = partial(denoise_with_cfg, model, positive=positive, negative=negative, cfg=settings.inversion_cfg)
-    sigmas = without_noisiest(model.schedule(settings.steps), settings.steps, settings.skip_steps)
-    return ddpm_invert(predict, to_latent(scene), sigmas, settings.noise_seed, timesteps_per_call=16, path=model.path)
+    sigmas = model.schedule(settings.steps, settings.scheduler)
+    sigmas = without_noisiest(sigmas, settings.steps, settings.skip_steps)
+    own = (to_latent(scene), sigmas, settings.noise_seed)
+    return ddpm_invert(predict, *own, timesteps_per_call=16, path=model.path, noise_shift=settings.noise_shift)
 
 
 def empty(scene: Tensor, masks: Tensor) -> Tensor:
@@ -324,12 +341,13 @@ def blend(
     if settings.overlap == "last in front":
         masks = last_in_front(masks)
     own = enumerate(concepts, settings.concept_seed)
-    personal = [edit_friendly_trajectory(to_latent(picture), sigmas, seed, model.path) for seed, picture in own]
+    trajectory_of = partial(edit_friendly_trajectory, path=model.path, noise_shift=inversion.noise_shift)
+    personal = [trajectory_of(to_latent(picture), sigmas, seed) for seed, picture in own]
     weights = share_overlaps(torch.stack([cell_weights(mask, grid, settings.feather) for mask in masks])[:, None])
     dilution = None
     if settings.diluted:
         boxes = torch.stack([expanded_box_mask(mask, grid, settings.expand) for mask in masks])[:, None]
-        trajectory = edit_friendly_trajectory(to_latent(inpainted), sigmas, inversion.seed, model.path)
+        trajectory = trajectory_of(to_latent(inpainted), sigmas, inversion.seed)
         dilution = Dilution(trajectory, boxes, settings.beta, settings.outside)
     start, end = (model.percent_to_sigma(percent) for percent in (settings.start_percent, settings.end_percent))
     guided = [settings.guided and end <= sigma <= start for sigma in sigmas[:-1].tolist()]
@@ -364,6 +382,8 @@ def blend(
             concepts_per_call=len(concepts),
             callback=show,
             path=model.path,
+            falling_guidance=settings.falling_guidance,
+            clip_residual=settings.clip_residual,
         )
     result, *others = to_pictures(torch.cat([output[None], branches]))
     return result, torch.stack(others)

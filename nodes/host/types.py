@@ -47,6 +47,7 @@ class InvertedLatent(NamedTuple):
     inversion: Inversion
     family: str  # of the model, see `checks.model_family`
     settings: dict[str, str]  # the inputs of the node that made it, for the reader of a saved file
+    kept: object = None  # mixer.kept.PersonalRows, what the last blend left for the next one with this background
 
 
 class Concept(NamedTuple):

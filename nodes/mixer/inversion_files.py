@@ -16,6 +16,7 @@ from ..host.checks import BadInput, falls_to_zero
 from ..host.files import save_new
 from ..host.messages import show
 from ..host.types import CATEGORY, InversionType, InvertedLatent, schema
+from .kept import PersonalRows
 
 FORMAT = "pnp-mix inversion 1"
 MAX_SEED = 2**64 - 1
@@ -60,12 +61,14 @@ class PnPMixSaveInversion(io.ComfyNode):
     @override
     def execute(cls, inversion: InvertedLatent, filename_prefix: str) -> io.NodeOutput:
         node = "Save Inversion"
-        tensors = {key: x.contiguous() for key, x in inversion.inversion._asdict().items() if key != "seed"}
+        fields = inversion.inversion._asdict().items()
+        tensors = {key: x.contiguous() for key, x in fields if isinstance(x, Tensor)}
+        numbers = {key: str(x) for key, x in fields if not isinstance(x, Tensor)}
         metadata = {
             "format": FORMAT,
             "family": inversion.family,
-            "seed": str(inversion.inversion.seed),
             **inversion.settings,
+            **numbers,
         }
         data = safetensors.torch.save(tensors, metadata)
         name = save_new(node, filename_prefix, inversions_directory(), ".safetensors", data)
@@ -143,11 +146,16 @@ def read_inversion(path: str) -> InvertedLatent:
     if not is_inversion or set(tensors) != {"sigmas", "trajectory", "eps"}:
         raise BadInput("Load Inversion", "file", f"{name} is not an inversion.", remedy)
     sigmas, trajectory, eps = (tensors[key].float() for key in ("sigmas", "trajectory", "eps"))
+    shift = metadata.get("noise_shift", "0")  # older files have none
+    with contextlib.suppress(ValueError):
+        shift = float(shift)
     fits = eps.ndim == 4 and sigmas.shape == (len(eps) + 1,) and trajectory.shape == (len(eps) + 1, *eps.shape[1:])
     finite = torch.isfinite(trajectory).all() and torch.isfinite(eps).all()
-    if not fits or eps.numel() == 0 or not finite or not falls_to_zero(sigmas):
+    shifts = isinstance(shift, float) and 0 <= shift <= 1
+    if not fits or eps.numel() == 0 or not finite or not falls_to_zero(sigmas) or not shifts:
         raise BadInput("Load Inversion", "file", f"{name} holds shapes or values that do not fit together.", remedy)
-    return InvertedLatent(Inversion(sigmas, trajectory, eps, int(seed)), family, metadata)
+    inversion = Inversion(sigmas, trajectory, eps, int(seed), shift)
+    return InvertedLatent(inversion, family, metadata, PersonalRows())
 
 
 def read_tensors(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:

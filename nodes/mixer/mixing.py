@@ -4,6 +4,7 @@ import comfy.model_management
 import latent_preview
 import torch
 from comfy_api.latest import io
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 from typing_extensions import override
 
@@ -26,7 +27,7 @@ from ..host.checks import (
     model_family,
 )
 from ..host.memory import room_for
-from ..host.messages import at_fault
+from ..host.messages import at_fault, show
 from ..host.overlay import concept_overlay, show_at_once
 from ..host.types import (
     APPEARANCE,
@@ -41,7 +42,8 @@ from ..host.types import (
     InvertedLatent,
     schema,
 )
-from .families import check_denoiser, check_prompt
+from .families import check_denoiser, check_prompt, family_of
+from .kept import PersonalRows, dependencies
 from .samplers import MixSampler, RowGuider, guided_steps, is_timed
 
 NODE, OVERLAP = "Mask Noise Mixer", ["shared", "last in front"]
@@ -117,6 +119,31 @@ class PnPMixSampler(io.ComfyNode):
                     tooltip="Where masks overlap: all concepts in equal parts, or the last one in the chain alone.",
                     **EXPERT,
                 ),
+                io.Boolean.Input(
+                    "falling_guidance",
+                    optional=True,
+                    default=True,
+                    tooltip="Let swap_guidance fall to half over the steps. Off: the same in every step, a stronger "
+                    "look at the end.",
+                    **EXPERT,
+                ),
+                io.Boolean.Input(
+                    "clip_residual",
+                    optional=True,
+                    default=False,
+                    tooltip="For few steps: inside the masks the last step takes over less of what the model cannot "
+                    "explain of the background's object (TurboEdit). On: fewer traces of it, less of its detail.",
+                    **EXPERT,
+                ),
+                io.Boolean.Input(
+                    "keep_personal",
+                    optional=True,
+                    default=False,
+                    tooltip="Keep what is read of the concepts' pictures, beside the inversion, for the next run with "
+                    "the same pictures, prompts and model. On: trying other masks, alpha or guidance takes two thirds "
+                    "of the time, and memory (up to a quarter of what is free).",
+                    **EXPERT,
+                ),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The finished picture, for VAE Decode."),
@@ -142,6 +169,9 @@ class PnPMixSampler(io.ComfyNode):
         mix_reference_noise,
         feather,
         overlap="shared",
+        falling_guidance=True,
+        clip_residual=False,
+        keep_personal=False,
     ) -> io.NodeOutput:
         check_numbers(NODE, cfg=cfg, swap_guidance=swap_guidance, feather=feather)
         check_choice(NODE, "overlap", overlap, OVERLAP)
@@ -169,6 +199,15 @@ class PnPMixSampler(io.ComfyNode):
         boxes = torch.stack([expanded_box_mask(concept.mask, grid, expand)[None] for concept in concepts])
         wired = [concept for concept in concepts if concept.object_mask is not None]
         object_masks = [on_grid(concept, "object_mask", grid, ratio) for concept in wired]
+        guided = guided_steps(model.model_options.get(APPEARANCE), model, inversion.inversion.sigmas)
+        kept = inversion.kept if keep_personal and any(guided) else None
+        found = 0
+        if kept is not None:
+            check_keeping(model, [positive, negative, *(x.positive for x in concepts)])
+            needed = dependencies(model, concepts, positive, negative, cfg, inversion.inversion)
+            found = kept.begin(needed, sum(guided) * len(concepts))
+        elif inversion.kept is not None:
+            inversion.kept.clear()
         own_prompts = [None if concept.positive is positive else concept.positive for concept in concepts]
         guider = RowGuider(model, positive, negative, cfg, own_prompts)
         sampler = MixSampler(
@@ -177,9 +216,12 @@ class PnPMixSampler(io.ComfyNode):
             share_overlaps(masks),
             boxes,
             torch.stack(object_masks) if normalised else None,
-            guided_steps(model.model_options.get(APPEARANCE), model, inversion.inversion.sigmas),
+            guided,
             swap_guidance,
             mix_reference_noise,
+            falling_guidance,
+            clip_residual,
+            kept,
         )
         sigmas = inversion.inversion.sigmas
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
@@ -189,9 +231,34 @@ class PnPMixSampler(io.ComfyNode):
         noise = room_for(model, sampler.rows_a_concept * len(concepts), sampler.rows_a_concept, empty.shape[1:])
         result = guider.sample(noise, empty, sampler, sigmas, callback=callback, seed=inversion.inversion.seed)
         check_predictions(NODE, result)
+        if kept is not None:
+            show(NODE, cls.hidden.unique_id, [report(kept, found)])
         result = result.to(comfy.model_management.intermediate_device())
         changed = changed_pixels(masks, grid[0] * ratio, grid[1] * ratio)[None].to(result.device)
         return io.NodeOutput({"samples": result[:1]}, {"samples": result[1:]}, changed, ui={"overlay": [overlay]})
+
+
+def check_keeping(model, conditionings: list[list | None]) -> None:
+    """Refuses what makes a call's rows hard to tell, or the same row another one in the next run."""
+    fault = None
+    if any(functions for kinds in model.wrappers.values() for key, functions in kinds.items() if key == COMPILE_KEY):
+        fault = "a compiled model keeps nothing."
+    if family_of(model.model) is not None:
+        fault = "a transformer keeps nothing."
+    if any(
+        cond is not None and (len(cond) != 1 or is_timed(cond[0][1]) or "area" in cond[0][1]) for cond in conditionings
+    ):
+        fault = "a prompt is combined, timed or limited to an area, and each part of it reads other rows."
+    if fault is not None:
+        raise BadInput(NODE, "keep_personal", fault, "Switch it off.")
+
+
+def report(kept: PersonalRows, found: int) -> str:
+    """What was found from the run before, and what is kept for the next one."""
+    size = f"{kept.bytes() / 1e6:.0f} MB"
+    if len(kept.inputs) < kept.expected:
+        size += f", which is all that fits: {len(kept.inputs)} of {kept.expected}"
+    return f"Read again from the run before: {found} of {kept.expected} personal rows. Kept for the next: {size}."
 
 
 def check_inversion(model, inversion: InvertedLatent) -> None:

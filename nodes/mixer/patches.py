@@ -7,10 +7,11 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ...pnpmix.masks import part_of, readable_cells
-from ...pnpmix.mixer.attention import attend_to_objects, guided_appearance_attention
+from ...pnpmix.mixer.attention import attend_to_objects, by_role, guided_appearance_attention
 from ...pnpmix.mixer.sampling import Rows
 from ..host.checks import BadInput
 from ..host.types import Appearance, Concept
+from .kept import PersonalRows
 
 ROWS = "pnpmix_rows"  # in transformer_options, for the length of one call
 Area = tuple[int, int, int, int]  # height, width, top and left in cells of the latent grid
@@ -24,6 +25,7 @@ def install_appearance(
     grid: tuple[int, int],
     device: torch.device,
     areas: dict[object, Area],
+    kept: PersonalRows | None = None,
 ) -> None:
     """Adds the patches that `appearance` and the object masks of the `concepts` ask for.
 
@@ -31,11 +33,12 @@ def install_appearance(
         concepts: with masks of the picture's size.
         grid: height and width of the latent.
         areas: of the conditionings that are limited to one, by their uuid.
+        kept: where to keep and to find what is read of the personal rows.
     """
     transformer_options = model_options["transformer_options"]
     patches = transformer_options.setdefault("patches", {})
     # first, where the batch is still as the mixer laid it out: other packs may tile it
-    patches["attn1_patch"] = [appearance_patch(appearance), *patches.get("attn1_patch", [])]
+    patches["attn1_patch"] = [appearance_patch(appearance, kept), *patches.get("attn1_patch", [])]
     if all(concept.object_mask is None for concept in concepts):
         return
 
@@ -70,7 +73,7 @@ def check_rows(batch: int, rows: Rows, chunks: int) -> None:
         raise BadInput("Mask Noise Mixer", "model", fault, "Bypass that patch, for example tiled diffusion.")
 
 
-def appearance_patch(appearance: Appearance):
+def appearance_patch(appearance: Appearance, kept: PersonalRows | None):
     """attn1_patch."""
 
     def patch(q, key, value, extra_options):
@@ -79,7 +82,13 @@ def appearance_patch(appearance: Appearance):
             return q, key, value
         chunks = len(extra_options["cond_or_uncond"])
         check_rows(len(key), rows, chunks)
-        return q, *guided_appearance_attention(key, value, appearance.alpha, rows.roles, chunks)
+        found = None
+        if "personal" not in rows.roles:
+            found = kept.take(rows, extra_options, like=value)
+        elif kept is not None:
+            kept.keep(by_role(value, rows.roles, chunks)["personal"], rows, extra_options)
+        own = found if found is None else (found, found)  # key and value come from the same input
+        return q, *guided_appearance_attention(key, value, appearance.alpha, rows.roles, chunks, own)
 
     return patch
 

@@ -19,6 +19,7 @@ from ..host.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBac
 from .caches import cache_of_each_layout
 from .families import family_of, has_frames, noise_path
 from .joint_attention import JointAttention
+from .kept import PersonalRows
 from .patches import ROWS, areas_of, install_appearance, keep_hints_from_personal_rows
 
 # Timesteps of an inversion in one call, at most: between calls progress, preview and Cancel get their turn.
@@ -95,8 +96,8 @@ class RowGuider(comfy.samplers.CFGGuider):
 class InvertSampler(comfy.samplers.Sampler):
     """Edit-friendly DDPM inversion of the latent image; the result is left in `inversion`, on the CPU."""
 
-    def __init__(self, seed: int, max_rows: int):
-        self.seed, self.max_rows = seed, max_rows
+    def __init__(self, seed: int, max_rows: int, noise_shift: float):
+        self.seed, self.max_rows, self.noise_shift = seed, max_rows, noise_shift
         self.inversion: Inversion | None = None
 
     def sample(
@@ -112,8 +113,9 @@ class InvertSampler(comfy.samplers.Sampler):
             callback=lambda done, denoised: callback(done - 1, *[model_wrap.framed(denoised)] * 2, len(sigmas) - 1),
             is_oom=is_oom,
             path=noise_path(model_wrap.inner_model.model_sampling),
+            noise_shift=self.noise_shift,
         )
-        self.inversion = Inversion(*(x.cpu() for x in inversion[:3]), self.seed)
+        self.inversion = Inversion(*(x.cpu() for x in inversion[:3]), *inversion[3:])
         return latent_image
 
 
@@ -134,10 +136,14 @@ class MixSampler(comfy.samplers.Sampler):
         guided: list[bool],
         swap_guidance: float,
         mix_branches: bool,
+        falling_guidance: bool,
+        clip_residual: bool,
+        kept: PersonalRows | None,
     ):
         self.inversion, self.concepts, self.masks, self.boxes = inversion, concepts, masks, boxes
         self.object_masks, self.guided = object_masks, guided
         self.swap_guidance, self.mix_branches = swap_guidance, mix_branches
+        self.falling_guidance, self.clip_residual, self.kept = falling_guidance, clip_residual, kept
 
     @property
     def rows_a_concept(self) -> int:
@@ -153,11 +159,11 @@ class MixSampler(comfy.samplers.Sampler):
         # of the background also the predictions, and the emptied background
         place = place_for(len(self.concepts) + 3, self.inversion.trajectory, model_wrap, device)
         stored = (pinned(x.to(place), device) for x in self.inversion[1:3])
-        inversion = Inversion(sigmas, *stored, self.inversion.seed)
+        inversion = Inversion(sigmas, *stored, *self.inversion[3:])
 
         def trajectory(latent: Tensor, seed: int) -> Tensor:
             x0 = model_wrap.flat(model.process_latent_in(model_wrap.framed(latent.to(place))))[0]
-            return edit_friendly_trajectory(x0, sigmas.to(place), seed, path)
+            return edit_friendly_trajectory(x0, sigmas.to(place), seed, path, inversion.noise_shift)
 
         model_options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
         appearance: Appearance | None = model_options.get(APPEARANCE)
@@ -167,7 +173,7 @@ class MixSampler(comfy.samplers.Sampler):
             areas = areas_of(model_wrap.conds, grid)
             what = (appearance, self.concepts, grid, device, areas)
             if family_of(model) is None:
-                install_appearance(model_options, model.diffusion_model, *what)
+                install_appearance(model_options, model.diffusion_model, *what, self.kept)
             else:
                 joint = JointAttention(model_wrap.model_patcher, *what, model_options["transformer_options"])
                 joint.install(model_options)
@@ -210,6 +216,9 @@ class MixSampler(comfy.samplers.Sampler):
             callback=preview,
             is_oom=is_oom,
             path=path,
+            falling_guidance=self.falling_guidance,
+            clip_residual=self.clip_residual,
+            known=self.kept.has if self.kept else lambda step, concepts: False,
         )
         return model_wrap.framed(torch.cat([output[None], branches]))
 

@@ -8,7 +8,12 @@ from torch import Tensor
 
 
 def guided_appearance_attention(
-    key: Tensor, value: Tensor, alpha: float, roles: tuple[str, ...], chunks: int = 1
+    key: Tensor,
+    value: Tensor,
+    alpha: float,
+    roles: tuple[str, ...],
+    chunks: int = 1,
+    kept: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Lets the swap rows read the look of their concept in one self-attention layer.
 
@@ -21,12 +26,13 @@ def guided_appearance_attention(
         alpha: appearance guidance scale; 0 replaces the values without strengthening them.
         roles: what each block of rows is, of "personal", "swap" and "plain".
         chunks: how often the rows are repeated in the batch (conditional, unconditional, ...).
+        kept: key and value of the personal rows (chunks, concepts, tokens, channels), where `roles` has none.
     Returns:
         new key and value; the arguments are not changed.
     """
     key_by_role, value_by_role = (by_role(x, roles, chunks) for x in (key, value))
-    personal = value_by_role["personal"]
-    key_by_role["swap"] = key_by_role["personal"]
+    personal_key, personal = kept or (key_by_role["personal"], value_by_role["personal"])
+    key_by_role["swap"] = personal_key
     value_by_role["swap"] = personal + alpha * (personal - value_by_role["swap"])
     # each row is written once, where the whole batch has to lie in one piece for the projections
     key, value = (torch.stack([x[role] for role in roles], 1).flatten(0, 2) for x in (key_by_role, value_by_role))

@@ -11,7 +11,7 @@ from ..batching import fetch, in_groups, is_torch_oom
 from ..schedule import NoisePath, added_noise, swap_guidance_scale, to_denoised, to_eps
 from .adain import adain
 from .dilution import Dilution, background_dilution
-from .inversion import Inversion, edit_friendly_step, inversion_step
+from .inversion import Inversion, edit_friendly_step, inversion_step, residual_excess
 from .mixing import mix_branch_noise, mix_noise
 
 
@@ -20,31 +20,46 @@ class Rows(NamedTuple):
 
     roles: tuple[str, ...]  # of "personal", "swap" and "plain"
     concepts: slice
+    step: int = 0
 
 
 Denoise = Callable[[Tensor, Tensor, Rows], Tensor]
 
 
-def roles_needed(guided: bool, weight: float) -> tuple[str, ...]:
-    """The rows of each concept in one step, without those that nothing reads."""
+def roles_needed(guided: bool, weight: float, known: bool = False) -> tuple[str, ...]:
+    """The rows of each concept in one step, without those that nothing reads.
+
+    Args:
+        known: whether the host has at hand what attention reads of the personal rows.
+    """
     if not guided:
         return ("plain",)
-    return ("personal", "swap") if weight == 1 else ("personal", "swap", "plain")
+    roles = ("swap",) if weight == 1 else ("swap", "plain")
+    return roles if known else ("personal", *roles)
 
 
 def predict_noise(
-    denoise: Denoise, personal: Tensor, branches: Tensor, sigma: Tensor, guided: bool, weight: float, group: slice
+    denoise: Denoise,
+    personal: Tensor,
+    branches: Tensor,
+    sigma: Tensor,
+    guided: bool,
+    weight: float,
+    step: int,
+    known: Callable[[int, slice], bool],
+    group: slice,
 ) -> Tensor:
     """eps_k = eps_plain + weight * (eps_swap - eps_plain) for a group of concepts.
 
     Args:
         personal, branches: (n, C, H, W) latents of all concepts at noise level `sigma` ().
         guided: whether appearance is guided; otherwise eps_k = eps_plain.
+        known: see `sample_pnp_mix`.
     """
-    roles = roles_needed(guided, weight)
+    roles = roles_needed(guided, weight, known(step, group))
     latents = {"personal": personal, "swap": branches, "plain": branches}
     x = torch.cat([latents[role][group] for role in roles])
-    eps = to_eps(x, denoise(x, sigma.expand(len(x)), Rows(roles, group)), sigma)
+    eps = to_eps(x, denoise(x, sigma.expand(len(x)), Rows(roles, group, step)), sigma)
     eps_of = dict(zip(roles, eps.chunk(len(roles)), strict=True))
     if "swap" not in eps_of:
         return eps_of["plain"]
@@ -67,6 +82,9 @@ def sample_pnp_mix(
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
     is_oom: Callable[[Exception], bool] = is_torch_oom,
     path: NoisePath = added_noise,
+    falling_guidance: bool = True,
+    clip_residual: bool = False,
+    known: Callable[[int, slice], bool] = lambda step, concepts: False,
 ) -> tuple[Tensor, Tensor]:
     """Blends n concepts into the inverted background.
 
@@ -78,7 +96,7 @@ def sample_pnp_mix(
         masks: (n, 1, H, W) weights M_k whose sum is at most 1, on the device to work on; trajectories may lie
             elsewhere and are then fetched level by level.
         guided: for each step, whether appearance is guided in it.
-        swap_guidance: first weight of the guided prediction, see `swap_guidance_scale`.
+        swap_guidance: weight of the guided prediction, the first one where it falls, see `swap_guidance_scale`.
         mix_branches: whether branches get the background's noise outside their target.
         dilution: inpainted background, boxes and strength; None leaves the branches as they are.
         object_masks: (n, 1, H, W) where the object of each concept is in its own picture. Given, AdaIN after each
@@ -87,6 +105,10 @@ def sample_pnp_mix(
         callback: called with (step, denoised output (C, H, W), denoised branches (n, C, H, W)).
         is_oom: see `in_groups`.
         path: of the model.
+        falling_guidance: whether it falls; otherwise it is the same in every step.
+        clip_residual: whether the last step adds no more than RESIDUAL_LIMIT of the residual inside the masks.
+        known: whether `denoise` needs no personal rows in a step for these concepts, because it has kept what the
+            swap rows read of them.
     Returns:
         output latent (C, H, W) and branches (n, C, H, W).
     """
@@ -97,9 +119,9 @@ def sample_pnp_mix(
         back, branches = inversion_step(inversion, i, device, path), latents[1:]
         eps_branches = torch.zeros_like(branches)
         if concepts > 0:
-            weight = swap_guidance_scale(swap_guidance, i, steps)
+            weight = swap_guidance_scale(swap_guidance, i, steps) if falling_guidance else swap_guidance
             x_per = fetch(personal[i], device)
-            predict = partial(predict_noise, denoise, x_per, branches, back.sigma, guided[i], weight)
+            predict = partial(predict_noise, denoise, x_per, branches, back.sigma, guided[i], weight, i, known)
             eps_branches, concepts_per_call = in_groups(predict, concepts, concepts_per_call, is_oom)
 
         eps = mix_noise(back.eps, eps_branches, masks)
@@ -111,6 +133,9 @@ def sample_pnp_mix(
             callback(i, denoised[0], denoised[1:])
 
         latents = edit_friendly_step(latents, eps, back)
+        if clip_residual and i == steps - 1:
+            excess = residual_excess(back, masks)
+            latents = latents - torch.cat([excess.sum(0, keepdim=True), excess])
         if object_masks is not None and guided[i]:
             x_per, branches = fetch(personal[i + 1], device), latents[1:]
             change = (adain(branches, masks, x_per, object_masks) - branches) * masks

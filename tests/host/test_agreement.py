@@ -17,7 +17,8 @@ OWN_PROMPT = conditioning(3, tokens=14)
 def graph_result(layout: str, model, concepts=2, own_prompt=False, object_only=(), **settings) -> torch.Tensor:
     """Output and references of the nodes, (1 + concepts, C, H, W)."""
     graph, link, patched = Graph(), None, model
-    inversion = invert(graph, model, cfg=settings.pop("inversion_cfg", 3.5))
+    shift = {"noise_shift": settings.pop("noise_shift")} if "noise_shift" in settings else {}
+    inversion = invert(graph, model, cfg=settings.pop("inversion_cfg", 3.5), **shift)
     for k in range(concepts):
         own = {"positive": OWN_PROMPT} if own_prompt and k == concepts - 1 else {}
         if k in object_only or settings.get("adain"):
@@ -34,6 +35,8 @@ def graph_result(layout: str, model, concepts=2, own_prompt=False, object_only=(
         patched = dilution(graph, patched, **diluting)
     if "mix_branches" in settings:
         settings["mix_reference_noise"] = settings.pop("mix_branches")
+    if "constant_guidance" in settings:
+        settings["falling_guidance"] = not settings.pop("constant_guidance")
 
     mixed = mixer(graph, patched, inversion, link, **settings)
     result = graph.run(latent=mixed, references=output(mixed, 1))
@@ -97,6 +100,13 @@ def test_default_settings(layout):
     assert_same(graph_result(layout, small_model(layout)[0]), expected_by_default(layout))
 
 
+def test_few_steps_with_what_helps_there():
+    model, unet = small_model("SD 2.x v")
+    settings = dict(noise_shift=0.6, clip_residual=True, constant_guidance=True, adain=True)
+    expected = oracle_result("SD 2.x v", unet, model.model.latent_format.scale_factor, **settings)
+    assert_same(graph_result("SD 2.x v", model, **settings), expected)
+
+
 def test_sdxl_with_a_prompt_of_its_own():
     """Its pooled prompt and picture size travel with each row."""
     model, unet = small_model("SDXL")
@@ -130,6 +140,10 @@ def test_sdxl_with_a_prompt_of_its_own():
         dict(adain=True, start_percent=0.3, cfg=2.0, concepts=1),
         dict(feather=12, concepts=3),
         dict(overlap="last in front", concepts=3),
+        dict(noise_shift=1.0),
+        dict(noise_shift=0.3, concepts=3),
+        dict(noise_shift=1.0, clip_residual=True, constant_guidance=True, feather=12),
+        dict(constant_guidance=True, swap_guidance=2.0),
     ],
     ids=str,
 )

@@ -78,6 +78,23 @@ def test_background_comes_back_outside_the_masks(scheduler, skip):
     assert relative_error(result[..., outside], latent(0)[..., outside]) < 1e-6
 
 
+@pytest.mark.parametrize("noise_shift", [0.0, 0.35, 1.0])
+def test_any_noise_shift_replays_and_leaves_the_background(noise_shift):
+    """The last residual is clipped inside the masks alone."""
+    model = comfy_model(LAYOUTS["SD 2.x v"])
+    graph = Graph()
+    few = dict(steps=4, skip_steps=1, scheduler="sgm_uniform", cfg=1.0, noise_shift=noise_shift)
+    inversion = invert(graph, model, **few)
+    mixed = mixer(graph, model, inversion, chain(graph, 2), clip_residual=True, falling_guidance=False)
+    results = graph.run(inversion=inversion, latent=mixed)
+    x0 = model.model.process_latent_in(latent(0))
+    assert relative_error(replay(results["inversion"].inversion), x0) < 1e-5
+    outside = torch.from_numpy(ellipse(0) + ellipse(1)).reshape(12, 8, 16, 8).amax((1, 3)) == 0
+    result = results["latent"]["samples"]
+    assert relative_error(result[..., outside], latent(0)[..., outside]) < 1e-6
+    assert relative_error(result, latent(0)) > 0.01
+
+
 def test_the_seed_decides_the_noise():
     model = comfy_model(LAYOUTS["SD 1.x"])
 

@@ -42,6 +42,7 @@ CONTRACT = {
         "cfg": ("FLOAT", 3.5),
         "seed": ("INT", 0),
         "scheduler": ("COMBO", "ddim_uniform"),
+        "noise_shift": ("FLOAT", 0.0),
     },
     "PnPMixSaveInversion": {"inversion": ("PNPMIX_INVERSION", None), "filename_prefix": ("STRING", "background")},
     "PnPMixLoadInversion": {"file": ("COMBO", None)},
@@ -81,6 +82,9 @@ CONTRACT = {
         "mix_reference_noise": ("BOOLEAN", True),
         "feather": ("INT", 0),
         "overlap": ("COMBO", "shared"),
+        "falling_guidance": ("BOOLEAN", True),
+        "clip_residual": ("BOOLEAN", False),
+        "keep_personal": ("BOOLEAN", False),
     },
     "PnPMixLayoutReference": {
         "model": ("MODEL", None),
