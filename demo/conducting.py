@@ -29,7 +29,6 @@ from torch import Tensor
 from .diffusers_host import (
     DemoModel,
     all_sigmas,
-    denoise,
     denoise_with_cfg,
     load_model,
     to_latent,
