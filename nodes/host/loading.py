@@ -35,7 +35,14 @@ KNOWN_FILES = {
         "big-lama.pt": "https://github.com/Sanster/models/releases/download/add_big_lama/big-lama.pt",
     },
 }
-FOLDERS = {"grounding-dino": MODEL_FILES, "sams": MODEL_FILES, "inpaint": MODEL_FILES, BERT: set()}
+CONCEPTS = "concepts"
+FOLDERS = {
+    "grounding-dino": MODEL_FILES,
+    "sams": MODEL_FILES,
+    "inpaint": MODEL_FILES,
+    CONCEPTS: {".safetensors", ".pt", ".bin"},
+    BERT: set(),
+}
 
 
 def register_folders() -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...pnpmix.latexblend.bank import Features
 from ...pnpmix.mixer.inversion import Inversion
 from ...pnpmix.vision.framing import Frame, Size
 
@@ -18,6 +19,8 @@ DetectorType = io.Custom("PNPMIX_DETECTOR")  # vision.detection.Detector
 SegmenterType = io.Custom("PNPMIX_SEGMENTER")  # vision.segmentation.Segmenter
 InpaintModelType = io.Custom("INPAINT_MODEL")  # spandrel's descriptor, as in comfyui-inpaint-nodes
 PlaceType = io.Custom("PNPMIX_PLACE")
+LearnedType = io.Custom("PNPMIX_LEARNED")
+BlendType = io.Custom("PNPMIX_BLEND")
 
 
 # For an input that most people never touch: editors that know such inputs show them on request alone
@@ -82,6 +85,29 @@ class Place(NamedTuple):
     photo: Size
     frame: Frame  # on the photo
     size: Size  # that the frame was scaled to
+
+
+class LearnedConcept(NamedTuple):
+    """PNPMIX_LEARNED: a concept as LaTexBlend keeps it, on the CPU."""
+
+    features: Features
+    name: str
+    noun: str
+    family: str  # of the model, see `checks.model_family`
+    checkpoint: str  # name of the file that it was learned with; "" where that is not known
+    fingerprint: str  # of that checkpoint's W_k
+    settings: dict[str, str]  # the inputs of the node that made it, for the reader of a saved file
+    state: dict[str, Tensor] = {}  # to go on from, where it was asked for
+
+
+class BlendedConcept(NamedTuple):
+    """One of PNPMIX_BLEND."""
+
+    learned: LearnedConcept
+    occurrence: int  # of the noun in the prompt, from 1
+    strength: float
+    mask: Tensor | None  # (h, w), where in the picture
+    node_id: str | None = None  # of its node in the graph, which a message may be about
 
 
 # Where a MODEL carries them. Only the mixer reads them, so any other sampler works as if they were not there.
