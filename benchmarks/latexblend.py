@@ -32,7 +32,7 @@ from demo.learning import (
 )
 from demo.measures import colour_names, fidelity, leakage
 from demo.model import CHANNELS, GRID, parse
-from demo.own_things import LOOKS, class_pictures, photographed, photos
+from demo.own_things import LOOKS, photographed, photos
 from demo.scenes import PLACES, SHAPES, SIZE, Look, Scene, Thing, draw_scene
 from pnpmix.latexblend.training import apply_delta
 from torch import Tensor
@@ -99,7 +99,7 @@ def draw(model, own: list[Task], name: str, learned: dict[str, Learned]) -> Tens
         if name == "identifiers alone":
             return sample(prompts)
         with summed(model, {name: [x.deltas[name] for x in learned.values()] for name in learned["cup"].deltas}):
-            return sample(prompts, installed=True)
+            return sample(prompts, attends=False)
     prompts = [
         prompt_with(
             model,
@@ -209,7 +209,7 @@ def learned_things(model, folder: Path, steps: int, learning_rate: float) -> dic
         file = folder / f"{noun}.pt"
         if not file.exists():
             started = time.process_time()
-            own = learn(model, photos(noun), class_pictures(noun), noun, steps, learning_rate)
+            own = learn(model, photos(noun), noun, steps=steps, learning_rate=learning_rate)
             torch.save([*own, time.process_time() - started], file)
             print(f"{noun}: {time.process_time() - started:.0f} s", flush=True)
         learned[noun] = Learned(*torch.load(file, weights_only=True)[:4])
@@ -248,7 +248,7 @@ def table(results: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latexblend", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("latexblend-benchmark"), help="what is learned")
-    parser.add_argument("--steps", type=int, default=150, help="of learning; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=300, help="of learning; default: %(default)s")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="default: %(default)s")
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS))
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """Learns concepts and blends them (LaTexBlend) with diffusers' UNet, where there is no ComfyUI."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -161,7 +161,7 @@ def learn(
 class BlendSettings:
     """Inputs of Blend and Blending Guidance, by their names there."""
 
-    start_percent: float = 0.1
+    start_percent: float = 0.0  # this model decides on colours in the first steps
     bind: bool = True
     region: float = 1.0
     scale: float = 0.0
@@ -202,11 +202,13 @@ def sample_blended(
     cfg: float = 3.0,
     settings: BlendSettings | None = None,
     callback: Callable[[Tensor], None] = lambda pictures: None,
+    attends: bool = True,
 ) -> Tensor:
     """Pictures (B, 64, 64, 3), by Euler's method, of prompts that have the same number of tokens.
 
     Args:
         noise: (B, 12, 32, 32), of standard deviation 1.
+        attends: whether this changes cross-attention; else what the UNet has already stays.
     """
     settings = settings or BlendSettings()
     positive = torch.cat([prompt.context for prompt in prompts])
@@ -231,7 +233,7 @@ def sample_blended(
         mask = torch.stack([*biases, *[torch.zeros_like(biases[0])] * (len(key) - len(biases))])[:, None]
         return plain_attention(attn, query, key, value, mask if mask.any() else None)
 
-    with attending(model.unet, attend):
+    with attending(model.unet, attend) if attends else nullcontext():
         x = noise * (sigmas[0] ** 2 + 1).sqrt()
         for sigma, sigma_next in pairwise(sigmas):
             blending, rows = bool(sigma <= start), sigma.expand(len(x))
