@@ -72,7 +72,7 @@ def denormalise(latents: Tensor) -> Tensor:
     return latents / SCALE + SHIFT
 
 
-FILLERS = ("a", "an", "the", "and", "in", "on", "at", "with", "of")
+FILLERS = ("a", "an", "the", "and", "in", "on", "at", "with", "of", "photo", "fancy", "detailed", "close-up")
 NOUNS = (*SHAPES, *PLACES)
 # One row of the table each; the first and the second colour of a thing are different words.
 VOCABULARY = ("", *(f"{colour} {i}" for i in (1, 2) for colour in COLOURS), *TEXTURES, *NOUNS)

@@ -253,8 +253,13 @@ class DemoTextEncoder(demo.Words):
 
     def encode_token_weights(self, tokens):
         table = self.table.weight.detach().cpu()
-        phrases = [sum(weight * table[row] for row, weight in phrase) for phrase in tokens["words"]]
+        phrases = [sum(weight * vector(table, word) for word, weight in phrase) for phrase in tokens["words"]]
         return torch.stack(phrases)[None], None
+
+
+def vector(table, word):
+    """Of a row's number, or a vector itself, as learned words are."""
+    return word if isinstance(word, torch.Tensor) else table[word]
 
 
 class DemoVAE(comfy.sd.VAE):

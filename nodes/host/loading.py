@@ -36,7 +36,14 @@ KNOWN_FILES = {
     },
     BERT: {"vocab.txt": "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt"},
 }
-FOLDERS = {"grounding-dino": MODEL_FILES, "sams": MODEL_FILES, "inpaint": MODEL_FILES, BERT: set()}
+CONCEPTS = "concepts"
+FOLDERS = {
+    "grounding-dino": MODEL_FILES,
+    "sams": MODEL_FILES,
+    "inpaint": MODEL_FILES,
+    CONCEPTS: {".safetensors", ".pt", ".bin"},
+    BERT: set(),
+}
 
 
 def register_folders() -> None:

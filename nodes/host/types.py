@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...pnpmix.conductor.layout import Layout
+from ...pnpmix.latexblend.bank import Features
 from ...pnpmix.mixer.inversion import Inversion
 from ...pnpmix.vision.framing import Frame, Size
 
@@ -23,6 +24,8 @@ ReferencesType = io.Custom("PNPMIX_REFERENCES")
 ScoresType = io.Custom("PNPMIX_SCORES")  # list of pnpmix.metrics.statistics.Measured, of the same pictures
 LayoutType = io.Custom("PNPMIX_LAYOUT")
 ConductedType = io.Custom("PNPMIX_CONDUCTED")
+LearnedType = io.Custom("PNPMIX_LEARNED")
+BlendType = io.Custom("PNPMIX_BLEND")
 
 
 # For an input that most people never touch: editors that know such inputs show them on request alone
@@ -133,6 +136,29 @@ class ConceptFile(NamedTuple):
     name: str
     layers: int  # prompts joined in the conditioning, one for each cross-attention layer; 1: one for all
     node_id: str | None = None  # of Concept LoRA
+
+
+class LearnedConcept(NamedTuple):
+    """PNPMIX_LEARNED: a concept as LaTexBlend keeps it, on the CPU."""
+
+    features: Features
+    name: str
+    noun: str
+    family: str  # of the model, see `checks.model_family`
+    checkpoint: str  # name of the file that it was learned with; "" where that is not known
+    fingerprint: str  # of that checkpoint's W_k
+    settings: dict[str, str]  # the inputs of the node that made it, for the reader of a saved file
+    state: dict[str, Tensor] = {}  # to go on from, where it was asked for
+
+
+class BlendedConcept(NamedTuple):
+    """One of PNPMIX_BLEND."""
+
+    learned: LearnedConcept
+    occurrence: int  # of the noun in the prompt, from 1
+    strength: float
+    mask: Tensor | None  # (h, w), where in the picture
+    node_id: str | None = None  # of its node in the graph, which a message may be about
 
 
 # Where a MODEL carries them. Only the samplers of this pack read them, so any other works as if they were not there.

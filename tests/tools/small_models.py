@@ -112,3 +112,34 @@ def conditioning(seed: int, tokens: int = 7) -> list:
     generator = torch.Generator().manual_seed(1000 + seed)
     tokens = torch.randn(1, tokens, CONTEXT, generator=generator)
     return [[tokens, {"pooled_output": torch.randn(1, POOLED, generator=generator)}]]
+
+
+def small_clip(layout: str, seed: int = 5):
+    """A CLIP with ComfyUI's tokenizers and text encoders, of CONTEXT numbers a token and random weights."""
+    import comfy.sd
+    import comfy.sd1_clip
+    import comfy.sdxl_clip
+    import comfy.supported_models_base
+    import comfy.text_encoders.sd2_clip as sd2
+
+    widths = {"SDXL": {"l": CONTEXT - POOLED, "g": POOLED}, "SD 2": {"h": CONTEXT}}.get(layout[:4], {"l": CONTEXT})
+    parts = {
+        "SDXL": (comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel),
+        "SD 2": (sd2.SD2Tokenizer, sd2.SD2ClipModel),
+        "SD 1": (comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel),
+    }[layout[:4]]
+    sizes = dict(num_attention_heads=2, num_hidden_layers=3)
+    options = {
+        f"clip_{name}_model_config": sizes | dict(hidden_size=width, intermediate_size=2 * width, projection_dim=width)
+        for name, width in widths.items()
+    }
+    device = torch.device("cpu")
+    options |= {"load_device": device, "offload_device": device, "initial_device": device, "dtype": torch.float32}
+    clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(*parts), model_options=options)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in clip.cond_stage_model.parameters():
+        parameter.requires_grad_(False)
+        if parameter.ndim:
+            scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator) + (parameter.ndim == 1))
+    return clip

@@ -1,0 +1,255 @@
+"""Learns concepts and blends them (LaTexBlend) with diffusers' UNet, where there is no ComfyUI."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from pnpmix.latexblend import training
+from pnpmix.latexblend.bank import Features, extract
+from pnpmix.latexblend.blending import Slot, bind, blend, layer_grid, region_bias
+from pnpmix.latexblend.guidance import attention_maps, blending_loss, guide
+from pnpmix.schedule import to_eps
+from torch import Tensor
+
+from .diffusers_host import DemoModel, all_sigmas, ddim_uniform, denoise, percent_to_sigma, to_latent, to_pictures
+from .model import GRID, VOCABULARY, parse
+
+# ComfyUI's names of the layers, as files have them, in the order in which the UNet runs them
+LAYERS = [
+    f"{block}.1.transformer_blocks.0.attn2"
+    for block in ("input_blocks.3", "input_blocks.5", "middle_block", *(f"output_blocks.{i}" for i in range(6)))
+]
+LENGTH = 2  # of a slot: V* and the noun
+GUIDED = 0.2  # of the schedule
+
+
+def cross_attentions(unet: UNet2DConditionModel) -> dict[str, Attention]:
+    """By ComfyUI's names."""
+    found = {name: module for name, module in unet.named_modules() if name.endswith("attn2")}
+    order = ("down_blocks", "mid_block", "up_blocks")
+    names = sorted(found, key=lambda name: order.index(name.split(".")[0]))  # keeps the order within each
+    return {layer: found[name] for layer, name in zip(LAYERS, names, strict=True)}
+
+
+def slots_of(phrases: list[list[int]], nouns: list[str]) -> tuple[list[list[int]], list[int]]:
+    """Phrases with an empty word before the first of each noun, for V*, and where these are; needless empty ones at the
+    end give way.
+
+    Raises:
+        ValueError: the prompt lacks a noun.
+    """
+    for noun in nouns:
+        index = next((i for i, phrase in enumerate(phrases) if VOCABULARY[phrase[-1]] == noun), None)
+        if index is None:
+            raise ValueError(f"The prompt has no {noun}.")
+        pads = phrases[-1] == [0]
+        phrases = [*phrases[:index], [0], *phrases[index : len(phrases) - pads]]
+    firsts = [next(i for i, p in enumerate(phrases) if VOCABULARY[p[-1]] == noun) - 1 for noun in nouns]
+    return phrases, firsts
+
+
+def embed(model: DemoModel, phrases: list[list[int]]) -> Tensor:
+    """(1, tokens, 128)"""
+    return torch.stack([model.words.table.weight[phrase].sum(0) for phrase in phrases])[None]
+
+
+@contextmanager
+def attending(unet: UNet2DConditionModel, attend: Callable[..., Tensor]) -> Iterator[None]:
+    """With attend(layer, attn, query, key, value, context) in the place of each cross-attention."""
+
+    def process(layer: str, attn: Attention, hidden: Tensor, encoder_hidden_states: Tensor, **_) -> Tensor:
+        key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+        return attn.to_out[0](attend(layer, attn, attn.to_q(hidden), key, value, encoder_hidden_states))
+
+    before = unet.attn_processors
+    for layer, module in cross_attentions(unet).items():
+        module.set_processor(partial(process, layer))
+    try:
+        yield
+    finally:
+        unet.set_attn_processor(before)
+
+
+def plain_attention(attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    heads = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+class Learned(NamedTuple):
+    features: Features
+    identifier: Tensor  # (128,) V*
+    deltas: dict[str, training.Delta]  # "<layer>.k" and "<layer>.v"
+    losses: list[float]
+
+
+def learn(
+    model: DemoModel,
+    photos: Tensor,
+    noun: str,
+    class_pictures: Tensor | None = None,
+    steps: int = 300,
+    learning_rate: float = 1e-3,
+    seed: int = 42,
+    callback: Callable[[int, float], bool] = lambda step, loss: False,
+) -> Learned:
+    """
+    Args:
+        photos, class_pictures: (n, 64, 64, 3) of the person's own thing, and of any things of its kind.
+    Returns:
+        features by ComfyUI's names of the layers.
+    """
+    layers = cross_attentions(model.unet)
+    generator = torch.Generator().manual_seed(seed)
+    deltas = {
+        f"{layer}.{side}": training.new_delta(*projection.weight.shape, rank=0, generator=generator)
+        for layer, attn in layers.items()
+        for side, projection in (("k", attn.to_k), ("v", attn.to_v))
+    }
+    identifier = model.words.table.weight[0].detach().clone()
+    parameters = {"identifier": identifier} | {name: delta[0] for name, delta in deltas.items()}
+    phrases, (first,) = slots_of(parse(noun), [noun])
+    base, noun_vector = embed(model, phrases), embed(model, parse(noun)[:1])[0]
+    bare = torch.cat([embed(model, parse(noun)), torch.zeros(1, LENGTH, base.shape[-1])], 1)
+    latents, others = (torch.stack(list(map(to_latent, x))) if x is not None else [] for x in (photos, class_pictures))
+    sigmas = all_sigmas()
+
+    def attend(layer: str, attn: Attention, query: Tensor, key: Tensor, value: Tensor, context: Tensor) -> Tensor:
+        key, value = (
+            training.training_features(x, deltas[f"{layer}.{side}"], context, [first], LENGTH, concept_rows=1)
+            for side, x in (("k", key), ("v", value))
+        )
+        return plain_attention(attn, query, key, value)
+
+    def loss_of(step: int) -> Tensor:
+        drawn = training.draw(seed, step, len(latents), len(others), latents.shape[1:])
+        x0 = torch.stack([latents[drawn.view], *([others[drawn.class_picture]] if len(others) else [])])
+        sigma = sigmas[drawn.timesteps]
+        own = torch.cat([identifier[None], noun_vector])[None]
+        context = torch.cat([torch.cat([base, own], 1), bare])[: len(x0)]
+        x = x0 + sigma.view(-1, 1, 1, 1) * drawn.noise
+        denoised = denoise(model, x, sigma, context)
+        return training.prediction_loss(denoised, x0, sigma, torch.ones_like(x0[:, :1]), predicts_v=True).sum()
+
+    losses: list[float] = []
+
+    def keep(step: int, loss: float) -> bool:
+        losses.append(loss)
+        return callback(step, loss)
+
+    with attending(model.unet, attend):
+        training.fit(parameters, loss_of, range(steps), learning_rate, callback=keep)
+
+    def projection(layer: str, side: str, linear) -> Callable[[Tensor], Tensor]:
+        return lambda x: linear(x) + training.apply_delta(deltas[f"{layer}.{side}"], x)
+
+    project = {
+        layer: (projection(layer, "k", attn.to_k), projection(layer, "v", attn.to_v)) for layer, attn in layers.items()
+    }
+    features = extract(torch.cat([identifier[None], noun_vector]), project)
+    frozen = {name: tuple(x.detach() for x in delta) for name, delta in deltas.items()}
+    return Learned(features, identifier.detach(), frozen, losses)
+
+
+@dataclass
+class BlendSettings:
+    """Inputs of Blend and Blending Guidance, by their names there."""
+
+    start_percent: float = 0.0  # this model decides on colours in the first steps
+    bind: bool = True
+    region: float = 1.0
+    scale: float = 0.0
+    g1: float = 1.0
+    g2: float = 1.0
+
+
+@dataclass
+class Prompt:
+    """Embeddings (1, tokens, 128), and the concepts in them."""
+
+    context: Tensor
+    slots: list[Slot] = field(default_factory=list)
+
+
+def prompt_with(
+    model: DemoModel, text: str, concepts: dict[str, Features], masks: dict[str, Tensor] | None = None
+) -> Prompt:
+    """
+    Args:
+        concepts: by their nouns.
+        masks: (64, 64) of the regions of some of them.
+    """
+    phrases, firsts = slots_of(parse(text), list(concepts))
+    slots = [
+        Slot(features, first, LENGTH, mask=(masks or {}).get(noun))
+        for (noun, features), first in zip(concepts.items(), firsts, strict=True)
+    ]
+    return Prompt(embed(model, phrases), slots)
+
+
+@torch.no_grad()
+def sample_blended(
+    model: DemoModel,
+    prompts: list[Prompt],
+    noise: Tensor,
+    steps: int = 20,
+    cfg: float = 3.0,
+    settings: BlendSettings | None = None,
+    callback: Callable[[Tensor], None] = lambda pictures: None,
+    attends: bool = True,
+) -> Tensor:
+    """Pictures (B, 64, 64, 3), by Euler's method, of prompts that have the same number of tokens.
+
+    Args:
+        noise: (B, 12, 32, 32), of standard deviation 1.
+        attends: whether this changes cross-attention; else what the UNet has already stays.
+    """
+    settings = settings or BlendSettings()
+    positive = torch.cat([prompt.context for prompt in prompts])
+    negative = embed(model, [[0]] * positive.shape[1]).expand_as(positive)
+    sigmas, start = ddim_uniform(steps), percent_to_sigma(settings.start_percent)
+    guided = percent_to_sigma(GUIDED)
+    blending = True  # in this step
+    losses: list[Tensor] | None = None  # of the layers, while guidance looks at them
+
+    def attend(layer: str, attn: Attention, query: Tensor, key: Tensor, value: Tensor, context: Tensor) -> Tensor:
+        biases, grid = [], layer_grid((GRID, GRID), query.shape[1])
+        for row, prompt in enumerate(prompts):
+            own = slice(row, row + 1)
+            if blending:
+                blend(key[own], value[own], layer, prompt.slots)
+            if losses is not None:
+                maps = attention_maps(query[own], key[own].clone(), attn.heads)  # binding changes it
+                losses.append(blending_loss(maps, grid, prompt.slots, settings.g1, settings.g2))
+            if settings.bind:
+                bind(key[own], prompt.slots)
+            biases.append(region_bias(prompt.slots, settings.region, grid, key.shape[1]))
+        mask = torch.stack([*biases, *[torch.zeros_like(biases[0])] * (len(key) - len(biases))])[:, None]
+        return plain_attention(attn, query, key, value, mask if mask.any() else None)
+
+    with attending(model.unet, attend) if attends else nullcontext():
+        x = noise * (sigmas[0] ** 2 + 1).sqrt()
+        for sigma, sigma_next in pairwise(sigmas):
+            blending, rows = bool(sigma <= start), sigma.expand(len(x))
+            context = torch.cat([positive, negative])
+            both = denoise(model, torch.cat([x, x]), torch.cat([rows, rows]), context)
+            cond, uncond = both.chunk(2)
+            denoised = uncond + cfg * (cond - uncond)
+            if settings.scale > 0 and sigma >= guided:
+                losses = []
+                with torch.enable_grad():
+                    latent = x.clone().requires_grad_(True)
+                    denoise(model, latent, rows, positive)
+                    loss = torch.cat(losses).sum() / len(LAYERS)
+                    gradient = torch.autograd.grad(loss, latent)[0]
+                losses = None
+                denoised = guide(denoised, gradient, rows, settings.scale)
+            callback(to_pictures(denoised))
+            x = x + (sigma_next - sigma) * to_eps(x, denoised, sigma)
+    return to_pictures(x)

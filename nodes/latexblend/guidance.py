@@ -1,0 +1,160 @@
+"""Blending Guidance: in the first steps, the latent is moved so that concepts keep apart."""
+
+import contextlib
+
+import comfy.samplers
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+from typing_extensions import override
+
+from ...pnpmix.latexblend.guidance import attention_maps, blending_loss, guide
+from ..host.checks import BadInput, check_model, check_numbers
+from ..host.types import CATEGORY, EXPERT, schema
+from .gradients import checkpointed, with_gradients
+from .layers import differentiable_attention
+from .patches import MAPS, PLAN
+
+NODE, KEY = "Blending Guidance", "pnpmix_blending_guidance"
+
+
+class PnPMixBlendingGuidance(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return schema(
+            node_id="PnPMixBlendingGuidance",
+            search_aliases=["latexblend", "attention guidance", "missing object", "pnp-mix"],
+            display_name=NODE,
+            category=CATEGORY,
+            description="For three and more concepts: in the first steps, moves the picture so that no concept is left "
+            "out or mixed with another. These steps take about four times as long.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model of Blend."),
+                io.Float.Input(
+                    "scale",
+                    default=1.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.1,
+                    round=0.001,
+                    tooltip="How far each step is moved. 0: not at all; too high: blotches and garish colours.",
+                ),
+                io.Float.Input(
+                    "g1",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Weight of what joins each identifier with its noun. Higher: fewer concepts left out.",
+                    **EXPERT,
+                ),
+                io.Float.Input(
+                    "g2",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Weight of what keeps concepts apart. Higher: less mixing, things farther from each other.",
+                    **EXPERT,
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="Share of the steps after which guidance begins.",
+                    **EXPERT,
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=0.2,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="Share of the steps after which it ends. Higher: more steps are guided, and more time.",
+                    **EXPERT,
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="For the sampler.")],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, model, scale, g1, g2, start_percent, end_percent) -> io.NodeOutput:
+        check_numbers(NODE, scale=scale, g1=g1, g2=g2, start_percent=start_percent, end_percent=end_percent)
+        check_model(NODE, model)
+        if "multigpu_clones" in model.model_options or getattr(model, "additional_models", {}).get("multigpu"):
+            raise BadInput(NODE, "model", "several GPUs share it.", "Bypass the node that shares it.")
+        guided = model.clone()
+        sampling = model.get_model_object("model_sampling")
+        start, end = (float(sampling.percent_to_sigma(percent)) for percent in (start_percent, end_percent))
+
+        def post_cfg(args: dict) -> Tensor:
+            denoised, sigma = args["denoised"], args["sigma"]
+            conds = [entry for entry in args["cond"] or [] if entry.get(PLAN) is not None]
+            if scale == 0 or not conds or not end <= float(sigma.max()) <= start:
+                return denoised
+            gradient = loss_gradient(args["model"], conds, args["input"], sigma, args["model_options"], g1, g2)
+            return guide(denoised, gradient.to(denoised), sigma, scale)
+
+        guided.set_model_sampler_post_cfg_function(post_cfg)
+        return io.NodeOutput(guided)
+
+
+class Look:
+    """Collects the loss of each layer that blends, of one conditioning after another."""
+
+    def __init__(self, g1: float, g2: float):
+        self.g1, self.g2, self.losses, self.open = g1, g2, [], True
+
+    def look(self, name: str, query: Tensor, key: Tensor, heads: int, grid: tuple[int, int], slots: list) -> None:
+        # of a copy: binding is still to change the keys in place, and the backward pass needs these
+        loss = blending_loss(attention_maps(query, key.clone(), heads), grid, slots, self.g1, self.g2).sum()
+        if self.open:  # else it is only computed again, for the backward pass
+            self.losses.append((name, loss))
+
+    def mean(self) -> Tensor:
+        """Over the layers; of several conditionings the sum."""
+        return torch.stack([loss for _, loss in self.losses]).sum() / len({name for name, _ in self.losses})
+
+
+def loss_gradient(
+    model, conds: list[dict], x: Tensor, sigma: Tensor, model_options: dict, g1: float, g2: float
+) -> Tensor:
+    """∇_x L (B, C, H, W): a pass of the conditionings alone, without their ControlNets, and back."""
+    unet = model.diffusion_model
+    with with_gradients(unet), checkpointed(unet):
+        look, latent = Look(g1, g2), x.detach().clone().requires_grad_(True)
+        override = {MAPS: look, "optimized_attention_override": differentiable_attention}
+        options = {
+            **model_options,
+            "transformer_options": {**model_options.get("transformer_options", {}), **override},
+        }
+        own = [without_inference(entry) for entry in conds]
+        comfy.samplers.calc_cond_batch(model, [own], latent, sigma.clone(), options)
+        look.open = False
+        if not look.losses:
+            return torch.zeros_like(x)
+        return torch.autograd.grad(look.mean(), latent)[0].detach()
+
+
+def without_inference(entry: dict) -> dict:
+    """A conditioning whose tensors a gradient may pass."""
+    own = {name: x for name, x in entry.items() if name != "control"}
+    own["model_conds"] = {
+        name: cond._copy_with(cond.cond.clone()) if isinstance(cond.cond, Tensor) else cond
+        for name, cond in entry["model_conds"].items()
+    }
+    for name in ("mask",):
+        with contextlib.suppress(KeyError):
+            own[name] = own[name].clone()
+    return own
+
+
+NODES = [PnPMixBlendingGuidance]

@@ -1,0 +1,84 @@
+"""The cross-attention layers of ComfyUI's UNet, and what their weights tell."""
+
+import hashlib
+import re
+
+import torch
+from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
+from torch import Tensor
+
+from ...pnpmix.latexblend.bank import check
+from ..host.checks import BadInput, model_family
+from ..host.types import LearnedConcept
+
+Layer = tuple[str, int, int]  # block's name and number, and the index in it: by which patches are found
+NAMES = {"input_blocks": "input", "middle_block": "middle", "output_blocks": "output"}
+
+
+def cross_attentions(unet) -> dict[str, tuple[Layer, torch.nn.Module]]:
+    """By their names in a checkpoint, such as input_blocks.4.1.transformer_blocks.0.attn2."""
+    found = {}
+    for name, module in unet.named_modules():
+        parts = re.fullmatch(r"(\w+?_blocks?)\.(\d+)\..*transformer_blocks\.(\d+)\.attn2", name)
+        if parts:
+            block, number, index = parts.groups()
+            found[name] = ((NAMES[block], 0 if block == "middle_block" else int(number), int(index)), module)
+    return found
+
+
+def layer_widths(unet) -> dict[str, int]:
+    return {name: module.to_k.weight.shape[0] for name, (_, module) in cross_attentions(unet).items()}
+
+
+def fingerprint(model) -> str:
+    """Of one W_k of the checkpoint, without the LoRAs on it."""
+    name, (_, module) = next(iter(cross_attentions(model.model.diffusion_model).items()))
+    backup = getattr(model, "backup", {}).get(f"diffusion_model.{name}.to_k.weight")
+    weight = module.to_k.weight if backup is None else backup.weight
+    return hashlib.sha256(weight.detach().cpu().half().numpy().tobytes()).hexdigest()[:16]
+
+
+def check_fits(node: str, name: str, learned: LearnedConcept, model) -> None:
+    """Refuses a concept that was learned with another architecture."""
+    family = model_family(model)
+    if learned.family != family:
+        fault = f"'{learned.name}' was learned with another family ({learned.family}, this model is {family})."
+        raise BadInput(node, name, fault, "Learn it again with this checkpoint.")
+    try:
+        check(learned.features, layer_widths(model.model.diffusion_model))
+    except ValueError as error:
+        fault = f"'{learned.name}' does not fit this model: {error}."
+        raise BadInput(node, name, fault, "Learn it again with this checkpoint.") from error
+
+
+def plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, extra_options: dict, mask: Tensor | None = None
+) -> Tensor:
+    heads, precision = extra_options["n_heads"], extra_options["attn_precision"]
+    return optimized_attention(
+        query, key, value, heads, mask=mask, attn_precision=precision, transformer_options=extra_options
+    )
+
+
+def differentiable_attention(attention, *args, **kwargs) -> Tensor:
+    """optimized_attention_override: PyTorch's, because some of the others have no backward pass."""
+    return attention_pytorch(*args, **kwargs)
+
+
+def checkpoint_name(prompt: dict, node_id: str, name: str = "model") -> str:
+    """The file that the MODEL at an input came from, as far as the graph tells; else ""."""
+    seen = set()
+    while node_id not in seen:
+        seen.add(node_id)
+        node = (prompt or {}).get(node_id)
+        if node is None:
+            return ""
+        inputs = node["inputs"]
+        for file in ("ckpt_name", "unet_name", "model_name"):
+            if isinstance(inputs.get(file), str):
+                return inputs[file]
+        link = inputs.get(name, inputs.get("model"))
+        if not isinstance(link, list):
+            return "the demo model" if node["class_type"] == "PnPMixDemoModel" else ""
+        node_id, name = str(link[0]), "model"
+    return ""

@@ -1,0 +1,159 @@
+"""What Blend adds to ComfyUI's UNet: the keys and values of concepts, in the rows of its own conditionings."""
+
+from typing import NamedTuple
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...pnpmix.latexblend.blending import Slot, bind, blend, region_bias
+from ..host.checks import BadInput
+from .layers import cross_attentions, plain_attention
+
+NODE, KEY = "Blend", "pnpmix_blend"
+PLAN = "pnpmix_blend_plan"  # in a conditioning
+ACTIVE = "pnpmix_blend_active"  # in transformer_options, for the length of one call
+MAPS = "pnpmix_blend_maps"  # in transformer_options, while Blending Guidance looks
+
+
+class Plan(NamedTuple):
+    """What is blended into a conditioning."""
+
+    slots: list[Slot]
+    context: Tensor  # (1, tokens, width), which the slots are positions in
+    start_percent: float
+    bind: bool
+    region: float
+
+
+class Active(NamedTuple):
+    """A plan in one sampling run."""
+
+    plan: Plan  # on the device
+    tokens: int  # of the conditioning, with what was joined to it
+    start: float  # noise level from which on K and V are blended
+    biases: dict  # of layers already seen
+
+
+def install(model) -> None:
+    """On a clone of a MODEL, once however many Blends there are."""
+    if model.get_wrappers(WrappersMP.CALC_COND_BATCH, KEY):
+        return
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, TellRows())
+    others = model.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+    for name, (layer, _) in cross_attentions(model.model.diffusion_model).items():
+        other = others.get(layer, others.get(layer[:2]))
+        model.set_model_attn2_replace(BlendAttention(name, other), *layer)
+
+
+class TellRows:
+    """CALC_COND_BATCH wrapper: tells the layers which plan belongs to which conditioning."""
+
+    def __init__(self):
+        self.known: dict = {}  # uuid → Active, None where nothing is blended
+
+    def __call__(self, executor, model, conds, x_in, timestep, model_options):
+        entries = [(entry, own) for own in conds for entry in own or [] if entry.get(PLAN) is not None]
+        if not entries:
+            return executor(model, conds, x_in, timestep, model_options)
+        if not self.known.keys() >= {entry["uuid"] for entry, _ in entries}:
+            check_installed(model_options)
+            self.known = {entry["uuid"]: activate(entry, own, model, x_in.device) for entry, own in entries}
+        active = {uuid: x for uuid, x in self.known.items() if x is not None}
+        options = {**model_options.get("transformer_options", {}), ACTIVE: active}
+        return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": options})
+
+
+def check_installed(model_options: dict) -> None:
+    replaced = model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+    if not all(isinstance(x, BlendAttention) for key, x in replaced.items() if len(key) == 3) or not replaced:
+        fault = "a later node put its own cross-attention in the place of the blended one."
+        raise BadInput(NODE, "model", fault, "Put Blend after that node, for example after IP-Adapter.")
+
+
+def activate(entry: dict, others: list[dict], model, device: torch.device) -> Active | None:
+    """
+    Returns:
+        None where the conditioning was emptied, as ConditioningZeroOut does, or is another one's copy.
+    Raises:
+        BadInput: its tokens are no longer those that Blend has counted.
+    """
+    plan: Plan = entry[PLAN]
+    cond = entry["model_conds"]["c_crossattn"]
+    context = cond.cond.to("cpu", torch.float32)
+    # with areas, ComfyUI gives negative prompts the dictionary of a positive one
+    copied = any(PLAN not in other and other["model_conds"].get("c_crossattn") is cond for other in others)
+    if copied or not context.any():
+        return None
+    length = plan.context.shape[1]
+    if context.shape[1] < length or not torch.equal(context[:, :length], plan.context.to("cpu", torch.float32)):
+        fault = "its positive was changed by another node, so that the words of concepts cannot be told."
+        raise BadInput(NODE, "text", fault, "Wire positive to the sampler itself, or join others behind it.")
+    if "area" in entry and any(slot.mask is not None for slot in plan.slots):
+        fault = "a concept has a mask, and its positive is limited to an area."
+        raise BadInput(NODE, "concepts", fault, "Use the mask or the area, not both.")
+    slots = [slot._replace(features=on(device, slot)) for slot in plan.slots]
+    start = float(model.model_sampling.percent_to_sigma(plan.start_percent))
+    return Active(plan._replace(slots=slots), context.shape[1], start, {})
+
+
+def on(device: torch.device, slot: Slot) -> dict:
+    return {layer: tuple(x.to(device) for x in pair) for layer, pair in slot.features.items()}
+
+
+class BlendAttention:
+    """attn2_replace of one layer.
+
+    Args:
+        name: of the layer, as banks have it.
+        other: the attn2_replace that was there, of IP-Adapter for example.
+    """
+
+    def __init__(self, name: str, other=None):
+        self.name, self.other = name, other
+
+    def to(self, target):
+        return BlendAttention(self.name, self.other.to(target)) if hasattr(self.other, "to") else self
+
+    def add(self, *_, **__):
+        """How IP-Adapter joins a patch that it takes for its own."""
+        raise BadInput(NODE, "model", "IP-Adapter comes after it.", "Put Blend after IP-Adapter.")
+
+    def __call__(self, query, key, value, extra_options):
+        mask, active = None, extra_options.get(ACTIVE)
+        if active:
+            uuids = extra_options["uuids"]
+            each = len(key) // len(uuids)
+            for n, uuid in enumerate(uuids):
+                if uuid in active:
+                    rows = slice(n * each, (n + 1) * each)
+                    bias = self.change(rows, query, key, value, active[uuid], extra_options)
+                    if bias is not None:
+                        if mask is None:
+                            mask = key.new_zeros(len(key), *bias.shape)
+                        mask[rows] = bias.to(mask)
+        if self.other is not None and mask is not None:
+            fault = "a concept has a mask, and another node replaces cross-attention, as IP-Adapter does."
+            raise BadInput(NODE, "concepts", fault, "Unwire the mask, or bypass that node.")
+        if self.other is not None:
+            return self.other(query, key, value, extra_options)
+        return plain_attention(query, key, value, extra_options, mask)
+
+    def change(self, rows: slice, query, key, value, active: Active, extra_options: dict) -> Tensor | None:
+        """Blends and binds one conditioning's rows in place; gives what is added to their logits."""
+        plan, tokens = active.plan, key.shape[1]
+        repeats = range(0, tokens - active.tokens + 1, active.tokens)
+        own_key, own_value = key[rows], value[rows]
+        if float(extra_options["sigmas"].max()) <= active.start:
+            blend(own_key, own_value, self.name, plan.slots, repeats)
+        grid = tuple(extra_options["activations_shape"][2:])
+        if MAPS in extra_options:
+            extra_options[MAPS].look(self.name, query[rows], own_key, extra_options["n_heads"], grid, plan.slots)
+        if plan.bind:
+            bind(own_key, plan.slots, repeats)
+        if plan.region == 0 or all(slot.mask is None for slot in plan.slots):
+            return None
+        if (grid, tokens) not in active.biases:
+            bias = region_bias(plan.slots, plan.region, grid, tokens, repeats)
+            active.biases[grid, tokens] = bias.to(key.device)
+        return active.biases[grid, tokens]

@@ -1,0 +1,190 @@
+"""Where a concept's words stand in a prompt, by the tokens of the host's CLIP."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+
+from ...demo.model import VOCABULARY
+from ..host.checks import BadInput
+from ..host.types import BlendedConcept
+
+ARTICLES = {"a", "an", "the", "my", "your", "his", "her", "its", "our", "their", "one", "this", "that"}
+DEMO = "words"  # under which the demo model's tokens come, where each is a phrase
+KNOWN = {"l", "g", "h", DEMO}  # encoders of SD 1.x, SD 2.x and SDXL
+END_OF_WORD = "</w>"
+
+Chunks = list[list[tuple | list]]  # of one encoder; tokens are (id or vector, weight), or the demo's phrases
+
+
+def read(node: str, clip, text: str) -> dict[str, Chunks]:
+    """The chunks of each encoder."""
+    if clip is None:
+        raise BadInput(node, "clip", "it is empty.", "Wire the CLIP of an SD 1.x, SD 2.x or SDXL checkpoint.")
+    tokens = clip.tokenize(text)
+    if not tokens.keys() <= KNOWN:
+        fault = f"its encoders are {', '.join(tokens)}."
+        raise BadInput(node, "clip", fault, "Wire the CLIP of an SD 1.x, SD 2.x or SDXL checkpoint.")
+    return {name: [list(chunks)] if name == DEMO else [list(x) for x in chunks] for name, chunks in tokens.items()}
+
+
+def write(chunks: dict[str, Chunks]) -> dict:
+    """The inverse of `read`: as CLIP encodes it."""
+    return {name: own[0] if name == DEMO else own for name, own in chunks.items()}
+
+
+def tokenizer_of(clip, encoder: str):
+    return getattr(clip.tokenizer, f"clip_{encoder}")
+
+
+def identity(clip, encoder: str, token) -> object:
+    """What tells a token from others, whatever its weight."""
+    if encoder == DEMO:
+        return VOCABULARY[token[-1][0]] if not isinstance(token[-1][0], torch.Tensor) else None
+    return None if isinstance(token[0], torch.Tensor) else int(token[0])
+
+
+def spelling(clip, encoder: str, token) -> str:
+    """A token's letters, with END_OF_WORD where it ends one; of an embedding none."""
+    own = identity(clip, encoder, token)
+    if own is None:
+        return END_OF_WORD
+    return f"{own}{END_OF_WORD}" if encoder == DEMO else tokenizer_of(clip, encoder).inv_vocab[own]
+
+
+def bare(clip, encoder: str, chunk: list) -> list:
+    """A chunk without what encoders put round the words."""
+    if encoder == DEMO:
+        return [phrase for phrase in chunk if phrase[-1][0] != 0]
+    tokenizer = tokenizer_of(clip, encoder)
+    return chunk[1 : next(i for i, token in enumerate(chunk) if identity(clip, encoder, token) == tokenizer.end_token)]
+
+
+def noun_ids(node: str, clip, noun: str) -> dict[str, list]:
+    """Of each encoder, the noun's tokens.
+
+    Raises:
+        BadInput: it has none, or more than fit in a chunk.
+    """
+    found = {}
+    for encoder, chunks in read(node, clip, noun).items():
+        found[encoder] = [identity(clip, encoder, token) for token in bare(clip, encoder, chunks[0])]
+        if not found[encoder] or len(chunks) > 1 or None in found[encoder]:
+            raise BadInput(node, "noun", f"'{noun}' is no word.", "Write what the thing is in a word or two: dog.")
+    if len({len(ids) for ids in found.values()}) > 1:
+        raise BadInput(node, "noun", f"the encoders cut '{noun}' differently.", "Use another word.")
+    return found
+
+
+def find(clip, encoder: str, chunks: Chunks, ids: list) -> list[tuple[int, int]]:
+    """Chunk and index of the first token of each place where the noun stands as a word of its own."""
+    places = []
+    for c, chunk in enumerate(chunks):
+        own = [identity(clip, encoder, token) for token in chunk]
+        for i in range(len(own) - len(ids) + 1):
+            at_start = i == 0 or spelling(clip, encoder, chunk[i - 1]).endswith((END_OF_WORD, "<|startoftext|>"))
+            if own[i : i + len(ids)] == ids and at_start:
+                places.append((c, i))
+    return places
+
+
+def make_room(node: str, clip, encoder: str, chunk: list, index: int) -> None:
+    """Puts the word "a" before a token, and takes a pad from the chunk's end, in place.
+
+    Raises:
+        BadInput: the chunk has no pad.
+    """
+    if encoder == DEMO:  # whose word for nothing is its article
+        empty = [(0, 1.0)]
+        chunk.insert(index, empty)
+        if chunk[-1] == empty:
+            del chunk[-1]
+        return
+    end = next(
+        i for i, token in enumerate(chunk) if identity(clip, encoder, token) == tokenizer_of(clip, encoder).end_token
+    )
+    if end == len(chunk) - 1:
+        fault = f"before '{spelling(clip, encoder, chunk[index]).removesuffix(END_OF_WORD)}' there is no room: "
+        fault += f"its part of the prompt is full ({len(chunk)} tokens)."
+        raise BadInput(node, "text", fault, "Put 'a' before the noun yourself, or shorten the text.")
+    (article,) = bare(clip, encoder, read(node, clip, "a")[encoder][0])
+    chunk.insert(index, article)
+    del chunk[-1]
+
+
+def has_article(clip, encoder: str, chunk: list, index: int) -> bool:
+    """Whether the token before this one gives way to V*."""
+    if index == 0:
+        return False
+    if encoder == DEMO:
+        return chunk[index - 1] == [(0, 1.0)]
+    return spelling(clip, encoder, chunk[index - 1]).removesuffix(END_OF_WORD) in ARTICLES
+
+
+def place(
+    node: str, clip, text: str, wanted: Sequence[BlendedConcept], slot: str
+) -> tuple[dict[str, Chunks], list[int], int]:
+    """Makes room for V* before each concept's noun.
+
+    Args:
+        slot: "auto": V* takes an article's place, or that of an "a" that is put there; "replace": of whatever word is
+            there; "insert": always of an "a" that is put there.
+    Returns:
+        the chunks; of each concept the first token of its slot, in all chunks joined; how many tokens these have.
+    Raises:
+        BadInput: of the concept's node or of the input text.
+    """
+    chunks, placed = read(node, clip, text), {}
+    for encoder, own in chunks.items():
+        length, starts = len(own[0]), []
+        for concept in wanted:
+            ids = noun_ids(node, clip, concept.learned.noun)[encoder]
+            starts.append((*occurrence(concept, text, find(clip, encoder, own, ids)), len(ids)))
+        order = sorted(range(len(starts)), key=lambda k: starts[k])
+        for one, next_one in pairwise(order):
+            if starts[one][0] == starts[next_one][0] and starts[one][1] + starts[one][2] > starts[next_one][1]:
+                raise overlap(wanted[one], wanted[next_one])
+        firsts = [0] * len(wanted)
+        for k in reversed(order):  # from the end, so that what is inserted moves none still to come
+            c, index, _ = starts[k]
+            chunk = own[c]
+            free = has_article(clip, encoder, chunk, index) or (
+                slot == "replace" and (index > 1 or (encoder == DEMO and index > 0))
+            )
+            if slot == "insert" or not free:
+                if slot == "replace":
+                    fault = f"no word stands before '{wanted[k].learned.noun}'."
+                    raise BadInput(node, "slot", fault, "Set it to auto, or put 'a' before the noun.")
+                make_room(node, clip, encoder, chunk, index)
+                index += 1
+                for later in order[order.index(k) + 1 :]:
+                    firsts[later] += starts[later][0] == c
+            firsts[k] = c * length + index - 1
+        for one, next_one in pairwise(order):
+            if firsts[one] + starts[one][2] >= firsts[next_one]:
+                raise overlap(wanted[one], wanted[next_one])
+        placed[encoder] = firsts
+    firsts, *others = placed.values()
+    if any(other != firsts for other in others):
+        raise BadInput(node, "text", "the two encoders cut it into different tokens.", "Use plain words.")
+    own = next(iter(chunks.values()))
+    return chunks, firsts, sum(map(len, own))
+
+
+def occurrence(concept: BlendedConcept, text: str, places: list[tuple[int, int]]) -> tuple[int, int]:
+    noun, count = concept.learned.noun, len(places)
+    name = f"Blend Concept '{concept.learned.name}'"
+    if count == 0:
+        fault = f"the text of Blend has no word '{noun}', with which it was learned: {text[:80]!r}."
+        raise BadInput(name, "learned", fault, f"Write '{noun}' where it is to be, in the singular and alone.")
+    if concept.occurrence > count:
+        fault = f"it is {concept.occurrence}, but '{noun}' occurs {count} times in the text of Blend."
+        raise BadInput(name, "occurrence", fault, f"Set it to {count} or less, or write '{noun}' again.")
+    return places[concept.occurrence - 1]
+
+
+def overlap(one: BlendedConcept, other: BlendedConcept) -> BadInput:
+    names = f"'{one.learned.name}' and '{other.learned.name}'"
+    fault = f"{names} take the same word of the text of Blend ('{one.learned.noun}', '{other.learned.noun}')."
+    remedy = "Give them different occurrences, or put a word such as 'a' between their nouns."
+    return BadInput(f"Blend Concept '{other.learned.name}'", "occurrence", fault, remedy)

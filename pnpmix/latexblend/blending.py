@@ -1,0 +1,88 @@
+"""Feature replacement in the latent textual space: concepts put into the keys and values of a prompt."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..masks import to_latent_grid
+from .bank import Features
+
+FAINTEST = 1e-4  # of a concept's attention that is left outside its region
+
+
+class Slot(NamedTuple):
+    """Where a concept goes in a prompt, and how."""
+
+    features: Features
+    first: int  # token of V*; the noun's follow
+    length: int  # 1 + L
+    strength: float = 1.0  # 0..1, from the plain prompt's keys and values to the concept's
+    mask: Tensor | None = None  # (H, W) in 0..1, where in the picture; None: anywhere
+
+    @property
+    def last(self) -> int:
+        """The noun's last token."""
+        return self.first + self.length - 1
+
+
+def blend(key: Tensor, value: Tensor, layer: str, slots: Sequence[Slot], repeats: Sequence[int] = (0,)) -> None:
+    """K and V of each slot become the concept's, in place.
+
+    Args:
+        key, value: (B, tokens, inner) after the projections.
+        repeats: offsets at which the prompt begins, where it stands in the context several times.
+    """
+    for slot in slots:
+        if slot.strength == 0:
+            continue
+        for x, learned in zip((key, value), slot.features[layer], strict=True):
+            learned = learned.to(x)
+            for offset in repeats:
+                own = slice(offset + slot.first, offset + slot.first + slot.length)
+                x[:, own] = learned if slot.strength == 1 else torch.lerp(x[:, own], learned, slot.strength)
+
+
+def bind(key: Tensor, slots: Sequence[Slot], repeats: Sequence[int] = (0,)) -> None:
+    """V* gets the attention logits of the noun's last token, by a copy of its key, in place (B, tokens, inner)."""
+    for slot in slots:
+        if slot.strength > 0:
+            for offset in repeats:
+                key[:, offset + slot.first] = key[:, offset + slot.last]
+
+
+def region_bias(
+    slots: Sequence[Slot], region: float, grid: tuple[int, int], tokens: int, repeats: Sequence[int] = (0,)
+) -> Tensor:
+    """What is added to a layer's logits (h * w, tokens) so that concepts with a mask act inside it.
+
+    Args:
+        region: 0..1; 0 adds nothing, 1 leaves FAINTEST outside.
+        grid: height and width of the layer.
+    """
+    bias = torch.zeros(grid[0] * grid[1], tokens)
+    for slot in slots:
+        if slot.mask is not None and slot.strength > 0:
+            outside = 1 - to_latent_grid(slot.mask.float().cpu(), *grid).flatten()
+            logits = (1 - region * outside).clamp(min=FAINTEST).log()[:, None]
+            for offset in repeats:
+                bias[:, offset + slot.first : offset + slot.last + 1] = logits
+    return bias
+
+
+def repeats_of(tokens: int, prompt_tokens: int) -> range:
+    """Offsets of a prompt in a context that repeats it to the length of a longer one.
+
+    Where something follows the prompt, as other conditionings joined to it do, it stands there once.
+    """
+    return range(0, tokens if tokens % prompt_tokens == 0 else 1, prompt_tokens)
+
+
+def layer_grid(grid: tuple[int, int], positions: int) -> tuple[int, int]:
+    """Height and width of a layer with so many positions, for hosts that do not tell; `grid` is the latent's."""
+    height, width = grid
+    while height * width > positions:
+        height, width = math.ceil(height / 2), math.ceil(width / 2)
+    return height, width

@@ -1,0 +1,64 @@
+"""Blending guidance: the latent is moved so that each identifier looks where its noun does, and concepts apart."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .blending import Slot
+
+POOL = 4  # positions, across and down, of which a map keeps the mean
+SHARPNESS = 100.0  # of the softmax over a map
+
+
+def attention_maps(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """(B, positions, inner) and (B, tokens, inner) → (B, positions, tokens) probabilities, the heads' mean."""
+    query, key = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key))
+    logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    return logits.float().softmax(-1).mean(1) if logits.dtype != torch.float64 else logits.softmax(-1).mean(1)
+
+
+def distributions(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, positions, n) maps → (B, n, cells) log-probabilities of where each token acts."""
+    pooled = F.avg_pool2d(maps.mT.unflatten(-1, grid), tuple(min(POOL, side) for side in grid), ceil_mode=True)
+    return (SHARPNESS * pooled.flatten(2)).log_softmax(-1)
+
+
+def distance(p: Tensor, q: Tensor) -> Tensor:
+    """Symmetric Kullback-Leibler divergence of log-probabilities (..., cells)."""
+    return ((p.exp() - q.exp()) * (p - q)).sum(-1) / 2
+
+
+def blending_loss(maps: Tensor, grid: tuple[int, int], slots: Sequence[Slot], g1: float, g2: float) -> Tensor:
+    """g1 * sum of D(V*, noun) - g2 * sum of D between concepts, of one layer.
+
+    Of a noun's tokens the one farthest from V* counts. Between two concepts, in either order, it is the mean over the
+    other's tokens of the distance from the farthest of the own.
+
+    Args:
+        maps: (B, positions, tokens), see `attention_maps`, with the identifiers' own keys.
+        grid: height and width of the layer.
+    Returns:
+        (B,)
+    """
+    tokens = [torch.arange(slot.first, slot.last + 1, device=maps.device) for slot in slots]
+    where = [distributions(maps[:, :, own], grid) for own in tokens]
+    loss = maps.new_zeros(len(maps))
+    for own in where:
+        loss = loss + g1 * distance(own[:, :1], own[:, 1:]).amax(1)
+        for other in where:
+            if other is not own:
+                loss = loss - g2 * distance(own[:, :, None], other[:, None]).amax(1).mean(1)
+    return loss
+
+
+def guide(denoised: Tensor, gradient: Tensor, sigma: Tensor, scale: float) -> Tensor:
+    """eps + scale * ∇_z L, as a denoised estimate: D - sigma * scale * ∇_z L.
+
+    Args:
+        gradient: ∇_x L (B, C, H, W) for x = z * sqrt(1 + sigma²).
+        sigma: (B,)
+    """
+    sigma = sigma.view(-1, *[1] * (denoised.ndim - 1))
+    return denoised - sigma * scale * gradient * (1 + sigma**2).sqrt()

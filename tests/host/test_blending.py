@@ -1,0 +1,367 @@
+"""Blend, Blend Concept and Blending Guidance: what they compute, and what they leave alone."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from blend_oracle import LaTexBlend, OracleSlot
+from comfy_host import Graph, pack_module, refused
+from learned_concepts import TEXT, blend, blend_concept, encode, guidance, ksampler, learned, samples
+from oracle import Prompt, relative_error
+from pictures import HEIGHT, WIDTH
+from small_models import LAYOUTS, comfy_model, diffusers_unet, small_clip
+
+DOG, CAR = [4, 5], [7, 8, 9]  # tokens of "a dog" and "the sports car" in TEXT, after the start token
+TIMESTEPS = [501, 1]
+NEGATIVE = "blurry"
+MASK = torch.zeros(HEIGHT, WIDTH)
+MASK[: HEIGHT // 2, WIDTH // 4 :] = 1
+
+
+def diffusers_names(model) -> dict[str, str]:
+    import comfy.utils
+
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    return {
+        ours[: -len(".to_k.weight")]: theirs for theirs, ours in names.items() if theirs.endswith("attn2.to_k.weight")
+    }
+
+
+class Case:
+    """A model, its CLIP and two concepts."""
+
+    def __init__(self, layout: str):
+        self.layout, self.unet, self.clip = layout, diffusers_unet(LAYOUTS[layout]), small_clip(layout)
+        self.model = comfy_model(LAYOUTS[layout], self.unet)
+        self.dog = learned(self.model, "dog", 1)
+        self.car = learned(self.model, "sports car", 2, tokens=3)
+
+    def graph(self, strength=1.0, mask=None, guided=None, batch=1, concepts=2, **settings) -> torch.Tensor:
+        graph = Graph()
+        chain = blend_concept(graph, self.dog, strength=strength, mask=None if mask is None else mask[None])
+        if concepts == 2:
+            chain = blend_concept(graph, self.car, chain)
+        model, positive = blend(graph, self.model, self.clip, chain, **settings)
+        if guided:
+            model = guidance(graph, model, **guided)
+        return samples(graph, ksampler(graph, model, positive, encode(graph, self.clip, NEGATIVE), batch=batch))[0]
+
+    def prompt(self, text: str) -> Prompt:
+        context, pooled = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True)
+        return Prompt(context, pooled if self.layout == "SDXL" else None, (HEIGHT, WIDTH))
+
+    def oracle(self, strength=1.0, mask=None, guided=None, **settings) -> torch.Tensor:
+        names = diffusers_names(self.model)
+
+        def by_their_names(concept):
+            return {names[k][: -len(".to_k.weight")] + ".processor": x for k, x in concept.features.items()}
+
+        small = None if mask is None else torch.nn.functional.avg_pool2d(mask[None, None], 8)[0, 0]
+        slots = [OracleSlot(by_their_names(self.dog), DOG, strength, small), OracleSlot(by_their_names(self.car), CAR)]
+        before = self.unet.attn_processors
+        if guided:
+            guided = {"guided_until" if name == "end_percent" else name: x for name, x in guided.items()}
+        prediction = "v_prediction" if LAYOUTS[self.layout].model_type == "V_PREDICTION" else "epsilon"
+        prompts = (self.prompt(x) for x in (TEXT, NEGATIVE))
+        try:
+            oracle = LaTexBlend(self.unet, prediction, *prompts, slots, TIMESTEPS, **settings, **(guided or {}))
+            noise = torch.randn(1, 4, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(3))
+            scale = self.model.get_model_object("latent_format").scale_factor
+            return oracle.run(noise) / scale
+        finally:
+            self.unet.set_attn_processor(before)
+
+
+@pytest.fixture(scope="module")
+def case(request):
+    return Case(request.param)
+
+
+GUIDED = dict(scale=3.0, end_percent=0.6)
+
+
+@pytest.mark.parametrize("case", ["SD 2.x v"], indirect=True)
+def test_two_concepts_come_out_as_the_method_says(case):
+    assert relative_error(case.graph(), case.oracle()) < 2e-4
+    assert relative_error(case.graph(guided=GUIDED), case.oracle(guided=GUIDED)) < 2e-4
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("case", ["SD 1.x", "SDXL"], indirect=True)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(bind=False),
+        dict(strength=0.5),
+        dict(start_percent=0.6),
+        dict(mask=MASK),
+        dict(mask=MASK, region=0.7),
+        dict(guided=dict(scale=50.0, g1=0.5, g2=0.0, end_percent=0.6)),
+        dict(guided=dict(scale=2.0, g1=0.0, g2=2.0, end_percent=0.6), bind=False),
+    ],
+    ids=str,
+)
+def test_every_setting_comes_out_as_the_method_says(case, settings):
+    assert relative_error(case.graph(**settings), case.oracle(**settings)) < 2e-4
+    plain = {"mask": "anywhere", "guided": "unguided"}
+    if settings.keys() & plain.keys():
+        assert relative_error(case.graph(), case.graph(**settings)) > 1e-3, "the setting does something"
+
+
+@pytest.fixture(scope="module")
+def small():
+    return Case("SD 1.x")
+
+
+def sample(small, *conds, text=TEXT, **settings) -> torch.Tensor:
+    """Of Blend's MODEL, with other conditionings than its own."""
+    graph = Graph()
+    model, positive = blend(graph, small.model, small.clip, blend_concept(graph, small.dog), text=text)
+    links = [positive if cond == "own" else encode(graph, small.clip, cond) for cond in conds]
+    while len(links) > 2:
+        links[:2] = [graph.add("ConditioningCombine", conditioning_1=links[0], conditioning_2=links[1])]
+    return samples(graph, ksampler(graph, model, *links, **settings))[0]
+
+
+def plain(small, positive=TEXT, **settings) -> torch.Tensor:
+    graph = Graph()
+    links = (encode(graph, small.clip, text) for text in (positive, NEGATIVE))
+    return samples(graph, ksampler(graph, small.model, *links, **settings))[0]
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("settings", [dict(strength=0.0, bind=True), dict(start_percent=1.0, bind=False)], ids=str)
+def test_a_concept_that_does_not_act_leaves_every_bit(small, settings):
+    assert torch.equal(small.graph(concepts=1, **settings), plain(small))
+
+
+def test_other_prompts_come_out_of_the_blended_model_as_before(small):
+    assert torch.equal(sample(small, TEXT, NEGATIVE), plain(small))
+
+
+@pytest.mark.oldest
+def test_negative_prompts_are_not_blended(small):
+    """What a negative prompt adds to the picture is the plain prompt's, whatever stands in the positive."""
+    graph = Graph()
+    chain = blend_concept(graph, small.dog)
+    model, positive = blend(graph, small.model, small.clip, chain)
+    negative = encode(graph, small.clip, TEXT)
+    zero = graph.add("ConditioningZeroOut", conditioning=positive)
+    emptied = graph.add("ConditioningZeroOut", conditioning=negative)
+    links = [ksampler(graph, model, positive, x) for x in (zero, emptied)]
+    ours, theirs = samples(graph, *links)
+    assert torch.equal(ours, theirs), "an emptied positive as negative is empty"
+    assert relative_error(samples(graph, ksampler(graph, model, positive, negative))[0], ours) > 1e-3
+
+
+@pytest.mark.oldest
+def test_rows_of_a_batch_come_out_as_alone(small):
+    both = small.graph(batch=2)
+    assert relative_error(both[:1], small.graph()) < 1e-5
+    assert relative_error(both[1:], both[:1]) > 0.1
+
+
+@pytest.mark.oldest
+def test_a_longer_negative_does_not_move_the_words(small):
+    """ComfyUI repeats the shorter of two prompts."""
+    long = ", ".join(["very blurry"] * 45)
+    short = sample(small, "own", NEGATIVE, cfg=1.0)
+    assert relative_error(sample(small, "own", long, cfg=1.0), short) < 1e-5
+    graph = Graph()
+    model, positive = blend(graph, small.model, small.clip, blend_concept(graph, small.dog))
+    link = ksampler(graph, model, positive, encode(graph, small.clip, long))
+    (together,) = samples(graph, link)
+    unet = small.model.model.diffusion_model
+    calls = []
+    hook = unet.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(kwargs["context"].shape), with_kwargs=True
+    )
+    try:
+        samples(graph, link)
+    finally:
+        hook.remove()
+    assert calls[0][0] == 2 and calls[0][1] == 154, "both prompts share a call"
+    assert relative_error(together, sample(small, "own", NEGATIVE)) > 1e-3
+
+
+@pytest.mark.oldest
+def test_two_blended_prompts_share_a_model(small):
+    """Each has its own concepts, in one call."""
+    graph = Graph()
+    first, dog = blend(graph, small.model, small.clip, blend_concept(graph, small.dog))
+    second, car = blend(graph, first, small.clip, blend_concept(graph, small.car), text="the sports car and a dog")
+    negative = encode(graph, small.clip, NEGATIVE)
+    both = graph.add("ConditioningCombine", conditioning_1=dog, conditioning_2=car)
+    combined, alone, other = samples(graph, *(ksampler(graph, second, x, negative, steps=1) for x in (both, dog, car)))
+    assert relative_error(combined, (alone + other) / 2) < 1e-5
+
+
+def test_blending_adds_no_row(small):
+    """Nor a call: the guided steps alone take one more."""
+    rows = []
+    hook = small.model.model.diffusion_model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    try:
+        plain(small)
+        before, rows[:] = list(rows), []
+        small.graph(mask=MASK)
+        assert rows == before
+        rows.clear()
+        small.graph(guided=dict(end_percent=0.6))
+        assert sorted(rows) == sorted([1, *before])
+    finally:
+        hook.remove()
+
+
+@pytest.mark.oldest
+def test_guidance_needs_no_memory_of_the_run_before(small):
+    settings = dict(guided=dict(end_percent=0.6))
+    assert torch.equal(small.graph(**settings), small.graph(**settings))
+    assert torch.equal(small.graph(guided=dict(scale=0.0, end_percent=0.6)), small.graph())
+
+
+# Where the words are
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("layout", ["SD 1.x", "SD 2.x v", "SDXL"])
+@pytest.mark.parametrize(
+    "text, noun, occurrence, slot, found",
+    [
+        ("a dog", "dog", 1, "auto", ["a</w>", "dog</w>"]),
+        ("dogs, a hotdog and the (dog:1.2)", "dog", 1, "auto", ["the</w>", "dog</w>"]),
+        ("big dog", "dog", 1, "auto", ["a</w>", "dog</w>"]),
+        ("big dog", "dog", 1, "replace", ["big</w>", "dog</w>"]),
+        ("a dog", "dog", 1, "insert", ["a</w>", "dog</w>"]),
+        ("dog", "dog", 1, "auto", ["a</w>", "dog</w>"]),
+        ("a dog and a dog", "dog", 2, "auto", ["a</w>", "dog</w>"]),
+        ("my teddy bear", "teddy bear", 1, "auto", ["my</w>", "teddy</w>", "bear</w>"]),
+        ("word " * 74 + "a dog", "dog", 1, "auto", ["a</w>", "dog</w>"]),
+        ("word " * 75 + "dog", "dog", 1, "auto", ["a</w>", "dog</w>"]),
+    ],
+)
+def test_words_are_found_as_the_tokenizer_cuts_them(layout, text, noun, occurrence, slot, found):
+    words, types = pack_module("latexblend.words"), pack_module("host.types")
+    clip = tokenizers(layout)
+    concept = types.LearnedConcept({}, "x", noun, "", "", "", {})
+    wanted = [types.BlendedConcept(concept, occurrence, 1.0, None)]
+    chunks, (first,), length = words.place("Blend", clip, text, wanted, slot)
+    for encoder, own in chunks.items():
+        assert all(len(chunk) == 77 for chunk in own)
+        flat = [token for chunk in own for token in chunk]
+        assert len(flat) == length
+        vocabulary = words.tokenizer_of(clip, encoder).inv_vocab
+        assert [vocabulary[token[0]] for token in flat[first : first + len(found)]] == found
+    if occurrence == 2:
+        assert first == 4
+
+
+@cache
+def tokenizers(layout: str):
+    return small_clip(layout)
+
+
+@pytest.mark.oldest
+def test_an_embedding_before_the_noun_is_no_article(tmp_path):
+    words, types = pack_module("latexblend.words"), pack_module("host.types")
+    clip = tokenizers("SD 1.x")
+    concept = types.LearnedConcept({}, "x", "dog", "", "", "", {})
+    read = words.read
+    vector = torch.zeros(48)
+
+    def with_embedding(node, clip, text):
+        chunks = read(node, clip, text)
+        if text == "style dog":
+            chunks["l"][0][1] = (vector, 1.0)
+        return chunks
+
+    words.read = with_embedding
+    try:
+        chunks, (first,), _ = words.place(
+            "Blend", clip, "style dog", [types.BlendedConcept(concept, 1, 1.0, None)], "auto"
+        )
+    finally:
+        words.read = read
+    assert first == 2 and chunks["l"][0][1][0] is vector
+
+
+# What a person can get wrong
+
+
+def run_blend(small, text=TEXT, chain=None, model=None, **settings):
+    graph = Graph()
+    links = None
+    for concept, own in chain or [(small.dog, {})]:
+        links = blend_concept(graph, concept, links, **own)
+    model, positive = blend(graph, model or small.model, small.clip, links, text=text, **settings)
+    return graph.run(model=model, positive=positive)
+
+
+@pytest.mark.oldest
+def test_faults_in_the_words_are_named(small):
+    with refused("Blend Concept 'dog'", "no word 'dog'", "a cat"):
+        run_blend(small, "a cat")
+    with refused("occurrence", "it is 2", "occurs 1 times"):
+        run_blend(small, chain=[(small.dog, dict(occurrence=2))])
+    with refused("same word"):
+        run_blend(small, chain=[(small.dog, {}), (small.dog, {})])
+    with refused("slot", "no word stands before 'dog'"):
+        run_blend(small, "dog", slot="replace")
+    with refused("no room", "77 tokens"):
+        run_blend(small, "word " * 74 + "dog")
+
+
+@pytest.mark.oldest
+def test_faults_of_concepts_are_named(small, messages):
+    with refused("'dog'", "another family", "SDXL EPS"):
+        run_blend(small, chain=[(small.dog._replace(family="SDXL EPS"), {})])
+    some = dict(list(small.dog.features.items())[1:])
+    with refused("'dog' does not fit", "layers"):
+        run_blend(small, chain=[(small.dog._replace(features=some), {})])
+    run_blend(small, chain=[(small.dog._replace(fingerprint="other"), {})])
+    assert "Warning: 'dog' was learned with a.safetensors" in messages()
+    with refused("mask", "empty"):
+        run_blend(small, chain=[(small.dog, dict(mask=torch.zeros(1, 8, 8)))])
+
+
+@pytest.mark.oldest
+def test_what_later_nodes_do_to_a_blend_is_noticed(small):
+    graph = Graph()
+    model, positive = blend(graph, small.model, small.clip, blend_concept(graph, small.dog))
+    other = encode(graph, small.clip, "a cat")
+    mixed = graph.add(
+        "ConditioningAverage", conditioning_to=positive, conditioning_from=other, conditioning_to_strength=0.5
+    )
+    with refused("positive was changed by another node"):
+        samples(graph, ksampler(graph, model, mixed, other))
+    joined = graph.add("ConditioningConcat", conditioning_to=positive, conditioning_from=other)
+    (sampled,) = samples(graph, ksampler(graph, model, joined, other))
+    assert torch.isfinite(sampled).all()
+    patched = graph.run(model=model)["model"].clone()
+    patched.set_model_attn2_replace(lambda q, k, v, options: q, "input", 1, 0)
+    graph = Graph()
+    with refused("a later node"):
+        positive = blend(graph, small.model, small.clip, blend_concept(graph, small.dog))[1]
+        samples(graph, ksampler(graph, patched, positive, encode(graph, small.clip, "a cat")))
+
+
+@pytest.mark.oldest
+def test_another_packs_cross_attention_comes_before(small):
+    """As IP-Adapter's: it gets the blended keys and values."""
+    seen = []
+
+    def other(query, key, value, options):
+        seen.append(key.clone())
+        return torch.zeros_like(query)
+
+    model = small.model.clone()
+    model.set_model_attn2_replace(other, "input", 1)
+    graph = Graph()
+    patched, positive = blend(graph, model, small.clip, blend_concept(graph, small.dog))
+    samples(graph, ksampler(graph, patched, positive, encode(graph, small.clip, NEGATIVE), cfg=1.0))
+    key = small.dog.features["input_blocks.1.1.transformer_blocks.0.attn2"][0]
+    torch.testing.assert_close(seen[0][0, DOG[1]], key[1], rtol=0, atol=0)
+    masked = blend_concept(graph, small.dog, mask=MASK[None])
+    with refused("replaces cross-attention"):
+        patched, positive = blend(graph, model, small.clip, masked)
+        samples(graph, ksampler(graph, patched, positive, encode(graph, small.clip, NEGATIVE)))

@@ -1,0 +1,346 @@
+"""Learn Concept, and what Save, Load and Import Concept keep of it."""
+
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+
+from comfy_host import Graph, output, pack_module, refused
+from learned_concepts import blend, blend_concept, encode, ksampler, learned, samples
+from small_models import LAYOUTS, comfy_model, small_clip
+
+
+class Vae:
+    """Cells of 8 × 8 pixels, their mean colour and a fourth channel."""
+
+    def encode(self, pixels):
+        colour = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
+        return torch.cat([colour, colour.mean(1, keepdim=True)], 1)
+
+
+class Case:
+    def __init__(self, layout: str):
+        self.layout, self.model, self.clip = layout, comfy_model(LAYOUTS[layout]), small_clip(layout)
+
+    def hashes(self) -> list[float]:
+        networks = (self.model.model, self.clip.cond_stage_model)
+        return [hash(x.detach().numpy().tobytes()) for network in networks for x in network.state_dict().values()]
+
+
+@pytest.fixture(scope="module")
+def case():
+    return Case("SD 1.x")
+
+
+def photos(count: int = 2, size: int = 64, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, size, size + 8, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def learn(graph: Graph, case, **settings) -> list:
+    inputs = dict(images=photos(), noun="dog", steps=3, learning_rate=1e-3, resolution=64, rank=0, seed=5)
+    inputs |= dict(augment=True, prior_weight=1.0, dtype="fp32", name="") | settings
+    return graph.add("PnPMixTrainConcept", model=case.model, clip=case.clip, vae=Vae(), **inputs)
+
+
+def learned_by(case, **settings):
+    graph = Graph()
+    return graph.run(learned=learn(graph, case, **settings))["learned"]
+
+
+def equal(one, other) -> bool:
+    return all(torch.equal(x, y) for k in one.features for x, y in zip(one.features[k], other.features[k], strict=True))
+
+
+def closest(one, other) -> float:
+    pairs = [(x, y) for k in one.features for x, y in zip(one.features[k], other.features[k], strict=True)]
+    return max(float((x - y).abs().max()) for x, y in pairs)
+
+
+@pytest.mark.parametrize("layout", ["SD 1.x", pytest.param("SDXL", marks=pytest.mark.oldest)])
+def test_learning_leaves_model_and_clip_as_they_are(layout):
+    case = Case(layout)
+    before, options = case.hashes(), repr(case.model.model_options)
+    graph = Graph()
+    link = learn(graph, case, class_images=photos(3, seed=1))
+    results = graph.run(learned=link, losses=output(link, 1), loss_map=output(link, 2))
+    concept = results["learned"]
+    assert case.hashes() == before and repr(case.model.model_options) == options
+    assert not any(x.requires_grad for x in case.model.model.parameters())
+    assert len(results["loss_map"]["loss"]) == 3 and results["losses"].shape[-1] == 3
+    widths = pack_module("latexblend.layers").layer_widths(case.model.model.diffusion_model)
+    assert {name: key.shape for name, (key, _) in concept.features.items()} == {k: (2, w) for k, w in widths.items()}
+    assert concept.settings["steps"] == "3" and concept.noun == "dog"
+
+
+@pytest.mark.oldest
+def test_nothing_learned_is_the_plain_word(case):
+    """With learning rate 0, h_c is the frozen projection of a rare word and the noun."""
+    concept = learned_by(case, learning_rate=0.0)
+    tokens = case.clip.tokenize("photo of a dog")
+    tokens["l"][0][3] = case.clip.tokenize("ktn")["l"][0][1]
+    context = case.clip.encode_from_tokens(tokens)[0, 3:5]
+    layer = "middle_block.1.transformer_blocks.0.attn2"
+    weight = case.model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn2.to_k.weight
+    torch.testing.assert_close(concept.features[layer][0], context @ weight.T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.oldest
+def test_the_same_seed_gives_the_same_concept(case):
+    files = pack_module("latexblend.concept_files")
+    one, again, other = learned_by(case), learned_by(case), learned_by(case, seed=6)
+    assert files.file_bytes(one) == files.file_bytes(again)
+    assert closest(one, other) > 1e-4
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("rank", [0, 4])
+def test_checkpointing_changes_nothing(case, rank):
+    settings = dict(class_images=photos(1, seed=1), rank=rank)
+    assert (
+        closest(learned_by(case, checkpointing=True, **settings), learned_by(case, checkpointing=False, **settings))
+        < 1e-5
+    )
+
+
+@pytest.mark.oldest
+def test_learning_goes_on_where_a_file_ends(case):
+    graph = Graph()
+    first = graph.run(learned=learn(graph, case, steps=2, resumable=True))["learned"]
+    files = pack_module("latexblend.concept_files")
+    tensors = safetensors.torch.load(files.file_bytes(first))
+    assert any(name.startswith("training.") for name in tensors)
+    whole = learned_by(case, steps=4)
+    resumed = learned_by(case, steps=4, learned=first)
+    assert equal(resumed, whole)
+    assert resumed.settings["steps"] == "4"
+    with refused("learned", "resumable off"):
+        learned_by(case, steps=4, learned=whole)
+    with refused("steps", "2 of 2"):
+        learned_by(case, steps=2, learned=first)
+    with refused("rank"):
+        learned_by(case, steps=4, rank=2, learned=first)
+
+
+@pytest.mark.oldest
+def test_photos_may_come_as_a_list_of_different_sizes(case):
+    sampler = pack_module("latexblend.training")
+    squares = sampler.squares("images", [photos(2), photos(1, 80)], 64)
+    assert [x.shape for x in squares] == [(3, 64, 64)] * 3
+
+
+def cancel_at(case, step: int):
+    """A hook that presses Cancel in a step."""
+    import comfy.model_management
+
+    calls = []
+
+    def press(*_):
+        calls.append(None)
+        if len(calls) == step:
+            comfy.model_management.interrupt_current_processing(True)
+
+    return case.model.model.diffusion_model.register_forward_pre_hook(press)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_cancel_ends_learning_and_can_keep_what_was_learned(case, keep, messages):
+    import comfy.model_management
+
+    before, hook = case.hashes(), cancel_at(case, 2)
+    try:
+        if keep:
+            concept = learned_by(case, steps=50, keep_on_cancel=True)
+            assert concept.settings["steps"] == "2"
+            assert "cancelled" in messages()
+        else:
+            with refused("interrupt"):
+                learned_by(case, steps=50)
+    finally:
+        hook.remove()
+        comfy.model_management.interrupt_current_processing(False)
+    assert case.hashes() == before
+    assert "forward" not in case.model.model.diffusion_model.input_blocks[1][0].__dict__
+
+
+def test_nan_stops_with_the_step_and_keeps_what_was_learned_before(case, messages, monkeypatch):
+    before = case.hashes()
+    training = pack_module("latexblend.training")
+    with monkeypatch.context() as at_once:
+        at_once.setattr(training.LearnSampler, "loss_of", lambda self, step: torch.tensor(float("nan")))
+        with refused("learning_rate", "at step 1", "NaN"):
+            learned_by(case)
+    monkeypatch.setattr(training, "KEPT_EVERY", 1)
+    sound, losses = training.LearnSampler.loss_of, []
+
+    def loss_of(self, step):
+        losses.append(step)
+        return sound(self, step) * (float("nan") if step == 2 else 1)
+
+    monkeypatch.setattr(training.LearnSampler, "loss_of", loss_of)
+    concept = learned_by(case, steps=10)
+    assert losses == [0, 1, 2] and concept.settings["steps"] == "2"
+    assert "at step 3" in messages() and "2 steps is kept" in messages()
+    monkeypatch.undo()
+    assert equal(concept, learned_by(case, steps=2))
+    assert case.hashes() == before
+
+
+@pytest.mark.oldest
+def test_what_cannot_be_learned_from_is_refused(case):
+    with refused("Learn Concept", "images", "only 72 × 63 pixels"):
+        learned_by(case, images=torch.zeros(1, 63, 72, 3))
+    with refused("noun", "empty"):
+        learned_by(case, noun=" ")
+    with refused("images", "shape"):
+        learned_by(case, images=torch.zeros(0, 64, 64, 3))
+
+
+@pytest.mark.oldest
+def test_without_class_images_the_node_says_so(case, messages):
+    learned_by(case, steps=1)
+    assert "Warning: no class_images" in messages()
+
+
+def test_photos_to_picture(case):
+    """Learn, save, load, blend two, sample."""
+    import folder_paths
+
+    graph = Graph()
+    saved = graph.add("PnPMixSaveConcept", learned=learn(graph, case, name="Rex"), filename_prefix="test/rex")
+    concept = graph.run(learned=saved)["learned"]
+    folder_paths.filename_list_cache.clear()
+    graph = Graph()
+    loaded = graph.add("PnPMixLoadConcept", file="test/rex_00001_.safetensors")
+    results = graph.run(learned=loaded, noun=output(loaded, 1))
+    assert results["noun"] == "dog" and results["learned"].name == "Rex"
+    assert closest(results["learned"], concept) < 2e-2, "half precision"
+    chain = blend_concept(graph, learned(case.model, "cat", 3), blend_concept(graph, loaded))
+    model, positive = blend(graph, case.model, case.clip, chain, text="a dog and a cat")
+    (picture,) = samples(graph, ksampler(graph, model, positive, encode(graph, case.clip, "")))
+    assert torch.isfinite(picture).all()
+
+
+# Files
+
+
+def concepts_folder():
+    import folder_paths
+
+    folder_paths.filename_list_cache.clear()
+    return folder_paths.get_folder_paths("concepts")[0]
+
+
+def load(name: str):
+    from pathlib import Path
+
+    graph = Graph()
+    assert Path(concepts_folder(), name).exists()
+    return graph.run(learned=graph.add("PnPMixLoadConcept", file=name))["learned"]
+
+
+@pytest.mark.oldest
+def test_files_that_are_no_concepts_are_refused(case):
+    from pathlib import Path
+
+    files, folder = pack_module("latexblend.concept_files"), Path(concepts_folder())
+    data = files.file_bytes(learned(case.model, "dog", 1))
+    (folder / "cut.safetensors").write_bytes(data[:-100])
+    with refused("Load Concept", "damaged or cut short"):
+        load("cut.safetensors")
+    (folder / "other.safetensors").write_bytes(safetensors.torch.save({"x": torch.zeros(1)}))
+    with refused("no learned concept"):
+        load("other.safetensors")
+    concept = learned(case.model, "dog", 1)
+    layer = next(iter(concept.features))
+    bad = {**concept.features, layer: (concept.features[layer][0] * float("nan"), concept.features[layer][1])}
+    (folder / "nan.safetensors").write_bytes(files.file_bytes(concept._replace(features=bad)))
+    with refused("NaN or infinity"):
+        load("nan.safetensors")
+    with refused("not in models/concepts"):
+        Graph().add  # noqa: B018
+        graph = Graph()
+        graph.run(learned=graph.add("PnPMixLoadConcept", file="../nan.safetensors"))
+
+
+@pytest.mark.oldest
+def test_a_concept_bank_of_the_methods_own_code_is_imported(case):
+    from pathlib import Path
+
+    files, folder = pack_module("latexblend.concept_files"), Path(concepts_folder())
+    concept = learned(case.model, "dog", 1)
+    theirs = {ours: name for name, ours in files.diffusers_names(case.model).items()}
+    whole = {name: torch.randn(77, key.shape[1]) for name, (key, _) in concept.features.items()}
+    bank = {}
+    for name, pair in concept.features.items():
+        views = []
+        for x in pair:
+            full = whole[name].clone()
+            full[4:6] = x
+            views.append(full[4:6])  # as the code saves them: views of all tokens
+        bank[theirs[name] + ".processor"] = dict(zip("kv", views, strict=True))
+    torch.save(bank, folder / "bank.pt")
+    graph = Graph()
+    link = graph.add("PnPMixImportConcept", file="bank.pt", noun="dog", name="", clip=case.clip, model=case.model)
+    concepts_folder()
+    imported = graph.run(learned=link)["learned"]
+    assert equal(imported, concept) and imported.name == "bank"
+    assert all(x.untyped_storage().nbytes() == x.numel() * 4 for pair in imported.features.values() for x in pair)
+    graph = Graph()
+    link = graph.add(
+        "PnPMixImportConcept", file="bank.pt", noun="teddy bear", name="", clip=case.clip, model=case.model
+    )
+    with refused("does not fit"):
+        graph.run(learned=link)
+
+
+@pytest.mark.oldest
+def test_learned_weights_of_the_methods_own_code_are_imported(case):
+    from pathlib import Path
+
+    files, layers, folder = (
+        pack_module("latexblend.concept_files"),
+        pack_module("latexblend.layers"),
+        Path(concepts_folder()),
+    )
+    unet = case.model.model.diffusion_model
+    names = {ours: theirs for theirs, ours in files.diffusers_names(case.model).items()}
+    weights, expected = {}, {}
+    vector = torch.randn(48, generator=torch.Generator().manual_seed(2))
+    tokens = case.clip.tokenize("photo of a dog")
+    tokens["l"][0][3] = (vector, 1.0)
+    context = case.clip.encode_from_tokens(tokens)[0, 3:5]
+    for name, (_, module) in layers.cross_attentions(unet).items():
+        for side in "kv":
+            weight = getattr(module, f"to_{side}").weight.detach() + 0.1
+            weights[f"{names[name]}.to_{side}.weight"] = weight
+            expected[name, side] = context @ weight.T
+    torch.save({"unet": weights, "modifier_token": {"<new1>": [vector]}}, folder / "delta.bin")
+    concepts_folder()
+    graph = Graph()
+    link = graph.add("PnPMixImportConcept", file="delta.bin", noun="dog", name="Rex", clip=case.clip, model=case.model)
+    features = graph.run(learned=link)["learned"].features
+    for (name, side), x in expected.items():
+        torch.testing.assert_close(features[name]["kv".index(side)], x, rtol=1e-4, atol=1e-5)
+
+
+class Hostile:
+    def __reduce__(self):
+        return (open, ("hostile ran", "w"))
+
+
+@pytest.mark.oldest
+def test_code_in_a_file_does_not_run(case, tmp_path, monkeypatch):
+    from pathlib import Path
+
+    monkeypatch.chdir(tmp_path)
+    folder = Path(concepts_folder())
+    (folder / "hostile.pt").write_bytes(pickle.dumps({"unet": Hostile()}))
+    torch.save({"layer": Hostile()}, folder / "hostile2.pt")
+    for name in ("hostile.pt", "hostile2.pt"):
+        concepts_folder()
+        graph = Graph()
+        link = graph.add("PnPMixImportConcept", file=name, noun="dog", name="", clip=case.clip, model=case.model)
+        with refused("damaged, or holds more than tensors"):
+            graph.run(learned=link)
+    assert not (tmp_path / "hostile ran").exists()

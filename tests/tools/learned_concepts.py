@@ -1,0 +1,57 @@
+"""Learned concepts of random numbers for the small models, and graphs that blend them."""
+
+import torch
+
+from comfy_host import Graph, output, pack_module
+from pictures import HEIGHT, WIDTH
+
+TEXT = "a photo of a dog and the sports car on a beach"
+STEPS = 2
+
+
+def learned(model, noun: str, seed: int, tokens: int = 2, **fields):
+    """PNPMIX_LEARNED"""
+    types, layers, checks = (pack_module(x) for x in ("host.types", "latexblend.layers", "host.checks"))
+    generator = torch.Generator().manual_seed(seed)
+    features = {
+        name: tuple(torch.randn(tokens, width, generator=generator) for _ in "kv")
+        for name, width in layers.layer_widths(model.model.diffusion_model).items()
+    }
+    own = dict(features=features, name=noun, noun=noun, family=checks.model_family(model), checkpoint="a.safetensors")
+    own |= dict(fingerprint=layers.fingerprint(model), settings={})
+    return types.LearnedConcept(**{**own, **fields})
+
+
+def blend_concept(graph: Graph, concept, concepts=None, **settings) -> list:
+    inputs = {"occurrence": 1, "strength": 1.0, **settings}
+    return graph.add("PnPMixBlendConcept", learned=concept, concepts=concepts, **inputs)
+
+
+def blend(graph: Graph, model, clip, concepts: list, text: str = TEXT, **settings) -> tuple[list, list]:
+    """MODEL and positive."""
+    inputs = {"start_percent": 0.1, "bind": True, "slot": "auto", "region": 1.0, **settings}
+    link = graph.add("PnPMixBlend", model=model, clip=clip, text=text, concepts=concepts, **inputs)
+    return link, output(link, 1)
+
+
+def guidance(graph: Graph, model, **settings) -> list:
+    inputs = {"scale": 1.0, "g1": 1.0, "g2": 1.0, "start_percent": 0.0, "end_percent": 0.2, **settings}
+    return graph.add("PnPMixBlendingGuidance", model=model, **inputs)
+
+
+def encode(graph: Graph, clip, text: str) -> list:
+    return graph.add("CLIPTextEncode", clip=clip, text=text)
+
+
+def ksampler(graph: Graph, model, positive, negative, seed: int = 3, batch: int = 1, **settings) -> list:
+    latent = {"samples": torch.zeros(batch, 4, HEIGHT // 8, WIDTH // 8)}
+    inputs = dict(seed=seed, steps=STEPS, cfg=3.0, sampler_name="euler", scheduler="ddim_uniform", denoise=1.0)
+    link = graph.add(
+        "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, **{**inputs, **settings}
+    )
+    return link
+
+
+def samples(graph: Graph, *links: list) -> list[torch.Tensor]:
+    results = graph.run(**{str(i): link for i, link in enumerate(links)})
+    return [results[str(i)]["samples"] for i in range(len(links))]
