@@ -25,14 +25,14 @@ SCENES = {
     "8 Two things in a scene you choose": 26,
     "9 Two things as an app.app": 6,
 }
-DEMO = "1 Try it without downloads"
+DEMOS = ("1 Try it without downloads", "Flow 1 Without downloads")
 WIDTH, HEIGHT, GAP, DARK, CHOSEN = 576, 384, 6, "#222222", "#56b4e9"
 
 
 def thumbnail(name: str) -> Image.Image:
     """What goes into the graph, in a column, beside the finished picture."""
     graph, prompt = Graph(), to_api(read(name))
-    graph.prompt = prompt if name == DEMO else with_demo_model(prompt, SCENES[name])
+    graph.prompt = prompt if name in DEMOS else with_demo_model(prompt, SCENES[name])
     nodes = {node["class_type"]: (key, node) for key, node in graph.prompt.items()}
     scene, (_, save) = nodes["PnPMixDemoScene"][0], nodes["SaveImage"]
     result = save["inputs"]["images"]
@@ -69,6 +69,6 @@ def enlarged(picture: Tensor, size: int) -> Image.Image:
 
 if __name__ == "__main__":
     boot(Path(tempfile.mkdtemp()), "--cpu")
-    for name in (*SCENES, DEMO):
+    for name in (*SCENES, *DEMOS):
         thumbnail(name).save(FOLDER / f"{name}.jpg", quality=92)
     score_thumbnail.score_thumbnail().save(FOLDER / f"{score_thumbnail.NAME}.jpg", quality=92)
