@@ -9,6 +9,8 @@ EARLIER = PACK / "tests" / "data" / "workflows"  # what earlier versions shipped
 WORKFLOWS, BLUEPRINTS, OLD_WORKFLOWS = (
     sorted(path.stem for path in folder.glob("*.json")) for folder in (FOLDER, LIBRARY, EARLIER)
 )
+CONDUCTOR = [name for name in WORKFLOWS if name.startswith("Conductor")]
+WORKFLOWS = [name for name in WORKFLOWS if name not in CONDUCTOR]
 SHOWN = ("SaveImage", "PreviewImage", "MaskPreview", "PnPMixBackgroundPicker")
 CONTROLS = {"fixed", "increment", "decrement", "randomize"}  # of the widget that the editor adds behind a seed
 INPUTS, OUTPUTS = -10, -20  # the two ends of a subgraph, as nodes that its links name

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from comfy_host import boot
+from conductor_workflows import conductor_templates
 from graph_files import Graph, Output, Subgraph, workflow
 from workflow_files import FOLDER, LIBRARY, SIDE
 
@@ -496,7 +497,7 @@ def write_all(info: dict) -> None:
         "8 Two things in a scene you choose": photo_template(info, 2, SDXL, sampled=True),
         "9 Two things as an app.app": photo_template(info, 2, app=True),
     }
-    for name, data in templates.items():
+    for name, data in (templates | conductor_templates(info)).items():
         write(FOLDER / f"{name}.json", data)
     for count in (1, 2, 3):
         write(LIBRARY / f"{THINGS[count].capitalize()} of yours into a photo with PnP-MIX.json", blueprint(info, count))
