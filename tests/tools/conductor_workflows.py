@@ -51,10 +51,10 @@ def demo_template(info: dict) -> dict:
     graph.group("Concepts", YOURS, *nodes)
 
     reference = graph.add(
-        "PnPMixLayoutReference", "", [970, 0], [270, 160], model=model, positive=positive[0], latent=layout[0], steps=50
+        "PnPMixLayoutReference", "", [970, 0], [270, 160], model=model, positive=positive[0], latent=layout[0], steps=40
     )
     patched = graph.add(
-        "PnPMixLayoutAlignment", "", [970, 220], [270, 130], model=model, layout=reference[0], weight=25.0
+        "PnPMixLayoutAlignment", "", [970, 220], [270, 130], model=model, layout=reference[0], weight=20.0
     )
     patched = graph.add("PnPMixMaskRefinement", "", [970, 410], [270, 180], model=patched[0], threshold=0.5)
     conductor = graph.add(
@@ -67,7 +67,7 @@ def demo_template(info: dict) -> dict:
         negative=negative[0],
         latent=layout[0],
         seed=1,
-        steps=50,
+        steps=40,
         cfg=3.0,
         **concepts,
     )
