@@ -238,7 +238,7 @@ def conduct(
     return to_pictures(x)[0], masks
 
 
-DEFAULTS = ConductorSettings(weight=25.0, threshold=0.5)
+DEFAULTS = ConductorSettings(steps=40, inversion_steps=40, weight=20.0, threshold=0.5)
 
 
 def read_options() -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """A concept with weights of its own, and where it goes."""
 
 import comfy.hooks
-import comfy.sd
+import comfy.lora
 import torch
 from comfy_api.latest import io
 from node_helpers import conditioning_set_values
@@ -72,7 +72,7 @@ class PnPMixConceptLora(io.ComfyNode):
         check_numbers(node, strength=strength)
         file = lora_files.read(node, lora_name)
         layers = check_layers(node, file, text)
-        _, clip = comfy.sd.load_lora_for_models(None, clip, file.weights, 0, strength)
+        clip = with_weights(clip, file.weights, strength)
         negative = clip.encode_from_tokens_scheduled(clip.tokenize(negative_text))
         hooks = comfy.hooks.create_hook_lora(file.weights, strength, strength)
         if file.tokens:
@@ -85,6 +85,14 @@ class PnPMixConceptLora(io.ComfyNode):
         # one group for both: ComfyUI tells by its identity which prompts may share a call
         own = {"hooks": hooks, CONCEPT_FILE: ConceptFile(lora_name, layers, cls.hidden.unique_id)}
         return io.NodeOutput(*(conditioning_set_values(x, own) for x in (positive, negative)))
+
+
+def with_weights(clip, weights: dict, strength: float):
+    """A CLIP with what of a LoRA is for it."""
+    keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    clip = clip.clone()
+    clip.add_patches(comfy.lora.load_lora(weights, keys, log_missing=False), strength)
+    return clip
 
 
 def check_layers(node: str, file: lora_files.LoraFile, text: str) -> int:

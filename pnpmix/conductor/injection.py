@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Grid = tuple[int, int]
+ROUNDING = 1e-4  # half a token is not more than half of it, however the sum was rounded
 
 
 def on_grid(masks: Tensor, grid: Grid) -> Tensor:
     """(n, B, h, w) masks, of any kind, → (n, B, *grid) bool: more than half of a token is covered."""
-    return F.interpolate(masks.float(), grid, mode="bilinear", antialias=True) > 0.5
+    return F.interpolate(masks.float(), grid, mode="bilinear", antialias=True) > 0.5 + ROUNDING
 
 
 def inside(hidden: Tensor, mask: Tensor) -> Tensor:

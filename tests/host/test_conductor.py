@@ -23,6 +23,7 @@ from conductor_oracle import random_lora
 from oracle import relative_error
 from pictures import latent, mask_batch
 from small_models import LAYOUTS, comfy_model, conditioning, diffusers_unet
+from workflow_files import CONDUCTOR, read, to_api
 
 SMALL = {"samples": torch.zeros_like(latent(0))}
 
@@ -282,3 +283,14 @@ def test_demo_loras_conduct_the_demo_model(tmp_path):
         results.append(graph.run(latent=conductor(graph, demo, link, **inputs))["latent"]["samples"])
     change = (results[0] - results[1]).abs().mean((0, 1))
     assert change[8:24, 8:24].mean() > 1.2 * change.mean() > 0
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("name", CONDUCTOR)
+def test_template_that_needs_no_download_gives_a_picture(name):
+    graph = Graph()
+    graph.prompt = to_api(read(name))
+    nodes = {node["class_type"]: node["inputs"] for node in graph.prompt.values()}
+    nodes["PnPMixConductor"]["steps"] = nodes["PnPMixLayoutReference"]["steps"] = 4
+    picture = graph.run(finished=nodes["SaveImage"]["images"])["finished"]
+    assert picture.shape == (1, 512, 512, 3) and picture.std() > 0.05

@@ -261,4 +261,4 @@ def triangle(length: int, target: int) -> np.ndarray:
 
 
 def resized(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    return triangle(mask.shape[0], height) @ mask.astype(np.float64) @ triangle(mask.shape[1], width).T
+    return np.round(triangle(mask.shape[0], height) @ mask.astype(np.float64) @ triangle(mask.shape[1], width).T, 5)

@@ -16,6 +16,7 @@ TEMPLATES, BLUEPRINTS, OLD_WORKFLOWS = (
 WORKFLOWS = [name for name in TEMPLATES if name[0].isdigit()]  # PnP-MIX's own; the others begin with a word
 # templates of one kind of model, which start from other settings
 FLOWS = [name for name in TEMPLATES if name.startswith("Flow ")]
+CONDUCTOR = [name for name in TEMPLATES if name.startswith("Conductor ")]
 SHOWN = ("SaveImage", "PreviewImage", "MaskPreview", "PnPMixBackgroundPicker", "PnPMixScorePlot")
 CANDIDATES, PHOTO = 4, ["demo scene", 0]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import score_thumbnail
 from comfy_host import Graph, boot
-from workflow_files import FOLDER, read, to_api, with_demo_model
+from workflow_files import CONDUCTOR, FOLDER, read, to_api, with_demo_model
 
 # Success, not the average, by the fidelity of demo/measures.py: two things among the best twelve of the seeds 0 to 49,
 # one thing the best two of 0 to 11; that of three things was not chosen
@@ -32,7 +32,7 @@ WIDTH, HEIGHT, GAP, DARK, CHOSEN = 576, 384, 6, "#222222", "#56b4e9"
 def thumbnail(name: str) -> Image.Image:
     """What goes into the graph, in a column, beside the finished picture."""
     graph, prompt = Graph(), to_api(read(name))
-    graph.prompt = prompt if name in DEMOS else with_demo_model(prompt, SCENES[name])
+    graph.prompt = prompt if name in (*DEMOS, *CONDUCTOR) else with_demo_model(prompt, SCENES[name])
     nodes = {node["class_type"]: (key, node) for key, node in graph.prompt.items()}
     scene, (_, save) = nodes["PnPMixDemoScene"][0], nodes["SaveImage"]
     result = save["inputs"]["images"]
@@ -69,6 +69,6 @@ def enlarged(picture: Tensor, size: int) -> Image.Image:
 
 if __name__ == "__main__":
     boot(Path(tempfile.mkdtemp()), "--cpu")
-    for name in (*SCENES, *DEMOS):
+    for name in (*SCENES, *DEMOS, *CONDUCTOR):
         thumbnail(name).save(FOLDER / f"{name}.jpg", quality=92)
     score_thumbnail.score_thumbnail().save(FOLDER / f"{score_thumbnail.NAME}.jpg", quality=92)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import write_score_workflows
 from comfy_host import boot
+from conductor_workflows import conductor_templates
 from graph_files import Graph, Output, Subgraph, workflow
 from workflow_files import API, FOLDER, LIBRARY, SIDE, graphs, to_api
 from write_flow_workflows import flow_demo, flow_note
@@ -503,6 +504,7 @@ def write_all(info: dict) -> None:
         "Flow 1 Without downloads": flow_demo(demo_template(info), flow_note()),
     }
     templates |= {name: template(info) for name, template in write_score_workflows.TEMPLATES.items()}
+    templates |= conductor_templates(info)
     for name, data in templates.items():
         write(FOLDER / f"{name}.json", data)
         write(API / f"{name.removesuffix('.app')}.json", graphs.with_full_titles(to_api(data), data))
