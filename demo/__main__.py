@@ -26,6 +26,7 @@ SEED = 18
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser.add_argument("--method", choices=["mixer", "latexblend"], default="mixer", help="default: mixer (PnP-MIX)")
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the scene and the concepts; default: {SEED}")
     parser.add_argument("--concepts", type=int, default=2, help=f"how many, 1 to {MAX_THINGS}; default: 2")
     parser.add_argument("--prompt", help='default: the things and the place, such as "cup, fish, meadow"')
@@ -41,6 +42,13 @@ def read_options() -> argparse.Namespace:
 
 
 def main() -> None:
+    chosen = argparse.ArgumentParser(add_help=False)
+    chosen.add_argument("--method", choices=["mixer", "latexblend"], default="mixer")
+    method, rest = chosen.parse_known_args()
+    if method.method == "latexblend":
+        from .latexblend import main as learn_and_blend
+
+        return learn_and_blend(rest)
     options, started = read_options(), time.perf_counter()
     settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
     task = random_blend(options.seed, options.concepts)
