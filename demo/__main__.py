@@ -12,7 +12,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from . import conducting
+from . import conducting, latexblend
 from .diffusers_host import Settings, blend, empty, invert, load_model
 from .measures import measure
 from .model import FLOW_WEIGHTS, WEIGHTS
@@ -24,12 +24,13 @@ FRAMES = 25  # of the film, at most
 # benchmarks/README.md). Of 50 seeds' pictures this seed's is among the best.
 DEFAULTS = Settings(steps=50, skip_steps=16, object_mask=True, adain=True)
 SEED = 18
+METHODS = ["mixer", "conductor", "latexblend"]
 MODELS = {"unet": WEIGHTS, "flow": FLOW_WEIGHTS}
 
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("--method", choices=["mixer", "conductor"], default="mixer", help="conductor: LoRA concepts")
+    parser.add_argument("--method", choices=METHODS, default="mixer", help="the other two have options of their own")
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the scene and the concepts; default: {SEED}")
     parser.add_argument("--concepts", type=int, default=2, help=f"how many, 1 to {MAX_THINGS}; default: 2")
     parser.add_argument("--prompt", help='default: the things and the place, such as "cup, fish, meadow"')
@@ -45,14 +46,8 @@ def read_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def chosen_method() -> str:
-    """--method, which decides what the other options are."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--method", choices=["mixer", "conductor"], default="mixer")
-    return parser.parse_known_args()[0].method
-
-
-def main() -> None:
+def mix() -> None:
+    """PnP-MIX, the mixer."""
     options, started = read_options(), time.perf_counter()
     settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
     task = random_blend(options.seed, options.concepts)
@@ -89,8 +84,19 @@ def main() -> None:
     print(f"{picture} and {film}, {time.perf_counter() - started:.0f} s")
 
 
+def main() -> None:
+    """Which options there are is decided by --method."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--method", choices=METHODS, default="mixer")
+    chosen, rest = parser.parse_known_args()
+    if chosen.method == "mixer":
+        mix()
+    else:
+        {"conductor": conducting, "latexblend": latexblend}[chosen.method].main(rest)
+
+
 if __name__ == "__main__":
     try:
-        main() if chosen_method() == "mixer" else conducting.main()
+        main()
     except ValueError as error:
         raise SystemExit(f"python -m demo: {error}") from error

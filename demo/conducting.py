@@ -241,9 +241,8 @@ def conduct(
 DEFAULTS = ConductorSettings(steps=40, inversion_steps=40, weight=20.0, threshold=0.5)
 
 
-def read_options() -> argparse.Namespace:
+def read_options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo --method conductor", description=main.__doc__)
-    parser.add_argument("--method", choices=["conductor"], help="this one")
     parser.add_argument("--seed", type=int, default=1, help="of the layout and the noise; default: %(default)s")
     parser.add_argument("--concepts", type=int, default=2, help="how many, 1 to 3; default: %(default)s")
     parser.add_argument("--output", type=Path, default=Path("demo-result"), help="name of the file, without ending")
@@ -255,12 +254,12 @@ def read_options() -> argparse.Namespace:
             action = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "choices": choices}
             name = "--" + field.name.replace("_", "-")
             settings.add_argument(name, default=default, help=f"default: {default}", **action)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Draws a new picture with LoRA concepts in the layout of a drawn scene, and says how well it came out."""
-    options = read_options()
+    options = read_options(arguments)
     values = {field.name: getattr(options, field.name, options.seed) for field in fields(ConductorSettings)}
     scene = random_layout(options.seed, options.concepts)
     layout, masks = draw_scene(scene)

@@ -1,0 +1,27 @@
+"""The demo's learning without ComfyUI."""
+
+import sys
+
+import demo.__main__
+import pytest
+from demo.learning import slots_of
+from demo.model import parse
+from PIL import Image
+
+
+def test_the_command_learns_and_draws(tmp_path, monkeypatch, capsys):
+    """With a step of each: it takes seconds, because the real demo model runs."""
+    picture = tmp_path / "result.png"
+    options = ["--method", "latexblend", "--learning-steps", "1", "--steps", "1", "--output", str(picture)]
+    monkeypatch.setattr(sys, "argv", ["python -m demo", *options])
+    demo.__main__.main()
+    assert "learned in" in capsys.readouterr().out
+    assert Image.open(picture).width > 300
+
+
+def test_an_empty_word_before_each_noun_makes_room_for_its_identifier():
+    phrases, firsts = slots_of(parse("cup, fish, snow"), ["fish", "cup"])
+    assert len(phrases) == 5 and firsts == [2, 0]
+    assert phrases[0] == phrases[2] == [0]
+    with pytest.raises(ValueError, match="no star"):
+        slots_of(parse("cup"), ["star"])
