@@ -65,10 +65,10 @@ class DemoModel(nn.Module):
         return self.unet(x, timesteps, self.words(prompts)).sample
 
     def denoise(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        """Denoised estimate of (B, 12, 32, 32) latents at noise levels (B,), for (B, 4, 128) embeddings."""
+        """Denoised estimate of (B, 12, 32, 32) latents at noise levels (B,), for (B or 1, 4, 128) embeddings."""
         timesteps = (all_sigmas().to(sigma).log()[None] - sigma.log()[:, None]).abs().argmin(1)
         sigma = sigma.view(-1, 1, 1, 1)
-        v = self.unet(x / (sigma**2 + 1).sqrt(), timesteps, context).sample
+        v = self.unet(x / (sigma**2 + 1).sqrt(), timesteps, context.expand(len(x), -1, -1)).sample
         return x / (sigma**2 + 1) - v * sigma / (sigma**2 + 1).sqrt()
 
     def schedule(self, steps: int, scheduler: str = "ddim_uniform") -> Tensor:
@@ -122,7 +122,7 @@ class FlowModel(nn.Module):
 
     def denoise(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
         """As `DemoModel.denoise`."""
-        return x - sigma.view(-1, 1, 1, 1) * self.velocity(x, sigma, context)
+        return x - sigma.view(-1, 1, 1, 1) * self.velocity(x, sigma, context.expand(len(x), -1, -1))
 
     def schedule(self, steps: int, scheduler: str = "simple") -> Tensor:
         """(steps + 1,) falling noise levels, the last one 0: ComfyUI's scheduler simple, whichever is asked for."""
@@ -160,7 +160,7 @@ def denoise_with_cfg(
 ) -> Tensor:
     """Denoised estimate with classifier-free guidance; at 1 the negative embeddings (1, 4, 128) are not used."""
     if cfg == 1:
-        return model.denoise(x, sigma, positive.expand(len(x), -1, -1))
+        return model.denoise(x, sigma, positive)
     context = torch.cat([c.expand(len(x), -1, -1) for c in (positive, negative)])
     cond, uncond = model.denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), context).chunk(2)
     return uncond + cfg * (cond - uncond)

@@ -18,7 +18,7 @@ from pnpmix.latexblend.guidance import attention_maps, blending_loss, guide
 from pnpmix.schedule import to_eps
 from torch import Tensor
 
-from .diffusers_host import DemoModel, all_sigmas, ddim_uniform, denoise, percent_to_sigma, to_latent, to_pictures
+from .diffusers_host import DemoModel, all_sigmas, to_latent, to_pictures
 from .model import GRID, VOCABULARY, parse
 
 # ComfyUI's names of the layers, as files have them, in the order in which the UNet runs them
@@ -134,7 +134,7 @@ def learn(
         own = torch.cat([identifier[None], noun_vector])[None]
         context = torch.cat([torch.cat([base, own], 1), bare])[: len(x0)]
         x = x0 + sigma.view(-1, 1, 1, 1) * drawn.noise
-        denoised = denoise(model, x, sigma, context)
+        denoised = model.denoise(x, sigma, context)
         return training.prediction_loss(denoised, x0, sigma, torch.ones_like(x0[:, :1]), predicts_v=True).sum()
 
     losses: list[float] = []
@@ -213,8 +213,8 @@ def sample_blended(
     settings = settings or BlendSettings()
     positive = torch.cat([prompt.context for prompt in prompts])
     negative = embed(model, [[0]] * positive.shape[1]).expand_as(positive)
-    sigmas, start = ddim_uniform(steps), percent_to_sigma(settings.start_percent)
-    guided = percent_to_sigma(GUIDED)
+    sigmas, start = model.schedule(steps), model.percent_to_sigma(settings.start_percent)
+    guided = model.percent_to_sigma(GUIDED)
     blending = True  # in this step
     losses: list[Tensor] | None = None  # of the layers, while guidance looks at them
 
@@ -238,14 +238,14 @@ def sample_blended(
         for sigma, sigma_next in pairwise(sigmas):
             blending, rows = bool(sigma <= start), sigma.expand(len(x))
             context = torch.cat([positive, negative])
-            both = denoise(model, torch.cat([x, x]), torch.cat([rows, rows]), context)
+            both = model.denoise(torch.cat([x, x]), torch.cat([rows, rows]), context)
             cond, uncond = both.chunk(2)
             denoised = uncond + cfg * (cond - uncond)
             if settings.scale > 0 and sigma >= guided:
                 losses = []
                 with torch.enable_grad():
                     latent = x.clone().requires_grad_(True)
-                    denoise(model, latent, rows, positive)
+                    model.denoise(latent, rows, positive)
                     loss = torch.cat(losses).sum() / len(LAYERS)
                     gradient = torch.autograd.grad(loss, latent)[0]
                 losses = None
