@@ -58,6 +58,7 @@ def k_means(points: Tensor, clusters: int, restarts: int, seed: int = SEED) -> t
         points: (T, D).
         clusters: K <= T.
     """
+    points = points - points.mean(0)  # all rows of an attention are much alike, which rounding would drown
     generator = torch.Generator("cpu").manual_seed(seed)
     chosen = torch.rand(restarts, len(points), generator=generator).topk(clusters).indices.to(points.device)
     centres = points[chosen]  # (R, K, D)
