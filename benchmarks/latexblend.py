@@ -98,7 +98,7 @@ def draw(model, own: list[Task], name: str, learned: dict[str, Learned]) -> Tens
         prompts = [Prompt(with_identifiers(model, t, learned)) for t in own]
         if name == "identifiers alone":
             return sample(prompts)
-        with summed(model, {name: [x.deltas[name] for x in learned.values()] for name in learned["cup"].deltas}):
+        with summed(model, own, learned):
             return sample(prompts, attends=False)
     prompts = [
         prompt_with(
@@ -120,15 +120,18 @@ def with_identifiers(model, task: Task, learned: dict[str, Learned]) -> Tensor:
     return context
 
 
-def summed(model, deltas: dict[str, list]):
-    """With the weights of all concepts of the task at once, for every word."""
+def summed(model, own: list[Task], learned: dict[str, Learned]):
+    """With the learned weights of all of a task's concepts at once, for every word."""
+
+    def changes(layer: str, side: str, context: Tensor) -> Tensor:
+        rows = [
+            sum(apply_delta(learned[noun].deltas[f"{layer}.{side}"], x) for noun in own[row % len(own)].nouns)
+            for row, x in enumerate(context)  # conditional rows, then unconditional ones
+        ]
+        return torch.stack(rows)
 
     def attend(layer, attn, query, key, value, context):
-        key, value = (
-            x + sum(apply_delta(delta, context) for delta in deltas[f"{layer}.{side}"])
-            for side, x in (("k", key), ("v", value))
-        )
-        return plain_attention(attn, query, key, value)
+        return plain_attention(attn, query, key + changes(layer, "k", context), value + changes(layer, "v", context))
 
     return attending(model.unet, attend)
 

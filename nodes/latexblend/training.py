@@ -517,6 +517,12 @@ class LearnSampler(comfy.samplers.Sampler):
                 f"Warning: {fault} What was learned in {self.done} steps is kept; lower learning_rate."
             )
             return
+        except comfy.model_management.InterruptProcessingException:  # newer hosts raise it within a step
+            if not settings.keep_on_cancel or self.done == 0:
+                raise
+            self.tell_cancelled()
+            self.features, self.state = self.extracted(), {}  # the optimiser's moments are gone
+            return
         self.features = self.extracted()
         if settings.resumable:
             everything = {**self.parameters, **moments}
@@ -582,11 +588,13 @@ class LearnSampler(comfy.samplers.Sampler):
             if not self.settings.keep_on_cancel:
                 comfy.model_management.throw_exception_if_processing_interrupted()
             comfy.model_management.interrupt_current_processing(False)
-            self.messages.append(
-                f"Warning: cancelled; what was learned in {step} of {self.settings.steps} steps is kept."
-            )
+            self.tell_cancelled()
             return True
         return False
+
+    def tell_cancelled(self) -> None:
+        steps = f"{self.done} of {self.settings.steps} steps"
+        self.messages.append(f"Warning: cancelled; what was learned in {steps} is kept.")
 
     def extracted(self) -> dict:
         def projection(name: str, side: str, linear):

