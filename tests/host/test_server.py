@@ -16,7 +16,7 @@ from PIL import Image
 from comfy_host import COMFYUI, PACK
 from oracle import relative_error
 from server_process import Server
-from workflow_files import read, to_api
+from workflow_files import SIDE, read, to_api
 
 SIZE = 128
 # one at a time: each of them takes about 8 GB
@@ -29,13 +29,13 @@ def save_pictures(folder: Path) -> dict[str, np.ndarray]:
     red, _, blue = (photo[..., i].astype(int) for i in range(3))
     row, column = np.mgrid[:512, :512]
     warm = red - blue
-    step = 512 // SIZE
     pictures = {
         "background.png": photo,
-        "suit.png": largest((warm > 60) & (red > 120) & (row > 230))[2::step, 2::step],
-        "head.png": largest((warm > 25) & (row < 190) & (column > 140) & (column < 310))[2::step, 2::step],
-        "my_dog.png": skimage.data.coffee(),
-        "my_cat.png": skimage.data.chelsea(),
+        "suit.png": largest((warm > 60) & (red > 120) & (row > 230)),
+        "head.png": largest((warm > 25) & (row < 190) & (column > 140) & (column < 310)),
+        "middle.png": np.pad(np.ones((64, 64), bool), 32),
+        "my_dog.png": skimage.data.coffee()[:, 100:500],
+        "my_cat.png": skimage.data.chelsea()[:, 75:375],
     }
     for name, picture in pictures.items():
         Image.fromarray(picture.astype(np.uint8) * (255 if picture.dtype == bool else 1)).save(folder / name)
@@ -97,16 +97,27 @@ def small_two_concept_graph() -> tuple[dict, dict]:
     return prompt, ids
 
 
-def with_given_masks() -> tuple[dict, dict]:
-    """The same with masks from files in the place of Grounded Mask."""
-    prompt, ids = small_two_concept_graph()
-    masks = [node_id for node_id, node in prompt.items() if node["class_type"] == "PnPMixGroundedMask"]
-    for node_id, file in zip(masks, ("suit.png", "head.png"), strict=True):
-        prompt[node_id] = {"class_type": "LoadImageMask", "inputs": {"image": file, "channel": "red"}}
-        (preview,) = [x for x, node in prompt.items() if node["inputs"].get("images") == [node_id, 2]]
-        del prompt[preview]
-    prompt[ids["PnPMixInpaintBackground"]]["inputs"]["expand"] = 8
-    return prompt, ids
+def template_with_given_masks(side: int = SIZE) -> tuple[dict, dict]:
+    """The template "4 Two things" as the editor would send it, its part of the photo `side` pixels wide, with 3 steps
+    and with masks from files in the place of Grounded Mask; its nodes' ids by title, or else by class."""
+    prompt, ids = to_api(read("4 Two things")), {}
+    settings = {"CheckpointLoaderSimple": {"ckpt_name": "random.safetensors"}}
+    settings["PnPMixDDPMInvert"] = {"steps": 4, "skip_steps": 1}
+    pictures = {"Your photo": "background.png", "Your picture 1": "my_dog.png", "Your picture 2": "my_cat.png"}
+    masks = iter(("suit.png", "middle.png", "head.png", "middle.png"))  # of each thing: in the photo, in its picture
+    for node_id, node in prompt.items():
+        kind, title = node["class_type"], node["_meta"]["title"]
+        node["inputs"] |= settings.get(kind, {})
+        if kind == "LoadImage":
+            node["inputs"]["image"] = pictures[title]
+        if kind == "PnPMixGroundedMask":
+            node |= {"class_type": "LoadImageMask", "inputs": {"image": next(masks), "channel": "red"}}
+        if title == SIDE:
+            node["inputs"]["value"] = side
+        ids.setdefault(title or kind, node_id)
+        ids.setdefault(kind, node_id)
+    unused = ("PnPMixGroundingDinoLoader", "PnPMixSamLoader")
+    return {key: node for key, node in prompt.items() if node["class_type"] not in unused}, ids
 
 
 def save_image(link: list, prefix: str) -> dict:
@@ -119,14 +130,16 @@ def save_latent(link: list, prefix: str) -> dict:
 
 # scope: tests of one checkpoint follow each other and share its server
 @pytest.mark.parametrize("server", ["SD20", "SD15"], indirect=True, scope="module")
-def test_two_concepts_from_photos_to_picture(server):
+def test_two_things_from_photos_to_picture(server):
     pictures = save_pictures(server.base / "input")
-    prompt, ids = with_given_masks()
+    prompt, ids = template_with_given_masks()
     background = prompt[ids["PnPMixDDPMInvert"]]["inputs"]["latent"]
+    changed = {"class_type": "MaskToImage", "inputs": {"mask": [ids["PnPMixSampler"], 2]}}
     prompt |= {
         "mixed": save_latent([ids["PnPMixSampler"], 0], "mixed"),
         "background": save_latent(background, "background"),
-        "photo": save_image(prompt[background[0]]["inputs"]["pixels"], "photo"),
+        "changed": changed,
+        "mask": save_image(["changed", 0], "mask"),
     }
     outputs = server.run(prompt)
 
@@ -135,33 +148,35 @@ def test_two_concepts_from_photos_to_picture(server):
         safetensors.torch.load_file(saved(server, outputs, node, "latents"))["latent_tensor"]
         for node in ("mixed", "background")
     )
-    objects = pictures["suit.png"] | pictures["head.png"]
-    cells = objects.reshape(SIZE // 8, 8, SIZE // 8, 8)
+    mask = picture(saved(server, outputs, "mask", "images"))[..., 0] > 0
+    assert mask.shape == (SIZE, SIZE), "the part round the things"
+    cells = mask.reshape(SIZE // 8, 8, SIZE // 8, 8)
     outside, inside = torch.from_numpy(~cells.any((1, 3))), torch.from_numpy(cells.all((1, 3)))
-    assert outside.sum() > 100 and inside.sum() > 20
+    assert outside.sum() > 50 and inside.sum() > 20
     assert relative_error(mixed[..., outside], background_latent[..., outside]) < 1e-5
     assert relative_error(mixed[..., inside], background_latent[..., inside]) > 0.05
 
-    # the picture: the photo's own pixels outside the masks (grown by 6 pixels and feathered by 4)
+    # the picture: the whole photo, with its own pixels outside the masks, which are grown, and coarser in the part
     finished = picture(saved(server, outputs, ids["SaveImage"], "images"))
-    photo = picture(saved(server, outputs, "photo", "images"))
-    assert finished.shape == (SIZE, SIZE, 3)
-    away = ~skimage.morphology.dilation(objects, np.ones((25, 25)))
-    assert away.sum() > 1000
+    photo, objects = pictures["background.png"].astype(np.float32) / 255, pictures["suit.png"] | pictures["head.png"]
+    assert finished.shape == photo.shape == (512, 512, 3)
+    away = ~skimage.morphology.dilation(objects, np.ones((97, 97)))
+    assert away.sum() > 10000
     assert np.array_equal(finished[away], photo[away])
     assert np.abs(finished - photo)[~away].mean() > 0.05
 
     # with both patches bypassed and the inversion's own guidance every branch predicts what the background does:
-    # the picture is the photo through the VAE, inside the masks too
-    prompt, ids = with_given_masks()
+    # the part is the photo's through the VAE, inside the masks too
+    prompt, ids = template_with_given_masks()
     prompt[ids["PnPMixSampler"]]["inputs"] |= {"model": [ids["CheckpointLoaderSimple"], 0], "cfg": 3.5}
+    decoded = prompt[ids["PnPMixPasteBack"]]["inputs"]["image"]
     prompt |= {
         "decode": {
             "class_type": "VAEDecode",
             "inputs": {"samples": background, "vae": [ids["CheckpointLoaderSimple"], 2]},
         },
         "round trip": save_image(["decode", 0], "round trip"),
-        "unchanged": save_image([ids["VAEDecode"], 0], "unchanged"),
+        "unchanged": save_image(decoded, "unchanged"),
     }
     outputs = server.run(prompt)
     unchanged, round_trip = (picture(saved(server, outputs, node, "images")) for node in ("unchanged", "round trip"))
@@ -182,16 +197,13 @@ def test_checkpoints_and_the_demo_model_stand_in_for_each_other(server):
     outputs = server.run(prompt)
     assert picture(saved(server, outputs, ids["SaveImage"], "images")).shape == (512, 512, 3)
 
-    prompt, ids = with_given_masks()
+    prompt, ids = template_with_given_masks(side=64)
     prompt[ids["CheckpointLoaderSimple"]] = {"class_type": "PnPMixDemoModel", "inputs": {}}
-    prompt[ids["PnPMixDDPMInvert"]]["inputs"] |= few_steps
     for node in prompt.values():
-        if node["class_type"] == "ImageScale":
-            node["inputs"] |= {"width": 64, "height": 64}
         if node["class_type"] == "CLIPTextEncode":
             node["inputs"]["text"] = "a cup and a fish in the room"
     outputs = server.run(prompt)
-    assert picture(saved(server, outputs, ids["SaveImage"], "images")).shape == (64, 64, 3)
+    assert picture(saved(server, outputs, ids["SaveImage"], "images")).shape == (512, 512, 3)
 
 
 @pytest.mark.parametrize("server", ["SD20"], indirect=True, scope="module")

@@ -256,7 +256,7 @@ def whole(info: dict, count: int) -> Subgraph:
 
 # --- Templates
 
-NOTE, FILES_AT, PICTURE_AT, THING_AT, BLEND_AT, RESULT_AT = 0, 330, 590, 830, 1080, 1360  # columns
+NOTE, FILES_AT, PICTURE_AT, THING_AT, BLEND_AT, RESULT_AT = 0, 310, 570, 810, 1060, 1330  # columns
 THINGS = ["", "one thing", "two things", "three things"]
 
 
@@ -270,7 +270,7 @@ def photo_template(info: dict, count: int, side: int = SD, finder: str = "words"
     files, mixing = model_files(info, side, finder), blend(info, count, side, "" if sampled else prompt)
     steps = [thing(info, k, finder) for k in range(1, count + 1)]
     subgraphs = [files, *steps, mixing]
-    graph.note(photo_note(count, side, finder, sampled), [NOTE, -32], [300, 840])
+    graph.note(photo_note(count, side, finder, sampled), [NOTE, -32], [280, 840])
     loaded = graph.add_subgraph(files, [FILES_AT, 0], [230, 216])
     graph.group("Model files", FILES, loaded)
     model, clip, vae, *found_by = (loaded[k] for k in range(len(files.outputs)))
@@ -301,9 +301,9 @@ def photo_template(info: dict, count: int, side: int = SD, finder: str = "words"
         ends |= {f"where {k} goes": found[0], f"your picture {k}": picture[0], f"your object {k}": found[1]}
         rows += [picture, found]
     graph.group("2 · Yours, and what each replaces", YOURS, *rows)
-    mixed = graph.add_subgraph(mixing, [BLEND_AT, 0], [240, 480], **ends)
+    mixed = graph.add_subgraph(mixing, [BLEND_AT, 0], [230, 480], **ends)
     graph.group("3 · In words" if not sampled else "3 · Blend", YOURS, mixed)
-    save = add_results(graph, mixed, RESULT_AT)
+    save = add_results(graph, mixed, RESULT_AT, wide=230)
     inputs = [(photo, "image"), *((x, "image") for x in rows[::2]), *((x, "what it replaces") for x in rows[1::2])]
     inputs += [(mixed, "prompt"), (mixed, "seed")]
     return workflow(graph, subgraphs, linear(inputs, save) if app else None)
