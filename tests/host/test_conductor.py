@@ -72,7 +72,7 @@ def ksampler(model) -> torch.Tensor:
 
 def test_model_is_bitwise_the_same_afterwards(model, loras):
     before, picture, options = weights(model), ksampler(model), repr(model.model_options)
-    run_conductor(model, loras, steps=3)
+    run_conductor(model, loras, steps=2)
     assert_as_before(model, before)
     assert torch.equal(ksampler(model), picture)
     assert repr(model.model_options) == options
@@ -140,7 +140,7 @@ def test_order_of_concepts_apart_does_not_matter(model, loras):
             positive, negative = with_hooks(prompts(k), loras[k])
             inputs = dict(positive=positive, negative=negative, mask=mask_batch(k), name="")
             link = graph.add("PnPMixConductedConcept", concepts=link, **inputs)
-        return graph.run(latent=conductor(graph, model, link, steps=3))["latent"]["samples"]
+        return graph.run(latent=conductor(graph, model, link, steps=2))["latent"]["samples"]
 
     assert relative_error(run([0, 1]), run([1, 0])) < 1e-5
 
@@ -151,7 +151,7 @@ def test_each_picture_of_a_batch_is_the_one_it_is_alone(model, loras):
     both = {"samples": torch.zeros(2, 4, 12, 16), "batch_index": [0, 1]}
     alone = {"samples": torch.zeros(1, 4, 12, 16), "batch_index": [1]}
     patched = refinement(graph, model, updates=1)
-    links = [conductor(graph, patched, chain(graph, loras), latent=x, steps=3) for x in (both, alone)]
+    links = [conductor(graph, patched, chain(graph, loras), latent=x, steps=2) for x in (both, alone)]
     results = graph.run(both=links[0], alone=links[1], masks=output(links[0], 1))
     assert relative_error(results["both"]["samples"][1:], results["alone"]["samples"]) < 1e-4
     assert results["masks"].shape == (4, 96, 128)
@@ -160,18 +160,18 @@ def test_each_picture_of_a_batch_is_the_one_it_is_alone(model, loras):
 @pytest.mark.oldest
 def test_reference_features_are_kept_for_the_next_run(model, loras):
     graph = Graph()
-    layout = graph.run(layout=reference(graph, model, steps=4))["layout"]
+    layout = graph.run(layout=reference(graph, model, steps=2))["layout"]
 
     def calls() -> int:
         count = []
         hook = model.model.diffusion_model.register_forward_pre_hook(lambda *_: count.append(None))
         graph = Graph()
-        graph.run(latent=conductor(graph, alignment(graph, model, layout), chain(graph, loras), steps=4))
+        graph.run(latent=conductor(graph, alignment(graph, model, layout), chain(graph, loras), steps=2))
         hook.remove()
         return len(count)
 
     first = calls()
-    assert first == 2 + 2 * 3 + 4 * 3, "references, gradients, branches"
+    assert first == 2 + 2 * 3 + 2 * 3, "references, gradients, branches"
     assert calls() == first - 2
 
 
@@ -291,6 +291,7 @@ def test_template_that_needs_no_download_gives_a_picture(name):
     graph = Graph()
     graph.prompt = to_api(read(name))
     nodes = {node["class_type"]: node["inputs"] for node in graph.prompt.values()}
-    nodes["PnPMixConductor"]["steps"] = nodes["PnPMixLayoutReference"]["steps"] = 4
+    nodes["PnPMixConductor"]["steps"] = nodes["PnPMixLayoutReference"]["steps"] = 2
+    nodes["PnPMixMaskRefinement"]["restarts"] = 5
     picture = graph.run(finished=nodes["SaveImage"]["images"])["finished"]
     assert picture.shape == (1, 512, 512, 3) and picture.std() > 0.05

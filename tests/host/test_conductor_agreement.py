@@ -24,6 +24,7 @@ from pictures import HEIGHT, WIDTH, ellipse, latent
 from small_models import LAYOUTS, comfy_model, diffusers_unet
 
 SEED = 7
+ROUNDING = 5e-5  # what float32 may change in k-means: a few millionths of attention, whose rows are alike
 SDXL_LAYER = "up_blocks.0.attentions.1.transformer_blocks.1.attn1"
 
 
@@ -40,15 +41,15 @@ def forget_models():
     small_model.cache_clear()
 
 
-def noise() -> torch.Tensor:
-    return torch.randn(latent(0).shape, generator=torch.manual_seed(SEED))
+def noise(seed: int) -> torch.Tensor:
+    return torch.randn(latent(0).shape, generator=torch.manual_seed(seed))
 
 
 def prompt(layout: str, cond) -> Prompt:
     return Prompt(cond[0][0], cond[0][1]["pooled_output"] if layout == "SDXL" else None, (HEIGHT, WIDTH))
 
 
-def expected(family: str, concepts: int = 2, strength: float = 0.7, aligned=True, **settings):
+def expected(family: str, concepts: int = 2, strength: float = 0.7, aligned=True, seed: int = SEED, **settings):
     """From the equations: latent and masks."""
     model, unet = small_model(family)
     scale = model.model.latent_format.scale_factor
@@ -67,10 +68,12 @@ def expected(family: str, concepts: int = 2, strength: float = 0.7, aligned=True
         settings.pop("steps", STEPS),
         layout_prompt=prompt(family, LAYOUT_PROMPT),
         layout=latent(3) * scale if aligned else None,
+        inversion_steps=settings.pop("inversion_steps", STEPS),
         **(dict(keys=SDXL_LAYER, attention=SDXL_LAYER, levels=2) if family == "SDXL" else {}),
         **settings,
     )
-    result, masks = method.run(noise())
+    result, masks = method.run(noise(seed))
+    assert method.margin > ROUNDING, "with this seed, rounding decides where a cluster ends: take another"
     return result / scale, masks
 
 
@@ -95,7 +98,7 @@ def given(layout: str, concepts: int = 2, strength: float = 0.7, aligned=True, r
     if refined:
         patched = refinement(graph, patched, **named["refinement"])
     link = chain(graph, [random_lora(unet, k) for k in range(concepts)], strength)
-    result = conductor(graph, patched, link, seed=SEED, **settings)
+    result = conductor(graph, patched, link, **({"seed": SEED} | settings))
     results = graph.run(latent=result, masks=output(result, 1))
     return results["latent"]["samples"], results["masks"]
 
@@ -106,38 +109,37 @@ def assert_same(ours, theirs) -> None:
         assert torch.equal(mask[::8, ::8] > 0.5, torch.tensor(wanted))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [pytest.param(x, marks=pytest.mark.oldest) if x == "SD 2.x eps" else x for x in LAYOUTS]
+)
 def test_all_parts_together(layout):
     """Layout alignment, injection and mask refinement, of every family."""
     weight = 40.0 if layout == "SDXL" else 10.0
+    seed = 8 if layout == "SDXL" else SEED
     settings = dict(refine=(0.25, 0.6, 2), weight=weight)
-    assert_same(given(layout, refined=True), expected(layout, **settings))
+    assert_same(given(layout, refined=True, seed=seed), expected(layout, seed=seed, **settings))
 
 
 @pytest.mark.oldest
 @pytest.mark.parametrize(
     ("inputs", "settings"),
     [
-        (dict(aligned=False), dict(aligned=False)),
-        (dict(aligned=False, concepts=1), dict(aligned=False, concepts=1)),
-        (dict(aligned=False, cfg=1.0), dict(aligned=False, cfg=1.0)),
-        (dict(aligned=False, inject="self"), dict(aligned=False, inject=("self",))),
+        (dict(aligned=False, concepts=1, steps=20), dict(aligned=False, concepts=1, steps=20)),
+        (dict(aligned=False, concepts=3, cfg=1.0), dict(aligned=False, concepts=3, cfg=1.0)),
+        (dict(aligned=False, inject="self", strength=0.2), dict(aligned=False, inject=("self",), strength=0.2)),
         (dict(aligned=False, inject="cross"), dict(aligned=False, inject=("cross",))),
-        (dict(aligned=False, strength=0.2), dict(aligned=False, strength=0.2)),
-        (dict(aligned=False, steps=20), dict(aligned=False, steps=20)),
-        (dict(aligned=False, concepts=3), dict(aligned=False, concepts=3)),
-        (dict(weight=100.0), dict(weight=100.0)),
-        (dict(concept_weight=0.0), dict(concept_weight=0.0)),
-        (dict(concept_weight=3.0), dict(concept_weight=3.0)),
-        (dict(align_end=0.0), dict(align_end=0.0)),
-        (dict(method="noised"), dict(noised=0)),
-        (dict(inversion_steps=20), dict(inversion_steps=20)),
+        (dict(weight=100.0, concept_weight=0.0), dict(weight=100.0, concept_weight=0.0)),
+        (dict(concept_weight=3.0, align_end=0.0), dict(concept_weight=3.0, align_end=0.0)),
+        (dict(method="noised", inversion_steps=10), dict(noised=0, inversion_steps=10)),
+        (dict(inversion_steps=10), dict(inversion_steps=10)),
         (
-            dict(aligned=False, refined=True, start=0.1, end=0.4, updates=3, restarts=3),
-            dict(aligned=False, refine=(0.1, 0.4, 3), restarts=3),
+            dict(aligned=False, refined=True, start=0.1, end=0.7, updates=3, restarts=3),
+            dict(aligned=False, refine=(0.1, 0.7, 3), restarts=3),
         ),
-        (dict(aligned=False, refined=True, threshold=0.9), dict(aligned=False, refine=(0.25, 0.6, 2), threshold=0.9)),
-        (dict(aligned=False, refined=True, updates=1), dict(aligned=False, refine=(0.25, 0.6, 1))),
+        (
+            dict(aligned=False, refined=True, updates=1, threshold=0.9),
+            dict(aligned=False, refine=(0.25, 0.6, 1), threshold=0.9),
+        ),
     ],
     ids=lambda x: " ".join(f"{key}={value}" for key, value in x.items()),
 )

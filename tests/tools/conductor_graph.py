@@ -6,7 +6,7 @@ from comfy_host import Graph, output
 from pictures import latent, mask_batch
 from small_models import conditioning
 
-STEPS = 8
+STEPS = 4
 POSITIVE, NEGATIVE, LAYOUT_PROMPT = conditioning(1), conditioning(2), conditioning(5)
 
 

@@ -79,7 +79,7 @@ class ConceptConductor:
     levels: int = 1  # the attention layer's grid is the latent's, halved so often
     layout: torch.Tensor | None = None  # (1, C, H, W)
     layout_prompt: Prompt | None = None
-    inversion_steps: int = 8
+    inversion_steps: int = 4
     noised: int | None = None  # seed of the noise in the place of inversion
     weight: float = 10.0
     concept_weight: float = 1.0
@@ -89,6 +89,7 @@ class ConceptConductor:
     restarts: int = 5
     placed: tuple[torch.Tensor, torch.Tensor] | None = None  # picture, (1, 1, H, W) mask
     notes: dict = field(default_factory=dict)
+    margin: float = math.inf  # how far from a tie the nearest choice of a cluster was, of 1
 
     def __post_init__(self):
         for branch in [self.base, *self.concepts]:
@@ -215,13 +216,12 @@ class ConceptConductor:
         return lambda tokens: by_tokens[tokens]
 
     def clusters(self, attention, n: int) -> list[np.ndarray]:
-        points = attention.double().numpy()
-        return [
-            labels == j
-            for k in range(n + 1, 2 * n + 2)
-            for labels in [k_means(points, k, self.restarts)]
-            for j in range(k)
-        ]
+        points, found = attention.double().numpy(), []
+        for k in range(n + 1, 2 * n + 2):
+            labels, margin = k_means(points, k, self.restarts)
+            found += [labels == j for j in range(k)]
+            self.margin = min(self.margin, margin)
+        return found
 
     def best(self, found: list[np.ndarray], before: np.ndarray) -> np.ndarray:
         flat = before.reshape(-1)
@@ -234,21 +234,30 @@ class ConceptConductor:
         return found[int(np.argmax(scores))].reshape(before.shape)
 
 
-def k_means(points: np.ndarray, k: int, restarts: int) -> np.ndarray:
-    """Labels of the best run, from the same random points as the pack starts from."""
+def k_means(points: np.ndarray, k: int, restarts: int) -> tuple[np.ndarray, float]:
+    """Labels of the best run, from the same random points as the pack starts from, and how far from a tie the closest
+    decision on the way to them was: a point between two centres, or the best run before the second best."""
     chosen = torch.rand(restarts, len(points), generator=torch.Generator().manual_seed(123)).topk(k).indices.numpy()
     centres = [points[x].copy() for x in chosen]
+    margins = np.full(restarts, np.inf)
     for _ in range(100):
         shifts = []
         for r in range(restarts):
-            labels = ((points[:, None] - centres[r][None]) ** 2).sum(-1).argmin(1)
+            distances = ((points[:, None] - centres[r][None]) ** 2).sum(-1)
+            labels = distances.argmin(1)
+            first, second = np.sort(distances, 1)[:, :2].T
+            margins[r] = min(margins[r], (1 - first / second).min())
             moved = np.stack([points[labels == j].mean(0) if (labels == j).any() else centres[r][j] for j in range(k)])
             shifts.append(np.linalg.norm(moved - centres[r], axis=-1).mean())
             centres[r] = moved
         if max(shifts) < 1e-4:
             break
     distances = [((points[:, None] - own[None]) ** 2).sum(-1) for own in centres]
-    return min(distances, key=lambda d: d.min(1).sum()).argmin(1)
+    inertias = np.array([x.min(1).sum() for x in distances])
+    best, labels = inertias.argmin(), [x.argmin(1) for x in distances]
+    partition = labels[best][:, None] == labels[best]
+    others = [x for x, own in zip(inertias, labels, strict=True) if ((own[:, None] == own) != partition).any()]
+    return labels[best], min([margins[best], *(1 - inertias[best] / x for x in others)])
 
 
 def triangle(length: int, target: int) -> np.ndarray:
