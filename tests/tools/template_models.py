@@ -1,6 +1,9 @@
 """What the templates' files are, where they come from, and the nodes that load them."""
 
-from graph_files import Graph, Output
+from collections.abc import Callable
+from typing import NamedTuple
+
+from graph_files import Graph, Output, Subgraph
 
 FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"  # what a group's colour says
 SD, SDXL = 512, 1024  # sides of the part that the model works on, in pixels
@@ -27,6 +30,11 @@ CHECKPOINTS = {
         FACE + "stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
     ),
 }
+SD15 = download(
+    "v1-5-pruned-emaonly-fp16.safetensors",
+    "checkpoints",
+    FACE + "Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
+)
 DINO = download(
     "groundingdino_swint_ogc.pth",
     "grounding-dino",
@@ -77,3 +85,35 @@ def add_finding(graph: Graph, pictures: list[tuple[str, Output]], words: Output,
         graph.add("PnPMixGroundedMask", title, image=picture, detector=finder[0], segmenter=finder[1], prompt=words)[0]
         for title, picture in pictures
     ]
+
+
+class Kind(NamedTuple):
+    """Where a template for PnP-MIX is another than that of a plain SD or SDXL checkpoint."""
+
+    name: str = ""  # behind the heading of its note
+    side: int = SD
+    load: Callable[[Subgraph], list[Output]] | None = None  # adds loaders; model, clip and vae. None: a checkpoint
+    listed: str = ""  # the files, for the note
+    inversion: dict = {"steps": 50, "skip_steps": 16}
+    guidance: tuple[float, float] | None = None  # of the inversion and of the mixer, as Flux takes it
+    hints: str = ""
+
+
+PLAIN = Kind()
+UNTRIED = "The settings are a start and no measurement: nobody has run this template with these weights yet."
+
+
+def asked(graph: Subgraph, label: str, kind: str, name: str, file: dict, **inputs) -> list[Output]:
+    """A loader whose file is a widget of the subgraph; all that it gives."""
+    widget = graph.input(label, "COMBO", file["name"])
+    node = graph.add(kind, properties={"models": [file]}, **{name: widget}, **inputs)
+    return [node[slot] for slot in range(len(node.data["outputs"]))]
+
+
+def listed(*files: dict, **more: str) -> str:
+    """Lines of a note. more: what is said behind a file, by the start of its name."""
+    return "\n".join(
+        f"- **{file['name']}** in models/{file['directory']}: [download]({file['url']})"
+        + "".join(words for start, words in more.items() if file["name"].startswith(start))
+        for file in files
+    )
