@@ -1,84 +1,340 @@
 """The templates of Concept Conductor, for write_workflows.py."""
 
-from graph_files import Graph, workflow
+from graph_files import Graph, Output, Subgraph, workflow
+from template_models import (
+    BERT,
+    CHECKPOINTS,
+    FILES,
+    RESULT,
+    SD,
+    SD15,
+    SDXL,
+    YOURS,
+    add_finding,
+    add_loaders,
+    listed,
+    loaders,
+)
 
-FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"
 SEED = 101  # of a scene with a cup and a star, for which there are LoRAs
 THINGS, PLACE = ("cup", "star"), "meadow"
 
 
 def conductor_templates(info: dict) -> dict[str, dict]:
-    return {"Conductor 1 Without downloads": demo_template(info)}
+    return {
+        "Conductor 1 Without downloads": demo_template(info),
+        "Conductor 2 Two LoRA concepts from a layout picture": layout_template(info),
+        "Conductor 3 Two LoRA concepts with masks drawn by hand": painted_template(info),
+        "Conductor 4 A concept added to a photo": added_template(info, SD),
+        "Conductor 5 A concept added to a photo with SDXL": added_template(info, SDXL),
+    }
 
 
 def demo_template(info: dict) -> dict:
     graph = Graph(info)
-    graph.note(NOTE, [-340, 0], [310, 560])
-    loaded = graph.add("PnPMixDemoModel", "", [0, 0], [250, 80])
-    scene = graph.add("PnPMixDemoScene", "The layout", [0, 140], [250, 330], seed=SEED, concepts=2)
+    wording, larger = words_and_layout(info), enlarge(info)
+    concepts = [demo_concept(info, 2 + k, thing) for k, thing in enumerate(THINGS)]
+    graph.note(NOTE, [-340, -32], [310, 700])
+    loaded = graph.add("PnPMixDemoModel", "", [0, 0], [250, 110])
+    scene = graph.add("PnPMixDemoScene", "The layout", [0, 170], [250, 330], seed=SEED, concepts=2)
     graph.group("Comes with the pack", FILES, loaded, scene)
     model, clip, vae = (loaded[k] for k in range(3))
-
-    words = ", ".join((*THINGS, PLACE))
-    positive = graph.add("CLIPTextEncode", "The whole picture", [290, 0], [300, 110], text=words, clip=clip)
-    negative = graph.add("CLIPTextEncode", "Not in it", [290, 170], [300, 80], text="", clip=clip)
-    layout = graph.add("VAEEncode", "Layout", [290, 310], [300, 60], pixels=scene[0], vae=vae)
-    concepts, nodes = {}, []
-    for k, thing in enumerate(THINGS):
-        lora = graph.add(
-            "PnPMixConceptLora",
-            f"Your {thing}",
-            [630, 430 * k],
-            [300, 230],
-            clip=clip,
-            lora_name=f"demo model: {thing}.safetensors",
-            strength=1.0,
-            text=", ".join((thing, thing, PLACE)),
-        )
-        concept = graph.add(
-            "PnPMixConductedConcept",
-            f"Where your {thing} goes",
-            [630, 430 * k + 270],
-            [300, 110],
-            positive=lora[0],
-            negative=lora[1],
-            mask=scene[4 + k],
-            name=thing,
-            **concepts,
-        )
-        concepts = {"concepts": concept[0]}
-        nodes += [lora, concept]
-    graph.group("Concepts", YOURS, *nodes)
-
+    worded = graph.add_subgraph(wording, [300, 0], [240, 130], clip=clip, vae=vae, layout=scene[0])
+    chain, nodes = {}, []
+    for k, step in enumerate(concepts):
+        ends = {"clip": clip, "where it goes": scene[4 + k]}
+        node = graph.add_subgraph(step, [300, 190 + 210 * k], [240, 150], **ends, **chain)
+        chain = {"concepts": node[0]}
+        nodes.append(node)
+    graph.group("Words and concepts", YOURS, worded, *nodes)
+    positive, negative, layout = (worded[k] for k in range(3))
     reference = graph.add(
-        "PnPMixLayoutReference", "", [970, 0], [270, 160], model=model, positive=positive[0], latent=layout[0], steps=40
+        "PnPMixLayoutReference", "", [590, 0], [260, 180], model=model, positive=positive, latent=layout, steps=40
     )
-    patched = graph.add(
-        "PnPMixLayoutAlignment", "", [970, 220], [270, 130], model=model, layout=reference[0], weight=20.0
+    aligned = graph.add(
+        "PnPMixLayoutAlignment", "", [590, 240], [260, 160], model=model, layout=reference[0], weight=20.0
     )
-    patched = graph.add("PnPMixMaskRefinement", "", [970, 410], [270, 180], model=patched[0], threshold=0.5)
+    refined = graph.add("PnPMixMaskRefinement", "", [590, 460], [260, 200], model=aligned[0], threshold=0.5)
+    graph.group("The layout's part", YOURS, reference, aligned, refined)
     conductor = graph.add(
-        "PnPMixConductor",
-        "",
-        [1280, 0],
-        [290, 480],
-        model=patched[0],
-        positive=positive[0],
-        negative=negative[0],
-        latent=layout[0],
-        seed=1,
-        steps=40,
-        cfg=3.0,
-        **concepts,
-    )
+        "PnPMixConductor", "", [900, 0], [290, 480], model=refined[0], positive=positive, negative=negative,
+        latent=layout, seed=1, steps=40, cfg=3.0, **chain,
+    )  # fmt: skip
     graph.group("Concept Conductor", YOURS, conductor)
-    decoded = graph.add("VAEDecode", "", [1610, 0], [240, 60], samples=conductor[0], vae=vae)
-    larger = graph.add(
-        "ImageScaleBy", "", [1610, 120], [240, 90], image=decoded[0], upscale_method="nearest-exact", scale_by=8.0
-    )
-    save = graph.add("SaveImage", "Finished picture", [1610, 270], [240, 320], images=larger[0])
-    graph.group("Finished picture", RESULT, decoded, larger, save)
-    return workflow(graph, [])
+    enlarged = graph.add_subgraph(larger, [1240, 0], [260, 60], latent=conductor[0], vae=vae)
+    save = graph.add("SaveImage", "Finished picture", [1240, 120], [260, 320], images=enlarged[0])
+    graph.group("Finished picture", RESULT, enlarged, save)
+    return workflow(graph, [wording, *concepts, larger])
+
+
+def words_and_layout(info: dict) -> Subgraph:
+    graph = Subgraph(info, "Words and layout", 1)
+    clip, vae, layout = graph.input("clip", "CLIP"), graph.input("vae", "VAE"), graph.input("layout", "IMAGE")
+    words = graph.input("prompt", "STRING", ", ".join((*THINGS, PLACE)))
+    graph.output("positive", graph.add("CLIPTextEncode", "The whole picture", text=words, clip=clip)[0])
+    graph.output("negative", graph.add("CLIPTextEncode", "Not in it", text="", clip=clip)[0])
+    graph.output("layout", graph.add("VAEEncode", "Layout", pixels=layout, vae=vae)[0])
+    return graph
+
+
+def demo_concept(info: dict, number: int, thing: str) -> Subgraph:
+    graph = Subgraph(info, f"Your {thing}", number)
+    clip, mask = graph.input("clip", "CLIP"), graph.input("where it goes", "MASK")
+    chain = {} if thing == THINGS[0] else {"concepts": graph.input("concepts", "PNPMIX_CONDUCTED")}
+    words = graph.input("picture in its words", "STRING", ", ".join((thing, thing, PLACE)))
+    file = f"demo model: {thing}.safetensors"
+    lora = graph.add("PnPMixConceptLora", clip=clip, lora_name=file, strength=1.0, text=words)
+    own = dict(positive=lora[0], negative=lora[1], mask=mask, name=thing)
+    graph.output("concepts", graph.add("PnPMixConductedConcept", **own, **chain)[0])
+    return graph
+
+
+def enlarge(info: dict) -> Subgraph:
+    graph = Subgraph(info, "Enlarge", 4)
+    latent, vae = graph.input("latent", "LATENT"), graph.input("vae", "VAE")
+    decoded = graph.add("VAEDecode", samples=latent, vae=vae)[0]
+    larger = graph.add("ImageScaleBy", "Enlarge", image=decoded, upscale_method="nearest-exact", scale_by=8.0)
+    graph.output("picture", larger[0])
+    return graph
+
+
+# --- With your own LoRAs
+
+YOUR = ["dog", "cat"]
+PICTURE = "example.png"  # which every ComfyUI has, until people choose their own
+PROMPT, ONE = "a photo of a dog and a cat on a beach", "a photo of a dog on a street"
+# Of Layout Alignment and Mask Refinement, as the authors' code has them for SDXL; the nodes' defaults are for SD
+FOR_SDXL = {"alignment": {"end": 0.25}, "refinement": {"start": 0.3, "updates": 5, "threshold": 0.7, "restarts": 25}}
+
+
+def model_files(info: dict) -> Subgraph:
+    graph = Subgraph(info, "Model files", 1)
+    checkpoint = ("checkpoint", ("CheckpointLoaderSimple", "ckpt_name", SD15))
+    wanted = [checkpoint, *loaders(SD, "words")[1:]]
+    files = [(*loader, graph.input(label, "COMBO", loader[2]["name"])) for label, loader in wanted]
+    names = ["model", "clip", "vae", "detector", "segmenter"]
+    for name, output in zip(names, add_loaders(graph, files), strict=True):
+        graph.output(name, output)
+    return graph
+
+
+def concept(info: dict, number: int, noun: str, found: bool, first: bool) -> Subgraph:
+    """Your concept: its weights and words, and where in the layout it goes.
+
+    Args:
+        number: of the subgraph in its file.
+        found: by a word; else its mask comes in.
+        first: of the chain.
+    """
+    graph = Subgraph(info, f"Your {noun}", number)
+    clip = graph.input("clip", "CLIP")
+    chain = {} if first else {"concepts": graph.input("concepts", "PNPMIX_CONDUCTED")}
+    if found:
+        layout = graph.input("layout", "IMAGE")
+        finder = [graph.input("detector", "PNPMIX_DETECTOR"), graph.input("segmenter", "PNPMIX_SEGMENTER")]
+        word = graph.input("what it is in the layout", "STRING", noun)
+        (mask,) = add_finding(graph, [("In the layout", layout)], word, finder)
+    else:
+        mask = graph.input("where it goes", "MASK")
+    file = graph.input("LoRA", "COMBO", f"your_{noun}.safetensors")
+    words = graph.input("picture in its words", "STRING", own_words(noun, found))
+    lora = graph.add("PnPMixConceptLora", clip=clip, lora_name=file, text=words, negative_text="blurry, distorted")
+    conducted = graph.add("PnPMixConductedConcept", positive=lora[0], negative=lora[1], mask=mask, name=noun, **chain)
+    graph.output("concepts", conducted[0])
+    graph.output("where it goes", mask)
+    return graph
+
+
+def own_words(noun: str, several: bool) -> str:
+    """Every similar thing is named by the concept's own words."""
+    own = f"a sks {noun}"
+    return f"a photo of {own} and {own} on a beach" if several else ONE.replace(f"a {noun}", own)
+
+
+def conduct(info: dict, number: int, side: int, prompt: str, into_photo: bool) -> Subgraph:
+    """From the layout and the concepts to the finished picture.
+
+    into_photo: the concept comes into a photo, which changes where a mask says alone.
+    """
+    graph = Subgraph(info, "Conduct", number)
+    model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
+    layout, concepts = graph.input("layout", "IMAGE"), graph.input("concepts", "PNPMIX_CONDUCTED")
+    photo, where = (graph.input("photo", "IMAGE"), graph.input("where it goes", "MASK")) if into_photo else (None, None)
+    words, seed = graph.input("prompt", "STRING", prompt), graph.input("seed", "INT", 0)
+    positive = graph.add("CLIPTextEncode", "The whole picture", text=words, clip=clip)[0]
+    negative = graph.add("CLIPTextEncode", "Not in it", text="blurry, distorted", clip=clip)[0]
+    reference = graph.add("VAEEncode", "Layout", pixels=layout, vae=vae)[0]
+    if into_photo:
+        begun = graph.add("VAEEncode", "Your photo", pixels=photo, vae=vae)[0]
+        begun = graph.add("SetLatentNoiseMask", "What may change", samples=begun, mask=where)[0]
+    else:
+        begun = graph.add("EmptyLatentImage", "Size and number", width=side, height=side)[0]
+    own = FOR_SDXL if side == SDXL else {"alignment": {}, "refinement": {}}
+    target = graph.add("PnPMixLayoutReference", model=model, positive=positive, latent=reference)[0]
+    patched = graph.add("PnPMixLayoutAlignment", model=model, layout=target, **own["alignment"])[0]
+    patched = graph.add("PnPMixMaskRefinement", model=patched, **own["refinement"])[0]
+    conductor = graph.add(
+        "PnPMixConductor", model=patched, positive=positive, negative=negative, concepts=concepts, latent=begun,
+        seed=seed,
+    )  # fmt: skip
+    finished = graph.add("VAEDecode", samples=conductor[0], vae=vae)[0]
+    if into_photo:
+        finished = graph.add("PnPMixPasteBack", original=photo, image=finished, mask=where)[0]
+    drawn = graph.add("MaskToImage", "Refined masks", mask=conductor[1])[0]
+    graph.output("finished picture", finished)
+    graph.output("look inside", graph.add("ImageBatch", "Look inside", image1=layout, image2=drawn)[0])
+    return graph
+
+
+def fitted(info: dict, number: int, names: list[str], side: int) -> Subgraph:
+    """Pictures, cropped and scaled to the square that the model works on; masks beside them likewise."""
+    graph = Subgraph(info, "In the model's size", number)
+    size = dict(upscale_method="lanczos", width=side, height=side, crop="center")
+    for name in names:
+        picture = graph.input(name, "IMAGE")
+        graph.output(name, graph.add("ImageScale", name.capitalize(), image=picture, **size)[0])
+    return graph
+
+
+def add_results(graph: Graph, mixed, x: int) -> None:
+    save = graph.add("SaveImage", "Finished picture", [x, 0], [300, 360], images=mixed[0], filename_prefix="PnP-MIX")
+    shown = graph.add("PreviewImage", "Look inside", [x, 410], [300, 290], images=mixed[1])
+    graph.group("Finished picture", RESULT, save, shown)
+
+
+def layout_template(info: dict) -> dict:
+    """The layout's things are found by words."""
+    graph, files, sizing = Graph(info), model_files(info), fitted(info, 2, ["layout"], SD)
+    concepts = [concept(info, 3 + k, noun, found=True, first=k == 0) for k, noun in enumerate(YOUR)]
+    mixing = conduct(info, 5, SD, PROMPT, into_photo=False)
+    graph.note(layout_note(painted=False), [0, -32], [310, 860])
+    loaded = graph.add_subgraph(files, [360, 0], [240, 216])
+    graph.group("Model files", FILES, loaded)
+    layout = graph.add("LoadImage", "Layout: a picture with a dog and a cat", [360, 310], [240, 314], image=PICTURE)
+    scaled = graph.add_subgraph(sizing, [360, 690], [240, 60], layout=layout[0])
+    graph.group("1 · Layout", YOURS, layout, scaled)
+    ends = {"clip": loaded[1], "layout": scaled[0], "detector": loaded[3], "segmenter": loaded[4]}
+    chain, nodes = {}, []
+    for k, step in enumerate(concepts):
+        node = graph.add_subgraph(step, [660, 330 * k], [280, 260], **ends, **chain)
+        chain = {"concepts": node[0]}
+        nodes.append(node)
+    graph.group("2 · Your concepts", YOURS, *nodes)
+    return finish(graph, loaded, mixing, [files, sizing, *concepts, mixing], 990, layout=scaled[0], **chain)
+
+
+def finish(graph: Graph, loaded, mixing: Subgraph, subgraphs: list[Subgraph], x: int, **ends: Output) -> dict:
+    ends = {"model": loaded[0], "clip": loaded[1], "vae": loaded[2]} | ends
+    mixed = graph.add_subgraph(mixing, [x, 0], [270, 300], **ends)
+    graph.group("3 · In words", YOURS, mixed)
+    add_results(graph, mixed, x + 320)
+    return workflow(graph, subgraphs)
+
+
+def add_checkpoint(graph: Graph, side: int):
+    file = CHECKPOINTS[SDXL] if side == SDXL else SD15
+    loaded = graph.add("CheckpointLoaderSimple", "", [360, 0], [250, 110], {"models": [file]}, ckpt_name=file["name"])
+    graph.group("Model file", FILES, loaded)
+    return loaded
+
+
+def painted_template(info: dict) -> dict:
+    """Masks from the mask editor; no file but a checkpoint and the LoRAs."""
+    graph, sizing = Graph(info), fitted(info, 2, ["layout"], SD)
+    concepts = [concept(info, 3 + k, noun, found=False, first=k == 0) for k, noun in enumerate(YOUR)]
+    mixing = conduct(info, 5, SD, PROMPT, into_photo=False)
+    graph.note(layout_note(painted=True), [0, -32], [310, 800])
+    loaded = add_checkpoint(graph, SD)
+    painted = [
+        graph.add("LoadImage", f"Layout: paint the {noun}", [360, 200 + 300 * k], [250, 270], image=PICTURE)
+        for k, noun in enumerate(YOUR)
+    ]
+    graph.group("1 · Layout, the same in both", YOURS, *painted)
+    scaled = graph.add_subgraph(sizing, [660, 490], [280, 60], layout=painted[0][0])
+    chain, nodes = {}, []
+    for k, step in enumerate(concepts):
+        ends = {"clip": loaded[1], "where it goes": painted[k][1]}
+        node = graph.add_subgraph(step, [660, 220 * k], [280, 160], **ends, **chain)
+        chain = {"concepts": node[0]}
+        nodes.append(node)
+    graph.group("2 · Your concepts", YOURS, *nodes)
+    return finish(graph, loaded, mixing, [sizing, *concepts, mixing], 990, layout=scaled[0], **chain)
+
+
+def added_template(info: dict, side: int) -> dict:
+    """The layout is the photo with any dog pasted onto it; the photo itself changes inside the mask alone."""
+    noun = YOUR[0]
+    graph, sizing = Graph(info), fitted(info, 2, ["photo", "layout"], side)
+    own, mixing = concept(info, 3, noun, found=False, first=True), conduct(info, 4, side, ONE, into_photo=True)
+    graph.note(added_note(side), [0, -32], [310, 800])
+    loaded = add_checkpoint(graph, side)
+    photo = graph.add("LoadImage", "Your photo", [360, 200], [250, 270], image=PICTURE)
+    layout = graph.add("LoadImage", f"The same with any {noun}: paint it", [360, 500], [250, 270], image=PICTURE)
+    graph.group("1 · Your photo, and the layout", YOURS, photo, layout)
+    scaled = graph.add_subgraph(sizing, [660, 300], [280, 80], photo=photo[0], layout=layout[0])
+    node = graph.add_subgraph(own, [660, 0], [280, 160], clip=loaded[1], **{"where it goes": layout[1]})
+    graph.group("2 · Your concept", YOURS, node)
+    ends = {"layout": scaled[1], "concepts": node[0], "photo": scaled[0], "where it goes": layout[1]}
+    return finish(graph, loaded, mixing, [sizing, own, mixing], 990, **ends)
+
+
+# --- Notes
+
+ANY = "; any {} checkpoint does"
+COMMON = """- The files *your_…* are no download: choose your own LoRAs, of the checkpoint's family. ED-LoRAs of the \
+authors' code work too.
+- In *picture in its words* every similar thing is named by **this** LoRA's words, "sks dog" here.
+- Inside **Conduct** the defaults are the paper's: *steps* 200, a *Layout Reference* of 999 steps, which is kept until \
+the layout changes. *steps* 50 and 250 are a quick look.
+- Ctrl+B on **Layout Alignment** or **Mask Refinement** inside **Conduct** shows what it does.
+- Too little like the LoRA: raise *strength* of **Concept LoRA**, inside the concept.
+"""
+
+
+def layout_note(painted: bool) -> str:
+    file = listed(SD15) + ANY.format("SD 1.x")
+    if painted:
+        first = """1. **Layout**: the same picture in both, square, with an ordinary dog and an ordinary cat. \
+Right-click, **Open in MaskEditor**, and paint the dog in one and the cat in the other."""
+    else:
+        first = "1. **Layout**: any picture with an ordinary dog and an ordinary cat. Its middle square is taken."
+        finders = [file for _, (_, _, file) in loaders(SD, "words")[1:]]
+        file = "\n".join([file, listed(finders[0]), BERT, listed(finders[1])])
+    return f"""# Two LoRA concepts in one new picture{", masks by hand" if painted else ""}
+
+The layout says where things are, your LoRAs what they look like; everything else is drawn anew.
+
+**What is green is yours to fill in**
+{first}
+2. **Your concepts**: for each a *LoRA*, and the picture in its words.
+3. **Conduct**: the picture in plain words, and a seed.
+
+Then **Run**. **Look inside** shows the layout and the masks as they were refined.
+
+**Files, once**
+{file}
+
+{COMMON}"""
+
+
+def added_note(side: int) -> str:
+    file, kind = (CHECKPOINTS[SDXL], "SDXL") if side == SDXL else (SD15, "SD 1.x")
+    return f"""# A concept added to your photo
+
+A thing that the photo does not hold, with the look of your LoRA. Outside the grown mask every pixel stays.
+
+**What is green is yours to fill in**
+1. **Your photo**: square, or its middle square is taken. **The layout**: the same photo with any dog pasted onto it, \
+as rough as you like. Right-click, **Open in MaskEditor**, and paint the dog. To replace a dog, load the photo in both.
+2. **Your concept**: a *LoRA*, and the picture in its words.
+3. **Conduct**: the picture in plain words, and a seed.
+
+Then **Run**. **Look inside** shows the layout and the mask as it was refined.
+
+**File, once**
+{listed(file)}{ANY.format(kind)}
+
+{COMMON}"""
 
 
 NOTE = """# Several LoRA concepts in one new picture
@@ -91,6 +347,6 @@ thing a look that no word of the demo model means: a cup brown above and lime be
 
 - Another *seed* in **Conductor**: another picture with the same layout. Not every seed comes out well.
 - Ctrl+B on **Layout Alignment** or **Mask Refinement** shows what it does.
-- In each **Concept LoRA** every similar thing is named by the concept's word: "cup, cup, meadow".
+- In **Your cup** and **Your star** every similar thing is named by the concept's word: "cup, cup, meadow".
 - With a real checkpoint the defaults are the paper's: *steps* 200, *cfg* 7.5, *weight* 0.
 """

@@ -16,8 +16,22 @@ TEMPLATES, BLUEPRINTS, OLD_WORKFLOWS = (
 WORKFLOWS = [name for name in TEMPLATES if name[0].isdigit()]  # PnP-MIX's own; the others begin with a word
 # templates of one kind of model, which start from other settings
 FLOWS = [name for name in TEMPLATES if name.startswith("Flow ")]
+FEW_STEPS = [name for name in TEMPLATES if name.startswith("Few steps ")]
 CONDUCTOR = [name for name in TEMPLATES if name.startswith("Conductor ")]
+LEARN = [name for name in TEMPLATES if name.startswith("Learn ")]
+WITHOUT_DOWNLOADS = [name for name in TEMPLATES if "without downloads" in name.lower()]
 SHOWN = ("SaveImage", "PreviewImage", "MaskPreview", "PnPMixBackgroundPicker", "PnPMixScorePlot")
+SAVED = (*SHOWN, "PnPMixSaveConcept")  # all that has a result of its own
+# What loads models, and which of Load Demo Model's outputs stand in for its own
+LOADERS = {
+    "CheckpointLoaderSimple": (0, 1, 2),
+    "UNETLoader": (0,),
+    "LoraLoaderModelOnly": (0,),
+    "ModelSamplingAuraFlow": (0,),
+    "CLIPLoader": (1,),
+    "DualCLIPLoader": (1,),
+    "VAELoader": (2,),
+}
 CANDIDATES, PHOTO = 4, ["demo scene", 0]
 
 
@@ -43,8 +57,10 @@ def with_demo_model(prompt: dict, seed: int) -> dict:
     candidates = candidate_scenes(seed, concepts)
     for node_id, node in prompt.items():
         kind, inputs = node["class_type"], node["inputs"]
-        if kind == "CheckpointLoaderSimple":
-            stands_in |= {(node_id, output): ["demo model", output] for output in range(3)}
+        if kind in LOADERS:
+            stands_in |= {(node_id, k): ["demo model", output] for k, output in enumerate(LOADERS[kind])}
+            if kind == "UNETLoader":
+                added["demo model"]["inputs"] = {"network": "flow"}
         elif kind == "VAEDecode" and prompt[inputs["samples"][0]]["class_type"] == "KSampler":
             added |= candidates
             stands_in[node_id, 0] = [list(candidates)[-1], 0]

