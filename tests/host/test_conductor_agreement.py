@@ -124,14 +124,17 @@ def test_all_parts_together(layout):
 @pytest.mark.parametrize(
     ("inputs", "settings"),
     [
-        (dict(aligned=False, concepts=1, steps=20), dict(aligned=False, concepts=1, steps=20)),
-        (dict(aligned=False, concepts=3, cfg=1.0), dict(aligned=False, concepts=3, cfg=1.0)),
+        (dict(aligned=False, concepts=1, steps=20, cfg=1.0), dict(aligned=False, concepts=1, steps=20, cfg=1.0)),
         (dict(aligned=False, inject="self", strength=0.2), dict(aligned=False, inject=("self",), strength=0.2)),
-        (dict(aligned=False, inject="cross"), dict(aligned=False, inject=("cross",))),
-        (dict(weight=100.0, concept_weight=0.0), dict(weight=100.0, concept_weight=0.0)),
-        (dict(concept_weight=3.0, align_end=0.0), dict(concept_weight=3.0, align_end=0.0)),
-        (dict(method="noised", inversion_steps=10), dict(noised=0, inversion_steps=10)),
-        (dict(inversion_steps=10), dict(inversion_steps=10)),
+        (dict(aligned=False, inject="cross", concepts=3), dict(aligned=False, inject=("cross",), concepts=3)),
+        (
+            dict(weight=100.0, concept_weight=0.0, inversion_steps=10),
+            dict(weight=100.0, concept_weight=0.0, inversion_steps=10),
+        ),
+        (
+            dict(method="noised", concept_weight=3.0, align_end=0.0),
+            dict(noised=0, concept_weight=3.0, align_end=0.0),
+        ),
         (
             dict(aligned=False, refined=True, start=0.1, end=0.7, updates=3, restarts=3),
             dict(aligned=False, refine=(0.1, 0.7, 3), restarts=3),
