@@ -23,7 +23,8 @@ from conductor_oracle import random_lora
 from oracle import relative_error
 from pictures import latent, mask_batch
 from small_models import LAYOUTS, comfy_model, conditioning, diffusers_unet
-from workflow_files import CONDUCTOR, read, to_api
+from stand_ins import conducted_with_demo_model
+from workflow_files import CONDUCTOR, WITHOUT_DOWNLOADS, read, to_api
 
 SMALL = {"samples": torch.zeros_like(latent(0))}
 
@@ -285,13 +286,16 @@ def test_demo_loras_conduct_the_demo_model(tmp_path):
     assert change[8:24, 8:24].mean() > 1.2 * change.mean() > 0
 
 
+# The others have the nodes of these
 @pytest.mark.oldest
-@pytest.mark.parametrize("name", CONDUCTOR)
-def test_template_that_needs_no_download_gives_a_picture(name):
-    graph = Graph()
-    graph.prompt = to_api(read(name))
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_template_gives_a_picture_with_the_demo_model_in_the_place_of_its_files(number):
+    """In few steps."""
+    (name,) = [name for name in CONDUCTOR if name.startswith(f"Conductor {number} ")]
+    prompt, graph = to_api(read(name)), Graph()
+    graph.prompt = prompt if name in WITHOUT_DOWNLOADS else conducted_with_demo_model(prompt)
     nodes = {node["class_type"]: node["inputs"] for node in graph.prompt.values()}
     nodes["PnPMixConductor"]["steps"] = nodes["PnPMixLayoutReference"]["steps"] = 2
     nodes["PnPMixMaskRefinement"]["restarts"] = 5
     picture = graph.run(finished=nodes["SaveImage"]["images"])["finished"]
-    assert picture.shape == (1, 512, 512, 3) and picture.std() > 0.05
+    assert picture.shape[1:] in ((512, 512, 3), (64, 64, 3)) and picture.std() > 0.05

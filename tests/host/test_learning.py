@@ -9,6 +9,8 @@ import torch
 from comfy_host import Graph, output, pack_module, refused
 from learned_concepts import blend, blend_concept, encode, ksampler, learned, samples
 from small_models import LAYOUTS, comfy_model, small_clip
+from stand_ins import learned_with_demo_model
+from workflow_files import LEARN, WITHOUT_DOWNLOADS, read, to_api
 
 
 class Vae:
@@ -219,6 +221,20 @@ def test_photos_to_picture(case):
     model, positive = blend(graph, case.model, case.clip, chain, text="a dog and a cat")
     (picture,) = samples(graph, ksampler(graph, model, positive, encode(graph, case.clip, "")))
     assert torch.isfinite(picture).all()
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("name", LEARN)
+def test_template_gives_a_picture_with_the_demo_model_in_the_place_of_its_files(name):
+    """In few steps of learning and of sampling."""
+    prompt, graph = to_api(read(name)), Graph()
+    graph.prompt = prompt if name in WITHOUT_DOWNLOADS else learned_with_demo_model(prompt)
+    for node in graph.prompt.values():
+        if node["class_type"] in ("PnPMixTrainConcept", "KSampler"):
+            node["inputs"]["steps"] = 2
+    nodes = {node["class_type"]: node["inputs"] for node in graph.prompt.values()}
+    picture = graph.run(finished=nodes["SaveImage"]["images"])["finished"]
+    assert picture.shape[1:] in ((512, 512, 3), (64, 64, 3)) and picture.std() > 0.05
 
 
 # Files

@@ -17,7 +17,7 @@ SETTINGS = {
     "PnPMixTrainConcept": {
         "steps": 250, "learning_rate": 1e-3, "resolution": 64, "dtype": "fp32", "checkpointing": False,
     },
-    "KSampler": {"steps": 20, "cfg": 3.0},
+    "KSampler": {"steps": 20, "cfg": 3.0, "seed": 1},
     "ImageScale": {"width": 64, "height": 64},
     "PnPMixPasteBack": {"expand": 1, "feather": 1},
 }  # fmt: skip

@@ -7,12 +7,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 import score_thumbnail
-from comfy_host import Graph, boot
-from stand_ins import conducted_with_demo_model, learned_with_demo_model
+from comfy_host import PACK, Graph, boot
+from stand_ins import learned_with_demo_model
 from workflow_files import (
     CONDUCTOR,
     FOLDER,
@@ -67,10 +69,17 @@ def thumbnail(name: str) -> Image.Image:
     return compose(column, pictures["result"][0], chosen=0 if "candidates" in shown else None)
 
 
+def conductor_thumbnail() -> Image.Image:
+    """For all templates of Concept Conductor: the run of the help page, which a chosen seed of
+    python -m demo --method conductor gave."""
+    page = Image.open(PACK / "js" / "docs" / "conductor.png").convert("RGB")
+    panels = [page.crop((left, 24, left + 192, 216)) for left in (6, 204, 402, 600)]
+    *column, result = [torch.from_numpy(np.array(panel)) / 255 for panel in panels]
+    return compose(column, result, chosen=None)
+
+
 def in_its_place(name: str, prompt: dict) -> dict:
     """The graph with the demo model in the place of files."""
-    if name in CONDUCTOR:
-        return conducted_with_demo_model(prompt)
     return learned_with_demo_model(prompt) if name in LEARN else with_demo_model(prompt, SCENES[name])
 
 
@@ -98,6 +107,7 @@ if __name__ == "__main__":
     for name in (*SCENES, *DEMOS, *CONDUCTOR, *LEARN):
         if wanted and not name.startswith(tuple(wanted)):
             continue
-        thumbnail(name).save(FOLDER / f"{name}.jpg", quality=92)
+        picture = conductor_thumbnail() if name in CONDUCTOR else thumbnail(name)
+        picture.save(FOLDER / f"{name}.jpg", quality=92)
     if not wanted:
         score_thumbnail.score_thumbnail().save(FOLDER / f"{score_thumbnail.NAME}.jpg", quality=92)
