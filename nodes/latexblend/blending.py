@@ -56,10 +56,11 @@ class PnPMixBlendConcept(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, learned: LearnedConcept, occurrence, strength, mask=None, concepts=()) -> io.NodeOutput:
-        node = f"Blend Concept '{learned.name}'"
-        check_numbers(node, occurrence=occurrence, strength=strength)
+        check_numbers("Blend Concept", occurrence=occurrence, strength=strength)
         if mask is not None:
-            mask = check_mask(node, "mask", mask, "Paint where the concept is to be in white.")
+            mask = check_mask(
+                f"Blend Concept '{learned.name}'", "mask", mask, "Paint where the concept is to be in white."
+            )
         return io.NodeOutput([*concepts, BlendedConcept(learned, occurrence, strength, mask, cls.hidden.unique_id)])
 
 

@@ -142,8 +142,9 @@ def test_batch_of_latents(model):
 
 
 def test_video_latent(model):
+    """Of more than one frame, which is how some models have their pictures."""
     graph = Graph()
-    video = {"samples": latent(0)[:, :, None]}
+    video = {"samples": latent(0)[:, :, None].repeat(1, 1, 2, 1, 1)}
     stops(graph, invert(graph, model, latent=video), "DDPM Invert", "'latent'", "shape")
 
 

@@ -52,7 +52,7 @@ def demo_template(info: dict) -> dict:
         "PnPMixLayoutReference", "", [590, 0], [260, 180], model=model, positive=positive, latent=layout, steps=40
     )
     aligned = graph.add(
-        "PnPMixLayoutAlignment", "", [590, 240], [260, 160], model=model, layout=reference[0], weight=20.0
+        "PnPMixLayoutAlignment", "", [590, 240], [260, 160], model=model, layout=reference[0], weight=2.0
     )
     refined = graph.add("PnPMixMaskRefinement", "", [590, 460], [260, 200], model=aligned[0], threshold=0.5)
     graph.group("The layout's part", YOURS, reference, aligned, refined)
@@ -343,7 +343,8 @@ Press **Run**: everything comes with the pack, and it takes a minute or two, on 
 
 **Demo Scene** draws the layout: an ordinary cup and an ordinary star. Each **Concept LoRA** has weights that give its \
 thing a look that no word of the demo model means: a cup brown above and lime below, a magenta star, teal inside. \
-**Conductor** draws a new picture: the layout's things in their places, in the LoRAs' looks.
+**Conductor** draws a new picture in that layout, in the LoRAs' looks. So small a model manages this in part: it may put a \
+thing elsewhere or draw one too many, and a higher *weight* of **Layout Alignment** soon spoils its pictures.
 
 - Another *seed* in **Conductor**: another picture with the same layout. Not every seed comes out well.
 - Ctrl+B on **Layout Alignment** or **Mask Refinement** shows what it does.
