@@ -362,10 +362,10 @@ OTHER_VALUES: dict[str, dict[str, dict]] = {
     # lower than the paper's: at 20 the demo model draws nothing any more
     "Conductor 1": {
         "PnPMixConceptLora": {"strength": 1.0},
-        "PnPMixLayoutReference": {"steps": 40},
+        "PnPMixLayoutReference": {"steps": 20},
         "PnPMixLayoutAlignment": {"weight": 2.0},
         "PnPMixMaskRefinement": {"threshold": 0.5},
-        "PnPMixConductor": {"steps": 40, "cfg": 3.0},
+        "PnPMixConductor": {"steps": 20, "cfg": 3.0},
     },
     # the authors' values for SDXL
     "Conductor 5": {

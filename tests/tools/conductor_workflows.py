@@ -49,7 +49,7 @@ def demo_template(info: dict) -> dict:
     graph.group("Words and concepts", YOURS, worded, *nodes)
     positive, negative, layout = (worded[k] for k in range(3))
     reference = graph.add(
-        "PnPMixLayoutReference", "", [590, 0], [260, 180], model=model, positive=positive, latent=layout, steps=40
+        "PnPMixLayoutReference", "", [590, 0], [260, 180], model=model, positive=positive, latent=layout, steps=20
     )
     aligned = graph.add(
         "PnPMixLayoutAlignment", "", [590, 240], [260, 160], model=model, layout=reference[0], weight=2.0
@@ -58,7 +58,7 @@ def demo_template(info: dict) -> dict:
     graph.group("The layout's part", YOURS, reference, aligned, refined)
     conductor = graph.add(
         "PnPMixConductor", "", [900, 0], [290, 480], model=refined[0], positive=positive, negative=negative,
-        latent=layout, seed=1, steps=40, cfg=3.0, **chain,
+        latent=layout, seed=1, steps=20, cfg=3.0, **chain,
     )  # fmt: skip
     graph.group("Concept Conductor", YOURS, conductor)
     enlarged = graph.add_subgraph(larger, [1240, 0], [260, 60], latent=conductor[0], vae=vae)
@@ -343,8 +343,8 @@ Press **Run**: everything comes with the pack, and it takes a minute or two, on 
 
 **Demo Scene** draws the layout: an ordinary cup and an ordinary star. Each **Concept LoRA** has weights that give its \
 thing a look that no word of the demo model means: a cup brown above and lime below, a magenta star, teal inside. \
-**Conductor** draws a new picture in that layout, in the LoRAs' looks. So small a model manages this in part: it may put a \
-thing elsewhere or draw one too many, and a higher *weight* of **Layout Alignment** soon spoils its pictures.
+**Conductor** draws a new picture in that layout, in the LoRAs' looks. So small a model manages this \
+in part: it puts things elsewhere, draws one too many, and a higher *weight* of **Layout Alignment** soon spoils all.
 
 - Another *seed* in **Conductor**: another picture with the same layout. Not every seed comes out well.
 - Ctrl+B on **Layout Alignment** or **Mask Refinement** shows what it does.
