@@ -228,7 +228,7 @@ def test_weights_cut_short_are_refused(tmp_path, monkeypatch):
     (module,) = (module for name, module in sys.modules.items() if name.endswith("nodes.demo"))
     cut = tmp_path / "weights.safetensors"
     cut.write_bytes(module.demo.WEIGHTS.read_bytes()[:100_000])
-    monkeypatch.setattr(module.demo, "WEIGHTS", cut)
+    monkeypatch.setitem(module.NETWORKS, "unet", cut)
     graph = Graph()
     with refused("weights.safetensors", "cut short", "git checkout"):
         graph.run(model=graph.add("PnPMixDemoModel"))

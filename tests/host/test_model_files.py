@@ -304,7 +304,12 @@ def test_folders_are_made_unless_the_files_are_elsewhere_or_the_disk_is_read_onl
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", {"sams": ([str(elsewhere)], {".pth"})})
     monkeypatch.setattr(folder_paths, "models_dir", str(models))
     loading.register_folders()
-    assert sorted(path.name for path in models.iterdir()) == ["bert-base-uncased", "grounding-dino", "inpaint"]
+    assert sorted(path.name for path in models.iterdir()) == [
+        "bert-base-uncased",
+        "concepts",
+        "grounding-dino",
+        "inpaint",
+    ]
     monkeypatch.setattr(folder_paths, "models_dir", str(elsewhere / "file" / "models"))
     (elsewhere / "file").touch()  # nothing can be made in it
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
