@@ -79,6 +79,12 @@ class Editor:
         dialog = self.page.get_by_role("dialog").last
         dialog.get_by_text("pnp-mix", exact=True).first.click()
         card = dialog.get_by_text(name, exact=True).first
+        dialog.locator("img[src^=blob]").first.hover()
+        for _ in range(50):  # the editor makes cards as they come into view
+            if card.is_visible():
+                break
+            self.page.mouse.wheel(0, 300)
+            self.page.wait_for_timeout(200)
         card.wait_for()
         dialog.locator("img[src^=blob]").first.wait_for()  # the editor fetches pictures as they come into view
         card.click()
