@@ -120,6 +120,7 @@ def test_a_server_that_is_not_there_is_named(table, tmp_path, capsys):
         assert f"no ComfyUI answers at {url}" in capsys.readouterr().out
 
 
+@pytest.mark.oldest
 def test_two_at_the_same_time_write_each_picture_whole(server, table, tmp_path):
     out, logs = tmp_path / "out", [tmp_path / "log 1", tmp_path / "log 2"]
     options = [*FEW, "--table", str(table), "--output", str(out), "--url", server.url]
