@@ -19,6 +19,7 @@ HOST = [
     "comfy_execution",
     "folder_paths",
     "latent_preview",
+    "node_helpers",
     "nodes",
     "server",
     "typing_extensions",
