@@ -202,9 +202,13 @@ def test_half_precision_pictures_come_back_as_the_host_keeps_them(lama, method, 
 
 
 @pytest.fixture
-def card_without_memory(monkeypatch):
+def card_without_memory(lama, monkeypatch):
     """A host that keeps weights off its graphics card (--novram); whatever is put on this card is lost."""
     import comfy.model_management as management
+    from comfy.model_patcher import ModelPatcher
+
+    on_card = ModelPatcher(lama.model, torch.device("meta"), torch.device("cpu"))
+    monkeypatch.setattr(lama, "patcher", on_card, raising=False)  # other tests have theirs back
 
     monkeypatch.setattr(management, "vram_state", management.VRAMState.NO_VRAM)
     monkeypatch.setattr(management, "get_torch_device", lambda: torch.device("meta"))
