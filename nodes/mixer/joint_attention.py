@@ -14,6 +14,7 @@ from ...pnpmix.mixer.attention import attend_to_objects, guided_joint_attention
 from ...pnpmix.mixer.sampling import Rows
 from ..host.checks import BadInput
 from ..host.types import Appearance, Concept
+from .caches import Reuse
 from .families import Tokens, family_of, guided_blocks, token_grid, tokens_of
 from .patches import ROWS, Area, check_rows
 
@@ -42,6 +43,7 @@ class JointAttention:
         grid: height and width of the latent.
         areas: of the conditionings that are limited to one, by their uuid.
         previous: another pack's override.
+        reuse: is told of each layer.
     """
 
     def __init__(
@@ -53,13 +55,14 @@ class JointAttention:
         device: torch.device,
         areas: dict[object, Area],
         transformer_options: dict,
+        reuse: Reuse,
     ):
         base = model.model
         self.network, self.family, self.appearance = base.diffusion_model, family_of(base), appearance
         self.grid, self.areas = grid, areas
         self.blocks = guided_blocks(NODE, model, appearance.layers)
         self.previous: Callable | None = transformer_options.get(OVERRIDE)
-        self.block, self.entered = -1, False
+        self.block, self.entered, self.reuse = -1, False, reuse
 
         whole = (*grid, 0, 0)
         own = {area: self.cells_in(area, concepts) for area in {whole, *areas.values()}}
@@ -143,6 +146,8 @@ class JointAttention:
             return None
         if count == tokens.total:
             self.entered = True
+            if self.reuse.layers > 0:
+                self.reuse.enter()
             if self.blocks is not None:  # otherwise a compiled model would be compiled for every block anew
                 self.block += 1
         elif self.family.image_alone and count == image.stop - image.start:

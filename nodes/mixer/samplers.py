@@ -1,7 +1,5 @@
 """The two passes over the model, as a guider and samplers of ComfyUI."""
 
-from functools import partial
-
 import comfy.conds
 import comfy.model_management
 import comfy.model_patcher
@@ -16,8 +14,8 @@ from ...pnpmix.mixer.sampling import Rows, roles_needed, sample_pnp_mix
 from ..host.checks import BadInput
 from ..host.memory import is_oom, pinned, place_for, rows_that_fit
 from ..host.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground
-from .caches import cache_of_each_layout
-from .families import family_of, has_frames, noise_path
+from .caches import CACHE, Reuse, attention_layers, cache_of_each_layout, new_cache
+from .families import family_of, has_frames, joint_blocks, noise_path
 from .joint_attention import JointAttention
 from .kept import PersonalRows
 from .patches import ROWS, areas_of, install_appearance, keep_hints_from_personal_rows
@@ -104,8 +102,17 @@ class InvertSampler(comfy.samplers.Sampler):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
     ):
         model_wrap.bring_conditionings(sigmas.device)
+        model_options = extra_args["model_options"]
+        transformer_options = model_options["transformer_options"]
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            # no timestep follows from another, so that nothing of one is of use to the next
+            told = {**transformer_options, **new_cache(transformer_options, model_wrap.inner_model.model_sampling)}
+            options = {**model_options, "transformer_options": told}
+            return model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
+
         inversion = ddpm_invert(
-            partial(model_wrap, **extra_args),
+            denoise,
             model_wrap.flat(latent_image)[0],
             sigmas,
             self.seed,
@@ -168,14 +175,18 @@ class MixSampler(comfy.samplers.Sampler):
         model_options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
         appearance: Appearance | None = model_options.get(APPEARANCE)
         joint: JointAttention | None = None
+        reuse, family = Reuse(0), family_of(model)
+        if CACHE not in model_options["transformer_options"] and not is_compiled(model_wrap.model_patcher):
+            unet = model.diffusion_model
+            reuse = Reuse(attention_layers(unet) if family is None else joint_blocks(unet, family))
         if appearance is not None:
             grid = tuple(latent_image.shape[-2:])
             areas = areas_of(model_wrap.conds, grid)
             what = (appearance, self.concepts, grid, device, areas)
-            if family_of(model) is None:
+            if family is None:
                 install_appearance(model_options, model.diffusion_model, *what, self.kept)
             else:
-                joint = JointAttention(model_wrap.model_patcher, *what, model_options["transformer_options"])
+                joint = JointAttention(model_wrap.model_patcher, *what, model_options["transformer_options"], reuse)
                 joint.install(model_options)
         if any("control" in entry for entries in model_wrap.conds.values() for entry in entries):
             keep_hints_from_personal_rows(model_options)
@@ -187,12 +198,16 @@ class MixSampler(comfy.samplers.Sampler):
             dilution = Dilution(inpaint, self.boxes.to(device), inpainted.beta, inpainted.outside)
 
         transformer_options = model_options["transformer_options"]
+        if family is None and reuse.layers > 0:
+            patches = transformer_options.setdefault("patches", {})
+            patches["attn1_patch"] = [reuse.patch, *patches.get("attn1_patch", [])]
         cache_of = cache_of_each_layout(transformer_options, model.model_sampling)
 
         def denoise(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
             told = {**transformer_options, **cache_of(rows), ROWS: rows}
             options = {**model_options, "transformer_options": told}
-            denoised = model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
+            with reuse.watch(rows, counted=family is None or (joint is not None and "swap" in rows.roles)):
+                denoised = model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
             if joint is not None and "swap" in rows.roles and not joint.entered:
                 fault = "its attention does not go through ComfyUI's, so that nothing of the concepts is read."
                 raise BadInput("Mask Noise Mixer", "model", fault, "Bypass the node that replaces its attention.")
@@ -237,10 +252,17 @@ def acts_by_time(model, conditionings: list[list]) -> bool:
     """Whether anything may look at the noise level of a call: it would see only the first of several."""
     known = {"transformer_options", APPEARANCE, DILUTION}
     patched = model.model_options.keys() - known or any(model.model_options["transformer_options"].values())
-    wrapped = any(
-        functions for by_key in model.wrappers.values() for key, functions in by_key.items() if key != COMPILE_KEY
-    )
+    wrapped = any(key != COMPILE_KEY for key in wrappers_of(model))
     return bool(patched or wrapped or any(is_timed(options) for cond in conditionings for _, options in cond))
+
+
+def is_compiled(model) -> bool:
+    return COMPILE_KEY in wrappers_of(model)
+
+
+def wrappers_of(model) -> list:
+    """Keys of all that wrap a part of its sampling."""
+    return [key for by_key in model.wrappers.values() for key, functions in by_key.items() if functions]
 
 
 def is_timed(options: dict) -> bool:

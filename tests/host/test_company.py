@@ -6,9 +6,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from comfy_host import Graph, output, refused
+from comfy_host import Graph, output, pack_module, refused
 from mixer_graph import NEGATIVE, POSITIVE, appearance, chain, invert, mixer, run_pnp_mix
 from oracle import relative_error
+from other_caches import with_deep_cache, with_residual_cache
 from pictures import HEIGHT, WIDTH, ellipse, latent, mask_batch
 from small_models import LAYOUTS, comfy_model, conditioning
 
@@ -135,28 +136,62 @@ def test_what_people_patch_for_speed_or_quality(model, plain, node, inputs):
     assert_invariants(run_pnp_mix(patched), plain)
 
 
-@pytest.mark.parametrize("node", ["EasyCache", "LazyCache"])
-def test_caches_that_keep_outputs_from_call_to_call(model, node):
-    """Calls have other rows after end_percent, and where concepts take turns; each kind of call has its own cache."""
-    graph = Graph()
-    settings = dict(reuse_threshold=0.6, start_percent=0.0, end_percent=1.0, verbose=False)
-    cached = graph.run(model=graph.add(node, model=model, **settings))["model"]
-    results, calls = {}, []
-    hook = model.model.diffusion_model.time_embed.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
-    for name, patched in (("plain", model), ("cached", cached)):
+def blend_and_count(model, end_percent: float = 0.7) -> dict:
+    """The results, what the inversion predicts, and how many of the mixer's calls reach the depth of the UNet."""
+    calls = []
+    middle = model.model.diffusion_model.middle_block[0]
+    hook = middle.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    try:
         graph = Graph()
-        inversion = graph.run(inversion=invert(graph, model, steps=25, skip_steps=5))["inversion"]
+        inversion = graph.run(inversion=invert(graph, model, steps=12, skip_steps=2))["inversion"]
         calls.clear()
         graph = Graph()
-        guided = appearance(graph, patched, end_percent=0.6)
-        mixed = mixer(graph, guided, inversion, chain(graph, 2))
-        samples = graph.run(latent=mixed, references=output(mixed, 1))
-        results[name] = {key: value["samples"] for key, value in samples.items()}
-        results[name]["calls"] = len(calls)
-    hook.remove()
-    assert_invariants(results["cached"], {"latent": latent(0)})
-    assert relative_error(results["cached"]["latent"], results["plain"]["latent"]) < 0.2
-    assert results["cached"]["calls"] < results["plain"]["calls"], "nothing was cached"
+        mixed = mixer(graph, appearance(graph, model, end_percent=end_percent), inversion, chain(graph, 2))
+        results = graph.run(latent=mixed, references=output(mixed, 1))
+    finally:
+        hook.remove()
+    samples = {key: value["samples"] for key, value in results.items()}
+    return samples | {"calls": len(calls), "eps": inversion.inversion.eps}
+
+
+@pytest.fixture(scope="module")
+def uncached(model):
+    return blend_and_count(model)
+
+
+@pytest.mark.parametrize("node", ["EasyCache", "LazyCache"])
+@pytest.mark.parametrize("start, end, threshold", [(0.0, 1.0, 0.7), (0.15, 0.8, 1.5)])
+def test_caches_that_keep_outputs_from_call_to_call(model, uncached, node, start, end, threshold):
+    """Calls have other rows after the appearance's end_percent, and where concepts take turns; each kind of call has
+    its own cache, and the timesteps of an inversion have none."""
+    graph = Graph()
+    settings = dict(reuse_threshold=threshold, start_percent=start, end_percent=end, verbose=False)
+    cached = blend_and_count(graph.run(model=graph.add(node, model=model, **settings))["model"])
+    assert relative_error(cached["eps"], uncached["eps"]) < 1e-4
+    assert_invariants(cached, {"latent": latent(0)})
+    assert cached["calls"] < uncached["calls"], "nothing was cached"
+    if threshold < 1:  # beyond, random weights give something else altogether
+        assert relative_error(cached["latent"], uncached["latent"]) < 0.3
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("add", [with_residual_cache, with_deep_cache])
+def test_caches_of_other_packs(model, add):
+    """Where all calls have the same rows. Random weights keep nothing worth keeping, so how near is not asked."""
+    cached = blend_and_count(add(model), end_percent=1.0)
+    assert_invariants(cached, {"latent": latent(0)})
+    assert cached["calls"] < 11, "nothing was cached"
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("case", ["guidance ends", "concepts take turns"])
+@pytest.mark.parametrize("add", [with_residual_cache, with_deep_cache])
+def test_caches_of_other_packs_that_would_mistake_rows_are_refused(model, monkeypatch, add, case):
+    """Nothing is blended of what was kept of another concept, or of the rows of another kind of call."""
+    if case == "concepts take turns":
+        monkeypatch.setattr(pack_module("mixer.samplers"), "rows_that_fit", lambda *_: 3)
+    with refused("Mask Noise Mixer", "'model'", "one of its patches", "EasyCache"):
+        blend_and_count(add(model), end_percent=0.7 if case == "guidance ends" else 1.0)
 
 
 def test_rescale_cfg(model):

@@ -55,12 +55,11 @@ def prompts(family: str) -> dict:
 
 def graph_result(family, model, cells=CELLS, concepts=2, object_only=(), guidance=None, **settings) -> torch.Tensor:
     """Output and references of the nodes, (1 + concepts, C, H, W)."""
-    graph, link = Graph(), None
+    graph, link, shift = Graph(), None, settings.pop("noise_shift", 0.0)
     latents = [encoded(family, seed, cells) for seed in range(3 + concepts)]
     common = prompts(family)
-    inversion = invert(
-        graph, model, latent=latents[0], steps=STEPS, skip_steps=SKIP, scheduler="simple", cfg=2.0, **common
-    )
+    schedule = dict(steps=STEPS, skip_steps=SKIP, scheduler="simple", noise_shift=shift)
+    inversion = invert(graph, model, latent=latents[0], cfg=2.0, **schedule, **common)
     for k in range(concepts):
         own = {"object_mask": torch.from_numpy(blob(family, 2 - k % 2, cells))[None]} if k in object_only else {}
         mask = torch.from_numpy(blob(family, k, cells))[None]
@@ -142,6 +141,7 @@ def test_families_agree_with_the_equations(family):
         dict(concepts=1, object_only=(0,), guidance=dict(position="kept")),
         dict(cells=(5, 7), object_only=(0, 1), guidance=dict(layers="decoder")),
         dict(swap_guidance=1.0, guidance=dict(alpha=0.6)),
+        dict(noise_shift=0.6, clip_residual=True),
     ],
     ids=str,
 )

@@ -333,7 +333,7 @@ APP = "9 Two things as an app.app"
 PHOTOS = [name for name in WORKFLOWS if name != DEMO]
 # Where the templates leave the nodes' defaults, which are the paper's
 OF_THE_MIXER = ("PnPMixDDPMInvert", "PnPMixAppearance", "PnPMixSampler", "PnPMixFitPicture")
-BETTER = {"steps": 50, "skip_steps": 16, "adain": True, "mode": "around the object"}
+BETTER = {"steps": 50, "skip_steps": 16, "cfg": 1.0, "adain": True, "mode": "around the object"}
 ANY_VALUE = ("name", "names", "seed", "prompt", "model_name", "width", "height", "margin")
 ANY_VALUE += ("text", "negative_text", "lora_name", "file", "filename_prefix", "noun")
 # What a method's templates have: one of these sets of nodes, or more
@@ -344,18 +344,18 @@ METHODS = [
     {"PnPMixLoadConcept", "PnPMixBlendConcept", "PnPMixBlend"},
 ]
 # Where a template starts from other values than the nodes, and why
-FEW = {"steps": 4, "skip_steps": 1, "cfg": 1.0, "scheduler": "sgm_uniform"}
+FEW = {"steps": 4, "skip_steps": 1, "scheduler": "sgm_uniform"}
 FLOW = {"steps": 28, "skip_steps": 9, "scheduler": "simple"}
 OTHER_VALUES: dict[str, dict[str, dict]] = {
     # the demo's transformer is small, and read without guidance
     "Flow 1": {
         "PnPMixDemoModel": {"network": "flow"},
-        "PnPMixDDPMInvert": {"steps": 16, "skip_steps": 5, "cfg": 1.0, "scheduler": "simple"},
+        "PnPMixDDPMInvert": {"steps": 16, "skip_steps": 5, "scheduler": "simple"},
     },
-    # Flux.1 dev takes its guidance from the prompt; flow models are made for the schedule
-    "Flow 2": {"PnPMixDDPMInvert": FLOW | {"cfg": 1.0}},
-    "Flow 3": {"PnPMixDDPMInvert": FLOW},
-    "Flow 4": {"PnPMixDDPMInvert": FLOW},
+    # flow models are made for the schedule; that cfg 1 inverts them as well was not measured
+    "Flow 2": {"PnPMixDDPMInvert": FLOW},
+    "Flow 3": {"PnPMixDDPMInvert": FLOW | {"cfg": 3.5}},
+    "Flow 4": {"PnPMixDDPMInvert": FLOW | {"cfg": 3.5}},
     # what few-step LoRAs are made for
     "Few steps 1": {"PnPMixDDPMInvert": FEW},
     "Few steps 2": {"PnPMixDDPMInvert": FEW},

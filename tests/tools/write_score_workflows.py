@@ -23,7 +23,7 @@ def prepare(info: dict) -> Subgraph:
     positive = graph.add("CLIPTextEncode", "Finished picture", text=words, clip=clip)[0]
     negative = graph.add("CLIPTextEncode", "Not in it", text="", clip=clip)[0]
     scene = graph.add("VAEEncode", "Scene", pixels=photo, vae=vae)[0]
-    settings = dict(seed=seed, steps=50, skip_steps=16)
+    settings = dict(seed=seed, steps=50, skip_steps=16, cfg=1.0)
     inverted = graph.add(
         "PnPMixDDPMInvert", model=model, positive=positive, negative=negative, latent=scene, **settings
     )[0]
