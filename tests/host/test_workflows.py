@@ -266,7 +266,7 @@ CONTRACT = {
         **{f"scores_{k}": ("PNPMIX_SCORES", None) for k in (2, 3, 4)},
     },
     "PnPMixDemoModel": {"network": ("COMBO", "unet")},
-    "PnPMixDemoScene": {"seed": ("INT", 0), "concepts": ("INT", 2)},
+    "PnPMixDemoScene": {"seed": ("INT", 0), "concepts": ("INT", 2), "photos": ("INT", 1)},
 }
 SCORED = [("FLOAT", "score"), ("STRING", "report"), ("PNPMIX_SCORES", "scores")]
 OUTPUTS = {
