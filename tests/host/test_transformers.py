@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from comfy_host import Graph, output, refused
+from diffusers_flux_oracle import DiffusersFluxPnPMix
 from flow_oracle import FlowPnPMix
 from mixer_graph import appearance, concept, dilution, invert, mixer
 from oracle import OracleConcept, relative_error
@@ -17,8 +18,6 @@ STEPS, SKIP, CELLS = 6, 2, (6, 8)
 
 @cache
 def model_of(family: str):
-    if family not in available():
-        pytest.skip("this ComfyUI does not have it")
     return small_transformer(family)
 
 
@@ -72,14 +71,16 @@ def graph_result(family, model, cells=CELLS, concepts=2, object_only=(), guidanc
     return samples.squeeze(2) if FAMILIES[family].frames else samples
 
 
-def oracle_result(family, model, cells=CELLS, concepts=2, object_only=(), guidance=None, **settings) -> torch.Tensor:
+def oracle_result(
+    family, model, cells=CELLS, concepts=2, object_only=(), guidance=None, oracle=FlowPnPMix, **settings
+) -> torch.Tensor:
     import comfy.samplers
 
     sampling, small = model.model.model_sampling, FAMILIES[family]
     sigmas = [float(sigma) for sigma in comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)][SKIP:]
     guidance = {"alpha": 0.15, "position": "target", "layers": "all"} | (guidance or {})
     layers = {"all": None, "decoder": {2, 3}}[guidance["layers"]]
-    method = FlowPnPMix(
+    method = oracle(
         model,
         "velocity",
         *prompts(family).values(),
@@ -128,7 +129,7 @@ def assert_same(result: torch.Tensor, expected: torch.Tensor) -> None:
         assert relative_error(ours, theirs) < 2e-4
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", available())
 def test_families_agree_with_the_equations(family):
     """The negative prompt has another length than the positive one; one concept of two says where its object is."""
     model, settings = model_of(family), dict(cfg=3.0, object_only=(0,))
@@ -149,6 +150,14 @@ def test_every_setting(settings):
     """Also pictures whose cells do not fill whole tokens."""
     model = model_of("Flux.1")
     assert_same(graph_result("Flux.1", model, **settings), oracle_result("Flux.1", model, **settings))
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_flux_agrees_with_the_flux_of_diffusers(cfg):
+    model, settings = model_of("Flux.1"), dict(cfg=cfg, object_only=(0,))
+    expected = oracle_result("Flux.1", model, oracle=DiffusersFluxPnPMix, **settings)
+    assert_same(graph_result("Flux.1", model, **settings), expected)
 
 
 def ksampler(family: str, model) -> torch.Tensor:

@@ -28,15 +28,16 @@ class Attention:
             self.notes["block"] += 1
         in_layer = self.notes["layers"] is None or self.notes["block"] in self.notes["layers"]
         if (joint or alone) and mode == "note":
-            self.notes["kept"].append((key, value))
+            image = slice(start, start + count)  # a personal prompt may have another length
+            self.notes["kept"].append((key[:, :, image], value[:, :, image]))
         if (joint or alone) and mode == "guide":
             key_personal, value_personal = self.notes["kept"].pop(0)
             if in_layer:
                 reading, image = self.notes["reading"], slice(start, start + count)
                 key, value = key.clone(), value.clone()
-                key[:, :, image] = self.moved(key_personal[:, :, image], reading)
-                difference = value_personal[:, :, image] - value[:, :, image]
-                value[:, :, image] = value_personal[:, :, image] + self.notes["alpha"] * difference
+                key[:, :, image] = self.moved(key_personal, reading)
+                difference = value_personal - value[:, :, image]
+                value[:, :, image] = value_personal + self.notes["alpha"] * difference
         weights = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
         if reading is not None:
             allowed = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool)
@@ -110,6 +111,9 @@ class FlowPnPMix(PnPMix):
         self.notes.update(mode=mode, alpha=self.alpha, reading=reading, block=-1, text=text, count=rows * columns)
         if mode == "note":
             self.notes["kept"] = []
+        return (x - self.denoised(x, sigma, tokens, options)) / sigma
+
+    def denoised(self, x, sigma, tokens, options):
         given = x.unsqueeze(2) if self.small.frames else x
         conds = self.base.extra_conds(cross_attn=tokens, noise=given, device=x.device, **options)
         conds = {name: cond.cond for name, cond in conds.items()}
@@ -119,7 +123,7 @@ class FlowPnPMix(PnPMix):
         denoised = self.base.apply_model(
             given, sigma, transformer_options={"optimized_attention_override": self.attention}, **context, **conds
         )
-        return (x - denoised.reshape(x.shape)) / sigma
+        return denoised.reshape(x.shape)
 
     def is_guided(self, i):
         return self.alpha is not None
