@@ -17,6 +17,8 @@ VITAL = {0, 1, 17, 18} | {19 + i for i in (6, 9, 34, 35, 37)}  # of Flux.1's 19 
 class Family(NamedTuple):
     blocks: tuple[str, ...]  # the network's lists of blocks in which text and picture share an attention, in order
     positions: str | None  # its module that makes rotary positions
+    width: str = "hidden_size"  # its attribute that says how many channels a token has
+    behind_text: bool = False  # whether the longer the prompt is, the farther away the picture lies
     image_alone: bool = False  # whether blocks may have a second attention, of the picture's tokens alone
     vital: frozenset[int] = frozenset()  # blocks that the look depends on most
 
@@ -28,8 +30,8 @@ FAMILIES = {
     ("Flux2", "Flux"): FLUX,
     ("Chroma", "Chroma"): FLUX,
     ("SD3", "OpenAISignatureMMDITWrapper"): Family(("joint_blocks",), None, image_alone=True),
-    ("QwenImage", "QwenImageTransformer2DModel"): Family(("transformer_blocks",), "pe_embedder"),
-    ("Lumina2", "NextDiT"): Family(("layers",), "rope_embedder"),  # Z-Image too
+    ("QwenImage", "QwenImageTransformer2DModel"): Family(("transformer_blocks",), "pe_embedder", "inner_dim"),
+    ("Lumina2", "NextDiT"): Family(("layers",), "rope_embedder", "dim", behind_text=True),  # Z-Image too
     ("HunyuanImage21", "HunyuanVideo"): FLUX,
 }
 

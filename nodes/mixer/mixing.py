@@ -4,7 +4,6 @@ import comfy.model_management
 import latent_preview
 import torch
 from comfy_api.latest import io
-from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 from typing_extensions import override
 
@@ -44,7 +43,7 @@ from ..host.types import (
 )
 from .families import check_denoiser, check_prompt, family_of
 from .kept import PersonalRows, dependencies
-from .samplers import MixSampler, RowGuider, guided_steps, is_timed
+from .samplers import MixSampler, RowGuider, guided_steps, is_compiled, is_timed
 
 NODE, OVERLAP = "Mask Noise Mixer", ["shared", "last in front"]
 
@@ -241,7 +240,7 @@ class PnPMixSampler(io.ComfyNode):
 def check_keeping(model, conditionings: list[list | None]) -> None:
     """Refuses what makes a call's rows hard to tell, or the same row another one in the next run."""
     fault = None
-    if any(functions for kinds in model.wrappers.values() for key, functions in kinds.items() if key == COMPILE_KEY):
+    if is_compiled(model):
         fault = "a compiled model keeps nothing."
     if family_of(model.model) is not None:
         fault = "a transformer keeps nothing."
