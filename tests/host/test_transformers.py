@@ -181,6 +181,17 @@ def test_flux_agrees_with_the_flux_of_diffusers(cfg):
     assert_same(graph_result("Flux.1", model, **settings), expected)
 
 
+@pytest.mark.oldest
+def test_a_model_that_reads_one_noise_level_a_call_is_given_one():
+    """Distilled HunyuanImage looks at the first row's level, and for the one after it."""
+    model, rows = small_transformer("HunyuanImage", meanflow=True), []
+    hook = model.model.diffusion_model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    result = graph_result("HunyuanImage", model)
+    hook.remove()
+    assert_same(result, oracle_result("HunyuanImage", model))
+    assert rows == [1] * 2 * (STEPS - SKIP) + [6] * (STEPS - SKIP), "a positive and a negative prompt, then the mixer"
+
+
 def ksampler(family: str, model) -> torch.Tensor:
     graph = Graph()
     settings = dict(seed=11, steps=2, cfg=2.0, sampler_name="euler", scheduler="simple", denoise=1.0)
@@ -474,13 +485,15 @@ def test_the_order_of_disjoint_concepts_does_not_matter():
         (lambda: model_of("Flux.1"), dict(positive="reference"), ("'positive'", "Reference Latent")),
         (lambda: model_of("Flux.1"), dict(latent="film"), ("'latent'", "shape")),
         (lambda: model_of("Flux.1"), dict(positive="narrow"), ("'positive'", "48", "CLIP")),
+        (lambda: model_of("SD 3.5"), dict(latent="wide"), ("'latent'", "272 × 8 pixels", "places for 256")),
     ],
-    ids=["inpainting", "reference latent", "several frames", "another encoder"],
+    ids=["inpainting", "reference latent", "several frames", "another encoder", "larger than it knows"],
 )
 def test_what_cannot_work_is_refused(make, inputs, words):
     other = {
         "reference": conditioning("Flux.1", 1, reference_latents=[picture("Flux.1", 1)]),
         "film": {"samples": torch.zeros(1, 16, 2, *CELLS)},
+        "wide": {"samples": torch.zeros(1, 16, 1, 34)},
         "narrow": [[torch.zeros(1, 7, 40), {"pooled_output": None}]],
     }
     graph = Graph()

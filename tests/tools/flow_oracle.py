@@ -124,9 +124,9 @@ class FlowPnPMix(PnPMix):
         if "y" not in conds and self.small.config in ("Flux", "SD3"):
             conds["y"] = options["pooled_output"]
         context = {"c_crossattn": conds.pop("c_crossattn")}
-        denoised = self.base.apply_model(
-            given, sigma, transformer_options={"optimized_attention_override": self.attention}, **context, **conds
-        )
+        told = {"optimized_attention_override": self.attention}
+        told |= {"sigmas": sigma, "sample_sigmas": torch.tensor(self.sigmas)}  # MeanFlow models look for the next one
+        denoised = self.base.apply_model(given, sigma, transformer_options=told, **context, **conds)
         return denoised.reshape(x.shape)
 
     def is_guided(self, i):
