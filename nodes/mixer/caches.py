@@ -18,6 +18,8 @@ def cache_of_each_layout(transformer_options: dict, sampling) -> Callable[[Rows]
     def cache(rows: Rows) -> dict:
         if pattern is None:
             return {}
+        if rows.roles == ("personal",):  # a call of its own is made for what it reads: nothing of it may be skipped
+            return {CACHE: pattern.clone().prepare_timesteps(sampling)}
         layout = (rows.roles, rows.concepts.start, rows.concepts.stop)
         if layout not in caches:
             caches[layout] = pattern.clone().prepare_timesteps(sampling)

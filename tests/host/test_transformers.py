@@ -311,6 +311,18 @@ def test_pictures_read_apart_take_turns_where_there_is_room_for_one(monkeypatch,
 
 
 @pytest.mark.oldest
+@pytest.mark.parametrize("node", ["EasyCache", "LazyCache"])
+def test_no_cache_skips_pictures_read_apart(monkeypatch, node):
+    """All that its call is made for is what it leaves behind. Caches skip nothing in the first few steps."""
+    monkeypatch.setitem(globals(), "STEPS", 14)
+    family, graph = "Flux.1", Graph()
+    settings = dict(reuse_threshold=3.0, start_percent=0.0, end_percent=1.0, verbose=False)
+    cached = graph.run(model=graph.add(node, model=model_of(family), **settings))["model"]
+    own = {0: conditioning(family, 3, tokens=40)}
+    assert_invariants(family, graph_result(family, cached, own=own))
+
+
+@pytest.mark.oldest
 def test_where_there_is_no_room_for_a_picture_read_apart_the_run_does_not_begin(monkeypatch, calls):
     monkeypatch.setattr(pack_module("host.memory"), "KEPT_SHARE", 1e-12)
     with refused("Mask Noise Mixer", "'concepts'", "another length", "GB", "same number of tokens"):
