@@ -7,6 +7,7 @@ from comfy.samplers import CFGGuider
 from torch import Tensor
 
 SMALL_SHARE = 0.05  # of the free memory, above which trajectories stay on the CPU
+KEPT_SHARE = 0.25  # of the free memory, at most, for what one model call leaves for the next
 
 
 def is_oom(error: Exception) -> bool:
@@ -47,6 +48,19 @@ def place_for(trajectories: int, trajectory: Tensor, guider: CFGGuider, device: 
     """Where so many trajectories are kept while mixing: on the device, unless rows of the model need the room."""
     size = trajectories * trajectory.numel() * trajectory.element_size()
     return device if size < SMALL_SHARE * free_memory(guider) else torch.device("cpu")
+
+
+def place_for_some(size: int, guider: CFGGuider, device: torch.device) -> tuple[torch.device, int] | None:
+    """Where things of so many bytes are kept from one model call to the next, and how many of them fit there.
+
+    On the device, or else on the CPU; None where there is no room for a single one.
+    """
+    cpu = torch.device("cpu")
+    for place, free in ((device, free_memory(guider)), (cpu, comfy.model_management.get_free_memory(cpu))):
+        count = int(KEPT_SHARE * free / size)
+        if count > 0:
+            return place, count
+    return None
 
 
 def pinned(x: Tensor, device: torch.device) -> Tensor:

@@ -30,6 +30,8 @@ def cache_of_each_layout(transformer_options: dict, sampling) -> Callable[[Rows]
     caches = {}
 
     def cache(rows: Rows) -> dict:
+        if rows.roles == ("personal",):  # a call of its own is made for what it reads: nothing of it may be skipped
+            return new_cache(transformer_options, sampling)
         layout = (rows.roles, rows.concepts.start, rows.concepts.stop)
         if layout not in caches:
             caches[layout] = new_cache(transformer_options, sampling)

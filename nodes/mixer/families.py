@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ...pnpmix.schedule import NoisePath
-from ..host.checks import BadInput, check_conditioning, check_model
+from ..host.checks import BadInput, check_conditioning, check_model, downscale_ratio
 
 REMEDY = (
     "Load an SD 1.x, SD 2.x or SDXL checkpoint, or a Flux, Chroma, Qwen-Image, Z-Image, Lumina 2, SD 3 or "
@@ -17,6 +17,8 @@ VITAL = {0, 1, 17, 18} | {19 + i for i in (6, 9, 34, 35, 37)}  # of Flux.1's 19 
 class Family(NamedTuple):
     blocks: tuple[str, ...]  # the network's lists of blocks in which text and picture share an attention, in order
     positions: str | None  # its module that makes rotary positions
+    width: str = "hidden_size"  # its attribute that says how many channels a token has
+    behind_text: bool = False  # whether the longer the prompt is, the farther away the picture lies
     image_alone: bool = False  # whether blocks may have a second attention, of the picture's tokens alone
     vital: frozenset[int] = frozenset()  # blocks that the look depends on most
 
@@ -28,8 +30,8 @@ FAMILIES = {
     ("Flux2", "Flux"): FLUX,
     ("Chroma", "Chroma"): FLUX,
     ("SD3", "OpenAISignatureMMDITWrapper"): Family(("joint_blocks",), None, image_alone=True),
-    ("QwenImage", "QwenImageTransformer2DModel"): Family(("transformer_blocks",), "pe_embedder"),
-    ("Lumina2", "NextDiT"): Family(("layers",), "rope_embedder"),  # Z-Image too
+    ("QwenImage", "QwenImageTransformer2DModel"): Family(("transformer_blocks",), "pe_embedder", "inner_dim"),
+    ("Lumina2", "NextDiT"): Family(("layers",), "rope_embedder", "dim", behind_text=True),  # Z-Image too
     ("HunyuanImage21", "HunyuanVideo"): FLUX,
 }
 
@@ -71,6 +73,19 @@ def check_prompt(node: str, name: str, conditioning: list, model) -> None:
     if family_of(model.model) is not None and any("reference_latents" in options for _, options in conditioning):
         fault = "it carries a reference picture, whose tokens the mixer cannot tell from its own."
         raise BadInput(node, name, fault, "Wire the prompt without Reference Latent.")
+
+
+def check_size(node: str, model, latent: Tensor) -> None:
+    """Refuses pictures (1, C, H, W) that are larger than what SD 3 has learned places for."""
+    network = model.model.diffusion_model
+    most = getattr(network, "pos_embed_max_size", None)
+    if most is None or getattr(network, "pos_embed", None) is None:
+        return
+    if max(token_grid(network, latent.shape[2:])) > most:
+        ratio = downscale_ratio(model)
+        height, width = (side * ratio for side in latent.shape[2:])
+        fault = f"it is {width} × {height} pixels, and this model has places for {most * patch_size(network) * ratio}."
+        raise BadInput(node, "latent", fault, "Scale the picture down.")
 
 
 def noise_path(sampling) -> NoisePath:

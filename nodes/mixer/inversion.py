@@ -19,7 +19,7 @@ from ..host.checks import (
 )
 from ..host.memory import room_for
 from ..host.types import CATEGORY, EXPERT, InversionType, InvertedLatent, schema
-from .families import check_denoiser, check_prompt, reads_one_level
+from .families import check_denoiser, check_prompt, check_size, reads_one_level
 from .kept import PersonalRows
 from .samplers import MAX_ROWS, InvertSampler, RowGuider, acts_by_time
 
@@ -118,6 +118,7 @@ class PnPMixDDPMInvert(io.ComfyNode):
         check_denoiser(node, model)
         samples = check_latent(node, "latent", latent)
         check_channels(node, "latent", samples, model)
+        check_size(node, model, samples)
         for name, conditioning in (("positive", positive), ("negative", negative)):
             check_prompt(node, name, conditioning, model)
         sigmas = falling_sigmas(model, scheduler, steps, skip_steps)

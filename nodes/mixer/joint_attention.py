@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ...pnpmix.masks import box_distance, covered_cells, part_of
-from ...pnpmix.mixer.attention import attend_to_objects, guided_joint_attention
+from ...pnpmix.mixer.attention import attend_to_objects, guided_joint_attention, turn
 from ...pnpmix.mixer.sampling import Rows
 from ..host.checks import BadInput
 from ..host.types import Appearance, Concept
 from .caches import Reuse
-from .families import Tokens, family_of, guided_blocks, token_grid, tokens_of
+from .families import Tokens, family_of, guided_blocks, joint_blocks, token_grid, tokens_of
 from .patches import ROWS, Area, check_rows
 
 NODE = "Mask Noise Mixer"
@@ -30,6 +30,14 @@ class Call(NamedTuple):
     tokens: Tokens
     cells: list[list[Cells | None]]  # of each concept, for each chunk or once for all of them, among all tokens
     alone: list[list[Cells | None]]  # the same among the picture's tokens
+
+
+class OfPicture(NamedTuple):
+    """What one attention has of a concept's picture, in a call of its own."""
+
+    key: Tensor  # (heads, tokens, channels), with rotary positions
+    value: Tensor
+    start: int  # where the picture began among that call's tokens
 
 
 class JointAttention:
@@ -60,9 +68,13 @@ class JointAttention:
         base = model.model
         self.network, self.family, self.appearance = base.diffusion_model, family_of(base), appearance
         self.grid, self.areas = grid, areas
+        self.dtype = base.manual_cast_dtype or base.get_dtype()
         self.blocks = guided_blocks(NODE, model, appearance.layers)
         self.previous: Callable | None = transformer_options.get(OVERRIDE)
         self.block, self.entered, self.reuse = -1, False, reuse
+        # for each (chunk, concept) whose personal row had a call of its own: what the guided attentions had, in order
+        self.kept: dict[tuple[int, int], list[OfPicture]] = {}
+        self.place, self.reads = device, 0
 
         whole = (*grid, 0, 0)
         own = {area: self.cells_in(area, concepts) for area in {whole, *areas.values()}}
@@ -84,15 +96,31 @@ class JointAttention:
 
     def rotations_of(self, cells: list[Cells | None], transformer_options: dict) -> Tensor:
         """(concepts, channels / 2, 2, 2): the model's own rotary embedding of the way from object to target."""
-        columns, embedder = token_grid(self.network, self.grid)[1], getattr(self.network, self.family.positions)
-        ids = torch.zeros(1, len(cells), len(embedder.axes_dim))
-        first = 0 if ids.shape[-1] == 2 else 1  # before rows and columns most models count pictures or frames
+        columns, axes = token_grid(self.network, self.grid)[1], len(self.embedder.axes_dim)
+        ids = torch.zeros(len(cells), axes)
+        first = 0 if axes == 2 else 1  # before rows and columns most models count pictures or frames
         scaled = transformer_options.get("rope_options") or {}
         for k, pair in enumerate(cells):
             down, across = (0, 0) if pair is None else box_distance(*pair, columns)
-            ids[0, k, first] = down * scaled.get("scale_y", 1.0)
-            ids[0, k, first + 1] = across * scaled.get("scale_x", 1.0)
-        return embedder(ids)[0, 0].float()
+            ids[k, first] = down * scaled.get("scale_y", 1.0)
+            ids[k, first + 1] = across * scaled.get("scale_x", 1.0)
+        return self.rotary(ids)
+
+    @property
+    def embedder(self):
+        return getattr(self.network, self.family.positions)
+
+    def rotary(self, ids: Tensor) -> Tensor:
+        """(n, axes) distances → (n, channels / 2, 2, 2)."""
+        return self.embedder(ids[None])[0, 0].float()
+
+    def bytes_of_a_picture(self, chunks: int) -> int:
+        """What is kept of one concept, where its personal row has a call of its own."""
+        blocks = joint_blocks(self.network, self.family) if self.blocks is None else len(self.blocks)
+        attentions = blocks * (2 if self.family.image_alone else 1)  # at most
+        rows, columns = token_grid(self.network, self.grid)
+        numbers = 2 * chunks * attentions * rows * columns * getattr(self.network, self.family.width)
+        return numbers * self.dtype.itemsize
 
     def install(self, model_options: dict) -> None:
         kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
@@ -102,8 +130,8 @@ class JointAttention:
     def tell(self, executor, x, t, c_concat, c_crossattn, control, transformer_options, **conds):
         """APPLY_MODEL wrapper."""
         rows: Rows | None = transformer_options.get(ROWS)
-        if rows is not None and "swap" in rows.roles:
-            self.block, tokens = -1, tokens_of(self.network, x, c_crossattn, conds)
+        if rows is not None and rows.roles != ("plain",):
+            self.block, self.reads, tokens = -1, 0, tokens_of(self.network, x, c_crossattn, conds)
             check_rows(len(x), rows, len(transformer_options["cond_or_uncond"]))
             areas = [(*self.grid, 0, 0)]
             if self.areas:
@@ -125,9 +153,13 @@ class JointAttention:
             query, key, value = (x.flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
             options["skip_reshape"] = True
         rows, chunks = told[ROWS], len(told["cond_or_uncond"])
+        if "swap" not in rows.roles:
+            self.keep(key[..., image, :], value[..., image, :], call.tokens, told)
+            return kernel(query, key, value, heads, mask=mask, **options)
+        kept = self.take(call.tokens, told, like=key) if "personal" not in rows.roles else None
         rotations = None if self.rotations is None else self.rotations[rows.concepts].to(key.device)
         alpha = self.appearance.alpha
-        key, value = guided_joint_attention(key, value, alpha, rows.roles, chunks, image, rotations)
+        key, value = guided_joint_attention(key, value, alpha, rows.roles, chunks, image, rotations, kept)
         whole = kernel(query, key, value, heads, mask=mask, **options)
 
         areas = call.cells if image == call.tokens.image else call.alone
@@ -138,6 +170,28 @@ class JointAttention:
                 attend = partial(few, kernel, heads, None if masks is None else masks[i % len(masks)], options)
                 attend_to_objects(attend, *tensors, own, rows.roles, chunks // len(areas))
         return whole
+
+    def keep(self, key: Tensor, value: Tensor, tokens: Tokens, told: dict) -> None:
+        """Of a call with one personal row for each chunk (chunks, heads, tokens, channels)."""
+        (concept,) = range(told[ROWS].concepts.start, told[ROWS].concepts.stop)
+        for chunk, *own in zip(told["cond_or_uncond"], key, value, strict=True):
+            own = OfPicture(*(x.to(self.place, copy=True) for x in own), tokens.start)
+            self.kept.setdefault((chunk, concept), []).append(own)
+
+    def take(self, tokens: Tokens, told: dict, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value for the next attention of a call, (chunks, concepts, heads, tokens, channels)."""
+        keys, values, concepts = [], [], range(told[ROWS].concepts.start, told[ROWS].concepts.stop)
+        for key, value, start in (
+            self.kept[chunk, k][self.reads] for chunk in told["cond_or_uncond"] for k in concepts
+        ):
+            key = key.to(like)
+            if self.family.behind_text and start != tokens.start:
+                key = turn(key, self.rotary(Tensor([[tokens.start - start, 0, 0]])).to(key.device))[0]
+            keys.append(key)
+            values.append(value.to(like))
+        self.reads += 1
+        chunks = len(told["cond_or_uncond"])
+        return torch.stack(keys).unflatten(0, (chunks, -1)), torch.stack(values).unflatten(0, (chunks, -1))
 
     def guided_image(self, query: Tensor, key: Tensor, tokens: Tokens) -> slice | None:
         """Where the picture is in this attention; None where concepts are not read."""

@@ -1,6 +1,5 @@
 """The two passes over the model, as a guider and samplers of ComfyUI."""
 
-import comfy.conds
 import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
@@ -8,11 +7,12 @@ import torch
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 
+from ...pnpmix.batching import fetch
 from ...pnpmix.mixer.dilution import Dilution
 from ...pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
 from ...pnpmix.mixer.sampling import Rows, roles_needed, sample_pnp_mix
 from ..host.checks import BadInput
-from ..host.memory import is_oom, pinned, place_for, rows_that_fit
+from ..host.memory import is_oom, pinned, place_for, place_for_some, rows_that_fit
 from ..host.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground
 from .caches import CACHE, Reuse, attention_layers, cache_of_each_layout, new_cache
 from .families import family_of, has_frames, joint_blocks, noise_path
@@ -22,14 +22,6 @@ from .patches import ROWS, areas_of, install_appearance, keep_hints_from_persona
 
 # Timesteps of an inversion in one call, at most: between calls progress, preview and Cancel get their turn.
 MAX_ROWS = 16
-
-
-OTHER_LENGTH = (
-    "Mask Noise Mixer",
-    "concepts",
-    "one has a prompt of its own with another number of tokens, and this model cannot read both at once.",
-    "Use prompts of the same length, or leave the positive of the Concepts unwired.",
-)
 
 
 class RowGuider(comfy.samplers.CFGGuider):
@@ -78,15 +70,21 @@ class RowGuider(comfy.samplers.CFGGuider):
             self.stacked[layout] = self.stack(self.conds["positive"][k], rows)
         return self.stacked[layout]
 
+    def own_prompts_apart(self) -> bool:
+        """Whether a concept's prompt is longer or shorter than the mixer's: no call of a transformer reads both."""
+        common = self.conds["positive"][0]["model_conds"]
+        own = [
+            entries[0]["model_conds"] for name, entries in self.conds.items() if name not in ("positive", "negative")
+        ]
+        return any(not common[name].can_concat(x) for conds in own for name, x in conds.items() if name in common)
+
     def stack(self, entry: dict, rows: Rows) -> dict:
         indices = range(rows.concepts.start, rows.concepts.stop)
         own = [self.conds[str(k)][0] if str(k) in self.conds else entry for k in indices]
         sources = [own[k] if role == "personal" else entry for role in rows.roles for k in range(len(own))]
-        stacked = {}
-        for name, cond in entry["model_conds"].items():
+        stacked, names = {}, sources[0] if len(sources) == 1 else entry
+        for name, cond in names["model_conds"].items():
             per_row = [source["model_conds"].get(name, cond) for source in sources]
-            if type(cond) is comfy.conds.CONDRegular and any(x.cond.shape != cond.cond.shape for x in per_row):
-                raise BadInput(*OTHER_LENGTH)
             stacked[name] = cond._copy_with(per_row[0].concat(per_row[1:]))
         return {**entry, "model_conds": stacked}
 
@@ -188,6 +186,10 @@ class MixSampler(comfy.samplers.Sampler):
             else:
                 joint = JointAttention(model_wrap.model_patcher, *what, model_options["transformer_options"], reuse)
                 joint.install(model_options)
+        apart = joint is not None and model_wrap.own_prompts_apart()
+        concepts_per_call = max(1, rows_that_fit(model_wrap, noise.shape[1:]) // self.rows_a_concept)
+        if apart:
+            concepts_per_call = min(concepts_per_call, room_apart(joint, model_wrap, device))
         if any("control" in entry for entries in model_wrap.conds.values() for entry in entries):
             keep_hints_from_personal_rows(model_options)
         inpainted: InpaintedBackground | None = model_options.get(DILUTION)
@@ -203,11 +205,19 @@ class MixSampler(comfy.samplers.Sampler):
             patches["attn1_patch"] = [reuse.patch, *patches.get("attn1_patch", [])]
         cache_of = cache_of_each_layout(transformer_options, model.model_sampling)
 
-        def denoise(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
+        def call(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
             told = {**transformer_options, **cache_of(rows), ROWS: rows}
             options = {**model_options, "transformer_options": told}
             with reuse.watch(rows, counted=family is None or (joint is not None and "swap" in rows.roles)):
-                denoised = model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
+                return model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
+
+        def denoise(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
+            if apart and "swap" in rows.roles:
+                joint.kept.clear()
+                for k in range(rows.concepts.start, rows.concepts.stop):
+                    own = slice(k, k + 1)
+                    call(fetch(personal[rows.step][own], device), sigma[:1], Rows(("personal",), own, rows.step))
+            denoised = call(x, sigma, rows)
             if joint is not None and "swap" in rows.roles and not joint.entered:
                 fault = "its attention does not go through ComfyUI's, so that nothing of the concepts is read."
                 raise BadInput("Mask Noise Mixer", "model", fault, "Bypass the node that replaces its attention.")
@@ -217,25 +227,49 @@ class MixSampler(comfy.samplers.Sampler):
             side_by_side = model_wrap.framed(torch.cat([output, *branches], dim=-1)[None])  # previews show row 0 only
             callback(step, side_by_side, side_by_side, steps)
 
+        personal = pinned(torch.stack([trajectory(x.latent, x.seed) for x in self.concepts], dim=1), device)
         output, branches = sample_pnp_mix(
             denoise,
             inversion,
-            pinned(torch.stack([trajectory(x.latent, x.seed) for x in self.concepts], dim=1), device),
+            personal,
             self.masks.to(device),
             self.guided,
             self.swap_guidance,
             self.mix_branches,
             dilution,
             None if self.object_masks is None else self.object_masks.to(device),
-            concepts_per_call=max(1, rows_that_fit(model_wrap, noise.shape[1:]) // self.rows_a_concept),
+            concepts_per_call=concepts_per_call,
             callback=preview,
             is_oom=is_oom,
             path=path,
             falling_guidance=self.falling_guidance,
             clip_residual=self.clip_residual,
-            known=self.kept.has if self.kept else lambda step, concepts: False,
+            known=self.kept.has if self.kept else lambda step, concepts: apart,
         )
         return model_wrap.framed(torch.cat([output[None], branches]))
+
+
+def room_apart(joint: JointAttention, guider: RowGuider, device: torch.device) -> int:
+    """How many concepts may share a call while what is read of their pictures waits for it, from calls of their own.
+
+    Raises:
+        BadInput: there is no room for one, or it could not be told whose is whose.
+    """
+    size = joint.bytes_of_a_picture(chunks=1 if guider.cfg == 1 else 2)
+    place, fault = place_for_some(size, guider, device), None
+    if is_compiled(guider.model_patcher):
+        fault = "one has a prompt of another length, and a compiled model keeps nothing from call to call."
+    limits = {"area", "timestep_start", "timestep_end", "hooks"}
+    common = (guider.conds["positive"], guider.conds["negative"])
+    if any(len(entries) != 1 or not entries[0].keys().isdisjoint(limits) for entries in common):
+        fault = "one has a prompt of another length, and the mixer's are combined, timed or limited to an area."
+    if place is None:
+        fault = f"one has a prompt of another length: {size / 1e9:.1f} GB must be kept in a step, and there is no room."
+    if fault is not None:
+        remedy = "Use prompts of the same number of tokens, or leave the positive of the Concepts unwired."
+        raise BadInput("Mask Noise Mixer", "concepts", fault, remedy)
+    joint.place, count = place
+    return count
 
 
 def guided_steps(appearance: Appearance | None, model, sigmas: Tensor) -> list[bool]:

@@ -47,6 +47,7 @@ def guided_joint_attention(
     chunks: int,
     image: slice,
     rotations: Tensor | None = None,
+    kept: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same in a transformer, where text and picture share one attention: the text keeps its own keys and values.
 
@@ -56,14 +57,17 @@ def guided_joint_attention(
         key, value: (chunks * len(roles) * concepts, ..., tokens, channels), keys with their rotary positions.
         image: which tokens are the picture's.
         rotations: (concepts, channels / 2, 2, 2), by how much each concept's keys are turned, see `turn`; None: not.
+        kept: key and value of the picture's tokens in the personal rows (chunks, concepts, ..., tokens, channels),
+            where `roles` has none.
     """
-    image_key, image_value = guided_appearance_attention(key[..., image, :], value[..., image, :], alpha, roles, chunks)
+    of_image = (key[..., image, :], value[..., image, :])
+    image_key, image_value = guided_appearance_attention(*of_image, alpha, roles, chunks, kept)
     if rotations is not None:
         swap = by_role(image_key, roles, chunks)["swap"]
         swap.copy_(turn(swap, rotations))
     joined = []
-    for whole, of_image in ((key, image_key), (value, image_value)):
-        joined.append(torch.cat([whole[..., : image.start, :], of_image, whole[..., image.stop :, :]], -2))
+    for whole, part in ((key, image_key), (value, image_value)):
+        joined.append(torch.cat([whole[..., : image.start, :], part, whole[..., image.stop :, :]], -2))
     return joined[0], joined[1]
 
 

@@ -179,6 +179,7 @@ def test_the_keyboard_goes_on_choosing_after_a_run(editor, picker):
     assert box["y"] <= shown["y"] and shown["y"] + shown["height"] <= box["y"] + box["height"] + 1, "in sight"
 
 
+@pytest.mark.newest
 @pytest.mark.skipif(not IS_NEWER, reason="editors of this age have no panel of properties")
 @pytest.mark.parametrize("rendering", RENDERINGS)
 def test_the_panel_of_properties_lists_inputs_alone_and_leaves_the_pictures_on_the_node(editor, picker, rendering):

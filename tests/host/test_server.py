@@ -56,13 +56,15 @@ def server(request, tmp_path_factory):
     elsewhere = base / "extra_model_paths.yaml"
     elsewhere.write_text(f"elsewhere:\n  base_path: {base}\n  sams: segmenters\n")
     variables = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # all cores
+    shutil.copytree(PACK / "tests" / "data" / "text_encoder", base / "custom_nodes" / "text_encoder")
     server = Server(base, "--extra-model-paths-config", str(elsewhere), environment=variables)
     try:
         write = [sys.executable, PACK / "tests" / "tools" / "write_checkpoint.py", request.param]
         environment = os.environ | {"COMFYUI_DIR": str(COMFYUI)}
-        subprocess.run([*write, base / "models/checkpoints/random.safetensors"], check=True, env=environment)
-        write = [sys.executable, PACK / "tests" / "tools" / "write_detection_models.py"]
-        subprocess.run([*write, base / "models", base / "segmenters"], check=True)
+        subprocess.run([*write, base / "models"], check=True, env=environment)
+        if request.param != "FLUX":
+            write = [sys.executable, PACK / "tests" / "tools" / "write_detection_models.py"]
+            subprocess.run([*write, base / "models", base / "segmenters"], check=True)
         server.wait_for_pack()
         yield server
     finally:
@@ -98,11 +100,12 @@ def small_two_concept_graph() -> tuple[dict, dict]:
     return prompt, ids
 
 
-def template_with_given_masks(side: int = SIZE) -> tuple[dict, dict]:
-    """The template "4 Two things" as the editor would send it, its part of the photo `side` pixels wide, with 3 steps
-    and with masks from files in the place of Grounded Mask; its nodes' ids by title, or else by class."""
-    prompt, ids = to_api(read("4 Two things")), {}
+def template_with_given_masks(side: int = SIZE, name: str = "4 Two things") -> tuple[dict, dict]:
+    """A template as the editor would send it, its part of the photo `side` pixels wide, with 3 steps and with masks
+    from files in the place of Grounded Mask; its nodes' ids by title, or else by class."""
+    prompt, ids = to_api(read(name)), {}
     settings = {"CheckpointLoaderSimple": {"ckpt_name": "random.safetensors"}}
+    settings |= {"UNETLoader": {"unet_name": "random.safetensors"}, "VAELoader": {"vae_name": "random.safetensors"}}
     settings["PnPMixDDPMInvert"] = {"steps": 4, "skip_steps": 1}
     pictures = {"Your photo": "background.png", "Your picture 1": "my_dog.png", "Your picture 2": "my_cat.png"}
     masks = iter(("suit.png", "middle.png", "head.png", "middle.png"))  # of each thing: in the photo, in its picture
@@ -127,6 +130,34 @@ def save_image(link: list, prefix: str) -> dict:
 
 def save_latent(link: list, prefix: str) -> dict:
     return {"class_type": "SaveLatent", "inputs": {"samples": link, "filename_prefix": prefix}}
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("server", ["FLUX"], indirect=True, scope="module")
+def test_two_things_with_flux_at_full_width(server):
+    """Its template, with a stand-in for the text encoders alone, which have 10 GB."""
+    pictures = save_pictures(server.base / "input")
+    prompt, ids = template_with_given_masks(name="Flow 2 Two things with Flux.1 dev")
+    prompt[ids["DualCLIPLoader"]] = {"class_type": "TestTextEncoder", "inputs": {"width": 4096, "pooled": 768}}
+    background = prompt[ids["PnPMixDDPMInvert"]]["inputs"]["latent"]
+    prompt |= {
+        "mixed": save_latent([ids["PnPMixSampler"], 0], "mixed"),
+        "background": save_latent(background, "background"),
+        "changed": {"class_type": "MaskToImage", "inputs": {"mask": [ids["PnPMixSampler"], 2]}},
+        "mask": save_image(["changed", 0], "mask"),
+    }
+    outputs = server.run(prompt)
+    mixed, before = (
+        safetensors.torch.load_file(saved(server, outputs, node, "latents"))["latent_tensor"]
+        for node in ("mixed", "background")
+    )
+    cells = (picture(saved(server, outputs, "mask", "images"))[..., 0] > 0).reshape(SIZE // 8, 8, SIZE // 8, 8)
+    outside, inside = torch.from_numpy(~cells.any((1, 3))), torch.from_numpy(cells.all((1, 3)))
+    assert mixed.shape == (1, 16, SIZE // 8, SIZE // 8) and outside.sum() > 50 and inside.sum() > 20
+    assert relative_error(mixed[..., outside], before[..., outside]) < 1e-5
+    assert relative_error(mixed[..., inside], before[..., inside]) > 0.05
+    finished = picture(saved(server, outputs, ids["SaveImage"], "images"))
+    assert finished.shape == pictures["background.png"].shape
 
 
 # scope: tests of one checkpoint follow each other and share its server

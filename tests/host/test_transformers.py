@@ -6,19 +6,25 @@ import numpy as np
 import pytest
 import torch
 
-from comfy_host import Graph, output, refused
+from comfy_host import Graph, output, pack_module, refused
+from diffusers_flux_oracle import DiffusersFluxPnPMix
 from flow_oracle import FlowPnPMix
 from mixer_graph import appearance, concept, dilution, invert, mixer
 from oracle import OracleConcept, relative_error
-from small_transformers import FAMILIES, available, conditioning, picture_comes_first, small_transformer
+from small_transformers import (
+    FAMILIES,
+    available,
+    conditioning,
+    known_arguments,
+    picture_comes_first,
+    small_transformer,
+)
 
 STEPS, SKIP, CELLS = 6, 2, (6, 8)
 
 
 @cache
 def model_of(family: str):
-    if family not in available():
-        pytest.skip("this ComfyUI does not have it")
     return small_transformer(family)
 
 
@@ -53,17 +59,21 @@ def prompts(family: str) -> dict:
     return {"positive": conditioning(family, 1), "negative": conditioning(family, 2, tokens=9)}
 
 
-def graph_result(family, model, cells=CELLS, concepts=2, object_only=(), guidance=None, **settings) -> torch.Tensor:
+def graph_result(
+    family, model, cells=CELLS, concepts=2, object_only=(), guidance=None, own=None, common=None, **settings
+) -> torch.Tensor:
     """Output and references of the nodes, (1 + concepts, C, H, W)."""
     graph, link, shift = Graph(), None, settings.pop("noise_shift", 0.0)
     latents = [encoded(family, seed, cells) for seed in range(3 + concepts)]
-    common = prompts(family)
+    common = prompts(family) | (common or {})
     schedule = dict(steps=STEPS, skip_steps=SKIP, scheduler="simple", noise_shift=shift)
     inversion = invert(graph, model, latent=latents[0], cfg=2.0, **schedule, **common)
     for k in range(concepts):
-        own = {"object_mask": torch.from_numpy(blob(family, 2 - k % 2, cells))[None]} if k in object_only else {}
+        more = {"object_mask": torch.from_numpy(blob(family, 2 - k % 2, cells))[None]} if k in object_only else {}
+        if k in (own or {}):
+            more["positive"] = own[k]
         mask = torch.from_numpy(blob(family, k, cells))[None]
-        link = concept(graph, k, link, latent=latents[2 + k], mask=mask, **own)
+        link = concept(graph, k, link, latent=latents[2 + k], mask=mask, **more)
     patched = dilution(graph, appearance(graph, model, **(guidance or {})), latent=latents[1])
     mixed = mixer(graph, patched, inversion, link, **common, **settings)
     result = graph.run(latent=mixed, references=output(mixed, 1))
@@ -71,17 +81,28 @@ def graph_result(family, model, cells=CELLS, concepts=2, object_only=(), guidanc
     return samples.squeeze(2) if FAMILIES[family].frames else samples
 
 
-def oracle_result(family, model, cells=CELLS, concepts=2, object_only=(), guidance=None, **settings) -> torch.Tensor:
+def oracle_result(
+    family,
+    model,
+    cells=CELLS,
+    concepts=2,
+    object_only=(),
+    guidance=None,
+    own=None,
+    common=None,
+    oracle=FlowPnPMix,
+    **settings,
+) -> torch.Tensor:
     import comfy.samplers
 
     sampling, small = model.model.model_sampling, FAMILIES[family]
     sigmas = [float(sigma) for sigma in comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)][SKIP:]
     guidance = {"alpha": 0.15, "position": "target", "layers": "all"} | (guidance or {})
     layers = {"all": None, "decoder": {2, 3}}[guidance["layers"]]
-    method = FlowPnPMix(
+    method = oracle(
         model,
         "velocity",
-        *prompts(family).values(),
+        *(prompts(family) | (common or {})).values(),
         STEPS,
         SKIP,
         inversion_cfg=2.0,
@@ -111,6 +132,7 @@ def oracle_result(family, model, cells=CELLS, concepts=2, object_only=(), guidan
             blob(family, 2 - k % 2, cells),
             object_only=k in object_only,
             seed=1 + k,
+            prompt=(own or {}).get(k),
         )
         for k in range(concepts)
     ]
@@ -127,7 +149,7 @@ def assert_same(result: torch.Tensor, expected: torch.Tensor) -> None:
         assert relative_error(ours, theirs) < 2e-4
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", available())
 def test_families_agree_with_the_equations(family):
     """The negative prompt has another length than the positive one; one concept of two says where its object is."""
     model, settings = model_of(family), dict(cfg=3.0, object_only=(0,))
@@ -151,6 +173,25 @@ def test_every_setting(settings):
     assert_same(graph_result("Flux.1", model, **settings), oracle_result("Flux.1", model, **settings))
 
 
+@pytest.mark.oldest
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_flux_agrees_with_the_flux_of_diffusers(cfg):
+    model, settings = model_of("Flux.1"), dict(cfg=cfg, object_only=(0,))
+    expected = oracle_result("Flux.1", model, oracle=DiffusersFluxPnPMix, **settings)
+    assert_same(graph_result("Flux.1", model, **settings), expected)
+
+
+@pytest.mark.oldest
+def test_a_model_that_reads_one_noise_level_a_call_is_given_one():
+    """Distilled HunyuanImage looks at the first row's level, and for the one after it."""
+    model, rows = small_transformer("HunyuanImage", meanflow=True), []
+    hook = model.model.diffusion_model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    result = graph_result("HunyuanImage", model)
+    hook.remove()
+    assert_same(result, oracle_result("HunyuanImage", model))
+    assert rows == [1] * 2 * (STEPS - SKIP) + [6] * (STEPS - SKIP), "a positive and a negative prompt, then the mixer"
+
+
 def ksampler(family: str, model) -> torch.Tensor:
     graph = Graph()
     settings = dict(seed=11, steps=2, cfg=2.0, sampler_name="euler", scheduler="simple", denoise=1.0)
@@ -170,15 +211,8 @@ def test_a_run_leaves_no_trace_and_a_patched_model_samples_as_before(family):
     assert torch.equal(ksampler(family, patched), before)
 
 
-@pytest.mark.parametrize("family", ["Flux.1"])
-def test_outside_the_masks_the_background_comes_back_and_inside_it_is_the_branch(family):
-    model, background = model_of(family), picture(family, 0)
-    output_latent, *branches = graph_result(family, model, object_only=(0, 1))
-    inside = [torch.from_numpy(blob(family, k)).reshape(CELLS[0], 8, CELLS[1], 8).mean((1, 3)) >= 0.5 for k in range(2)]
-    outside = ~(inside[0] | inside[1])
-    assert relative_error(output_latent[:, outside], background[0][:, outside]) < 1e-6
-    for mask, branch in zip(inside, branches, strict=True):
-        assert mask.any() and torch.equal(output_latent[:, mask], branch[:, mask])
+def test_outside_the_masks_the_background_comes_back_and_inside_it_is_the_branch():
+    assert_invariants("Flux.1", graph_result("Flux.1", model_of("Flux.1"), object_only=(0, 1)))
 
 
 def test_another_packs_attention_is_called_in_its_turn():
@@ -205,20 +239,255 @@ def test_a_model_whose_attention_goes_elsewhere_is_refused(monkeypatch):
         graph_result("Flux.1", model_of("Flux.1"), concepts=1)
 
 
-def test_own_prompts_of_another_length_are_refused():
-    graph, model, family = Graph(), model_of("Flux.1"), "Flux.1"
-    inversion = invert(
-        graph, model, latent=encoded(family, 0), steps=4, scheduler="simple", skip_steps=2, **prompts(family)
+# one family for each way in which a prompt's length matters: not at all, padded, moving the picture, with own masks
+@pytest.mark.parametrize(
+    "family", [x for x in ("Flux.1", "Qwen-Image", "Lumina 2", "Z-Image", "SD 3.5") if x in available()]
+)
+def test_a_concepts_own_prompt_may_have_another_length(family):
+    """Its picture is then read in a call of its own."""
+    model, own = model_of(family), {0: conditioning(family, 3, tokens=40), 1: conditioning(family, 4)}
+    settings = dict(own=own, cfg=3.0, object_only=(0,))
+    assert_same(graph_result(family, model, **settings), oracle_result(family, model, **settings))
+
+
+@pytest.fixture
+def calls():
+    """Rows of each call of Flux.1."""
+    rows = []
+    hook = model_of("Flux.1").model.diffusion_model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    yield rows
+    hook.remove()
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize(
+    "settings, of_step",
+    [
+        (dict(), [6]),
+        (dict(cfg=3.0), [6, 6]),  # the negative prompt has another length, and ComfyUI gives it a call of its own
+        (dict(swap_guidance=1.0), [4]),
+        (dict(own={0: conditioning("Flux.1", 3)}), [6]),
+        (dict(own={0: conditioning("Flux.1", 3, tokens=40)}), [1, 1, 4]),
+        (dict(own={0: conditioning("Flux.1", 3, tokens=40)}, cfg=3.0), [1, 1, 1, 1, 4, 4]),
+    ],
+    ids=["plain", "cfg 3", "swap_guidance 1", "own prompt", "own longer prompt", "own longer prompt, cfg 3"],
+)
+def test_rows_are_those_of_a_unet_and_own_prompts_of_another_length_cost_calls(calls, settings, of_step):
+    """One for each concept and step, with a row that would be computed anyway."""
+    graph_result("Flux.1", model_of("Flux.1"), **settings)
+    assert calls == [4, 4] + of_step * (STEPS - SKIP), "the inversion first"
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("family, cfg", [("Flux.1", 1.0), ("SD 3.5", 3.0)])
+def test_what_is_kept_of_pictures_read_apart_is_known_before(monkeypatch, family, cfg):
+    joint_attention, kept, estimates = pack_module("mixer.joint_attention").JointAttention, [], []
+    take, estimate = joint_attention.take, joint_attention.bytes_of_a_picture
+
+    def watch(self, *arguments, **options):
+        kept.append(sum(x.key.nbytes + x.value.nbytes for found in self.kept.values() for x in found))
+        return take(self, *arguments, **options)
+
+    monkeypatch.setattr(joint_attention, "take", watch)
+    monkeypatch.setattr(
+        joint_attention,
+        "bytes_of_a_picture",
+        lambda self, chunks: estimates.append(estimate(self, chunks)) or estimates[0],
     )
-    own = dict(latent=encoded(family, 2), mask=torch.from_numpy(blob(family, 0))[None])
-    for tokens, fine in ((7, True), (8, False)):
-        link = concept(graph, 0, positive=conditioning(family, 3, tokens), **own)
+    graph_result(family, model_of(family), own={0: conditioning(family, 3, tokens=40)}, cfg=cfg)
+    blocks = 8 / 6 if family == "SD 3.5" else 1  # of which two have a second attention here, and all could
+    assert set(kept) == {2 * estimates[0] / blocks}, "of two concepts"
+
+
+@pytest.mark.oldest
+def test_pictures_read_apart_take_turns_where_there_is_room_for_one(monkeypatch, calls):
+    samplers, own = pack_module("mixer.samplers"), {1: conditioning("Flux.1", 3, tokens=40)}
+    together = graph_result("Flux.1", model_of("Flux.1"), own=own)
+    calls.clear()
+    monkeypatch.setattr(samplers, "place_for_some", lambda size, guider, device: (device, 1))
+    in_turn = graph_result("Flux.1", model_of("Flux.1"), own=own)
+    assert calls == [4, 4] + [1, 2, 1, 2] * (STEPS - SKIP)
+    assert relative_error(in_turn, together) < 1e-4
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("node", ["EasyCache", "LazyCache"])
+def test_no_cache_skips_pictures_read_apart(monkeypatch, node):
+    """All that its call is made for is what it leaves behind. Caches skip nothing in the first few steps."""
+    monkeypatch.setitem(globals(), "STEPS", 14)
+    family, graph = "Flux.1", Graph()
+    settings = dict(reuse_threshold=3.0, start_percent=0.0, end_percent=1.0, verbose=False)
+    cached = graph.run(model=graph.add(node, model=model_of(family), **settings))["model"]
+    own = {0: conditioning(family, 3, tokens=40)}
+    assert_invariants(family, graph_result(family, cached, own=own))
+
+
+@pytest.mark.oldest
+def test_where_there_is_no_room_for_a_picture_read_apart_the_run_does_not_begin(monkeypatch, calls):
+    monkeypatch.setattr(pack_module("host.memory"), "KEPT_SHARE", 1e-12)
+    with refused("Mask Noise Mixer", "'concepts'", "another length", "GB", "same number of tokens"):
+        graph_result("Flux.1", model_of("Flux.1"), own={0: conditioning("Flux.1", 3, tokens=40)})
+    assert calls == [4, 4], "of the inversion alone"
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize(
+    "free, expected",
+    [
+        ({"meta": 4e9, "cpu": 0}, ("meta", 2)),
+        ({"meta": 1e9, "cpu": 9e9}, ("cpu", 5)),
+        ({"meta": 1e9, "cpu": 1e9}, None),
+    ],
+    ids=["the device has room", "the CPU has", "none has"],
+)
+def test_pictures_read_apart_are_kept_on_the_device_or_else_on_the_cpu(monkeypatch, free, expected):
+    import comfy.model_management
+
+    memory = pack_module("host.memory")
+    monkeypatch.setattr(memory, "free_memory", lambda guider: free["meta"])
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: free[device.type])
+    found = memory.place_for_some(int(4e8), None, torch.device("meta"))
+    assert found == (expected and (torch.device(expected[0]), expected[1]))
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("fault", ["combined", "compiled"])
+def test_where_pictures_read_apart_could_not_be_told_apart_they_are_refused(monkeypatch, fault):
+    family, common = "Flux.1", {}
+    if fault == "combined":
+        common["positive"] = prompts(family)["positive"] + conditioning(family, 5)
+    else:
+        monkeypatch.setattr(pack_module("mixer.samplers"), "is_compiled", lambda model: True)
+    with refused("Mask Noise Mixer", "'concepts'", fault, "same number of tokens"):
+        graph_result(family, model_of(family), own={0: conditioning(family, 3, tokens=40)}, common=common)
+
+
+def assert_invariants(family: str, result: torch.Tensor) -> None:
+    """Outside the masks the background comes back, inside them is the branch."""
+    background, side = picture(family, 0), FAMILIES[family].ratio
+    cells = [torch.from_numpy(blob(family, k)).reshape(CELLS[0], side, CELLS[1], side).mean((1, 3)) for k in range(2)]
+    inside = [x >= 0.5 for x in cells]
+    outside = ~(inside[0] | inside[1])
+    assert relative_error(result[0][:, outside], background[0][:, outside]) < 1e-6
+    for mask, branch in zip(inside, result[1:], strict=True):
+        assert mask.any() and torch.equal(result[0][:, mask], branch[:, mask])
+
+
+@pytest.mark.oldest
+def test_prompts_limited_to_an_area_or_a_mask():
+    family, graph = "Flux.1", Graph()
+    model, plain, further = model_of(family), prompts(family)["positive"], conditioning(family, 5, tokens=9)
+    area, whole = (
+        graph.add("ConditioningSetAreaPercentage", conditioning=prompt, width=1.0, x=0.0, strength=1.0, **place)
+        for prompt, place in ((further, dict(height=0.7, y=0.3)), (plain, dict(height=1.0, y=0.0)))
+    )
+    mask = torch.from_numpy(blob(family, 2))[None]
+    masked = dict(conditioning=further, mask=mask, strength=1.0, set_cond_area="mask bounds")
+    masked = graph.add("ConditioningSetMask", **masked)
+    given = graph.run(area=area, whole=whole, mask=masked)
+    settings = dict(object_only=(0,), cfg=3.0)
+    without = graph_result(family, model, **settings)
+    for name in ("area", "mask"):
+        result = graph_result(family, model, common={"positive": plain + given[name]}, **settings)
+        assert_invariants(family, result)
+        assert relative_error(result, without) > 1e-3
+    whole = graph_result(family, model, common={"positive": given["whole"]}, **settings)
+    assert relative_error(whole, without) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["Qwen-Image", "Lumina 2"])
+def test_prompts_whose_padding_is_masked(family):
+    mask = torch.tensor([[1] * 7 + [0] * 4])
+    common = {"positive": conditioning(family, 1, tokens=11, attention_mask=mask)}
+    settings = dict(common=common, object_only=(0,), cfg=3.0)
+    assert_same(graph_result(family, model_of(family), **settings), oracle_result(family, model_of(family), **settings))
+
+
+@pytest.mark.oldest
+def test_a_mask_from_token_to_token_is_kept_and_refused_beside_object_masks():
+    """As style references set it."""
+    family, tokens = "Flux.1", 7 + 3 * 4
+    strength = torch.randn(1, tokens, tokens, generator=torch.Generator().manual_seed(0))
+    options = dict(attention_mask=strength, attention_mask_img_shape=(3, 4))
+    common = {name: conditioning(family, 1, **options) for name in ("positive", "negative")}
+    assert_same(*(f(family, model_of(family), common=common) for f in (graph_result, oracle_result)))
+    with refused("Mask Noise Mixer", "'model'", "token to token", "object_mask"):
+        graph_result(family, model_of(family), common=common, object_only=(0,))
+
+
+def small_control_net():
+    import comfy.controlnet
+    import comfy.ldm.flux.controlnet
+    import comfy.ops
+
+    operations = comfy.ops.disable_weight_init
+    net = comfy.ldm.flux.controlnet.ControlNetFlux(operations=operations, **known_arguments(FAMILIES["Flux.1"]))
+    generator = torch.Generator().manual_seed(3)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    device = torch.device("cpu")
+    net = net.eval().requires_grad_(False)
+    return comfy.controlnet.ControlNet(net, load_device=device, extra_conds=["y", "guidance"])
+
+
+@pytest.mark.oldest
+def test_a_control_net_steers_all_but_the_persons_pictures():
+    family, graph = "Flux.1", Graph()
+    model, image = model_of(family), torch.rand(1, 48, 64, 3, generator=torch.Generator().manual_seed(0))
+    hint = dict(control_net=small_control_net(), image=image, strength=1.0, start_percent=0.0, end_percent=1.0)
+    controlled = graph.add("ControlNetApplyAdvanced", **prompts(family), **hint)
+    common = graph.run(positive=controlled, negative=output(controlled, 1))
+    personal = []
+    hook = model.model.diffusion_model.register_forward_hook(
+        lambda _, args, result: personal.append(result[:2].clone()) if len(result) == 6 else None
+    )
+    try:
+        plain, steered = graph_result(family, model), graph_result(family, model, common=common)
+    finally:
+        hook.remove()
+    assert_invariants(family, steered)
+    assert relative_error(steered, plain) > 1e-3
+    half = len(personal) // 2
+    assert half == STEPS - SKIP
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(personal[:half], personal[half:], strict=True))
+
+
+@pytest.mark.newest
+def test_a_compiled_model():
+    """The patches are part of the compiled graph. Tracing it takes a few seconds."""
+    family = "Flux.1"
+    from comfy.ldm.modules.attention import attention_pytorch
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    def as_on_a_gpu(_, *arguments, **options):  # ComfyUI's attention for CPUs is no graph
+        return attention_pytorch(
+            *arguments, **{name: options[name] for name in options if name != "transformer_options"}
+        )
+
+    compiled = model_of(family).clone()
+    compiled.model_options["transformer_options"]["optimized_attention_override"] = as_on_a_gpu
+    set_torch_compile_wrapper(compiled, backend="eager", fullgraph=True)  # stops where the graph would break
+    settings = dict(concepts=1, object_only=(0,))
+    expected = graph_result(family, model_of(family), **settings)
+    assert relative_error(graph_result(family, compiled, **settings), expected) < 1e-4
+
+
+@pytest.mark.oldest
+def test_the_order_of_disjoint_concepts_does_not_matter():
+    family = "Flux.1"
+    model, results, inverted = model_of(family), [], Graph()
+    inversion = invert(
+        inverted, model, latent=encoded(family, 0), steps=STEPS, skip_steps=SKIP, scheduler="simple", **prompts(family)
+    )
+    inversion = inverted.run(inversion=inversion)["inversion"]
+    for order in ((0, 1), (1, 0)):
+        graph, link = Graph(), None
+        for k in order:
+            mask, own = (torch.from_numpy(blob(family, i))[None] for i in (k, 2 - k))
+            link = concept(graph, k, link, latent=encoded(family, 2 + k), mask=mask, object_mask=own)
         mixed = mixer(graph, appearance(graph, model), inversion, link, **prompts(family))
-        if fine:
-            graph.run(latent=mixed)
-        else:
-            with refused("Mask Noise Mixer", "'concepts'", "number of tokens", "same length"):
-                graph.run(latent=mixed)
+        results.append(graph.run(latent=mixed)["latent"]["samples"])
+    assert relative_error(*results) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -228,13 +497,15 @@ def test_own_prompts_of_another_length_are_refused():
         (lambda: model_of("Flux.1"), dict(positive="reference"), ("'positive'", "Reference Latent")),
         (lambda: model_of("Flux.1"), dict(latent="film"), ("'latent'", "shape")),
         (lambda: model_of("Flux.1"), dict(positive="narrow"), ("'positive'", "48", "CLIP")),
+        (lambda: model_of("SD 3.5"), dict(latent="wide"), ("'latent'", "272 × 8 pixels", "places for 256")),
     ],
-    ids=["inpainting", "reference latent", "several frames", "another encoder"],
+    ids=["inpainting", "reference latent", "several frames", "another encoder", "larger than it knows"],
 )
 def test_what_cannot_work_is_refused(make, inputs, words):
     other = {
         "reference": conditioning("Flux.1", 1, reference_latents=[picture("Flux.1", 1)]),
         "film": {"samples": torch.zeros(1, 16, 2, *CELLS)},
+        "wide": {"samples": torch.zeros(1, 16, 1, 34)},
         "narrow": [[torch.zeros(1, 7, 40), {"pooled_output": None}]],
     }
     graph = Graph()

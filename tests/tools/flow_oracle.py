@@ -17,7 +17,6 @@ class Attention:
         self.small, self.notes = small, notes
 
     def __call__(self, _, query, key, value, heads, mask=None, skip_reshape=False, skip_output_reshape=False, **kwargs):
-        assert mask is None or not mask.any()
         if not skip_reshape:  # values may be cut into heads already
             query, key, value = (x.flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
         text, count, padded = self.notes["text"], self.notes["count"], self.small.padded(self.notes["count"])
@@ -28,16 +27,19 @@ class Attention:
             self.notes["block"] += 1
         in_layer = self.notes["layers"] is None or self.notes["block"] in self.notes["layers"]
         if (joint or alone) and mode == "note":
-            self.notes["kept"].append((key, value))
+            image = slice(start, start + count)  # a personal prompt may have another length
+            self.notes["kept"].append((key[:, :, image], value[:, :, image], start))
         if (joint or alone) and mode == "guide":
-            key_personal, value_personal = self.notes["kept"].pop(0)
+            key_personal, value_personal, began = self.notes["kept"].pop(0)
             if in_layer:
                 reading, image = self.notes["reading"], slice(start, start + count)
                 key, value = key.clone(), value.clone()
-                key[:, :, image] = self.moved(key_personal[:, :, image], reading)
-                difference = value_personal[:, :, image] - value[:, :, image]
-                value[:, :, image] = value_personal[:, :, image] + self.notes["alpha"] * difference
+                key[:, :, image] = self.moved(key_personal, reading, start - began)
+                difference = value_personal - value[:, :, image]
+                value[:, :, image] = value_personal + self.notes["alpha"] * difference
         weights = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        if mask is not None:
+            weights = weights + (mask if mask.ndim == 4 else mask.unsqueeze(1))
         if reading is not None:
             allowed = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool)
             inside, of_object = (torch.zeros(query.shape[2], dtype=torch.bool) for _ in range(2))
@@ -49,12 +51,15 @@ class Attention:
         out = weights.softmax(-1) @ value
         return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
 
-    def moved(self, key, reading):
+    def moved(self, key, reading, behind):
         """Rotary positions as complex numbers: each pair of channels has a frequency of its axis."""
-        if reading is None or self.small.axes is None or not self.notes["turned"]:
+        distance, angles = [0.0] * len(self.small.axes or ()), []
+        if self.small.behind_text:
+            distance[0] = behind
+        if reading is not None and self.notes["turned"]:
+            distance[self.small.row_axis : self.small.row_axis + 2] = reading.distance
+        if self.small.axes is None or not any(distance):
             return key
-        distance, angles = [0.0] * len(self.small.axes), []
-        distance[self.small.row_axis : self.small.row_axis + 2] = reading.distance
         for axis, width in enumerate(self.small.axes):
             angles += [distance[axis] / self.small.theta ** (2 * i / width) for i in range(width // 2)]
         turned = torch.view_as_complex(key.double().unflatten(-1, (-1, 2)).contiguous())
@@ -115,16 +120,19 @@ class FlowPnPMix(PnPMix):
         self.notes.update(mode=mode, alpha=self.alpha, reading=reading, block=-1, text=text, count=rows * columns)
         if mode == "note":
             self.notes["kept"] = []
+        return (x - self.denoised(x, sigma, tokens, options)) / sigma
+
+    def denoised(self, x, sigma, tokens, options):
         given = x.unsqueeze(2) if self.small.frames else x
         conds = self.base.extra_conds(cross_attn=tokens, noise=given, device=x.device, **options)
         conds = {name: cond.cond for name, cond in conds.items()}
         if "y" not in conds and self.small.config in ("Flux", "SD3"):
             conds["y"] = options["pooled_output"]
         context = {"c_crossattn": conds.pop("c_crossattn")}
-        denoised = self.base.apply_model(
-            given, sigma, transformer_options={"optimized_attention_override": self.attention}, **context, **conds
-        )
-        return (x - denoised.reshape(x.shape)) / sigma
+        told = {"optimized_attention_override": self.attention}
+        told |= {"sigmas": sigma, "sample_sigmas": torch.tensor(self.sigmas)}  # MeanFlow models look for the next one
+        denoised = self.base.apply_model(given, sigma, transformer_options=told, **context, **conds)
+        return denoised.reshape(x.shape)
 
     def is_guided(self, i):
         return self.alpha is not None

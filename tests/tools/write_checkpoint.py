@@ -1,10 +1,12 @@
-"""Writes a full-size checkpoint with random weights: python write_checkpoint.py SD15|SD20 FILE.
+"""Writes full-size models with random weights: python write_checkpoint.py SD15|SD20|FLUX FOLDER.
 
-The layout is that of the files people have: UNet, text encoder and VAE, half precision. Runs in a
-process of its own, so that its gigabytes are gone when it is done.
+In the layout of the files people have, half precision, below a folder `models`: of SD a checkpoint with UNet, text
+encoder and VAE; of Flux.1 a diffusion model of full width, but with two blocks of 57, and its VAE. Runs in a process of
+its own, so that its gigabytes are gone when it is done.
 """
 
 import sys
+from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -31,14 +33,52 @@ def fill(tensors: dict, generator: torch.Generator) -> dict:
 
     def values(name: str, shape: torch.Size) -> torch.Tensor:
         if len(shape) < 2:
-            return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
+            return torch.ones(shape) if name.endswith(("weight", "scale")) else torch.zeros(shape)
         fan_in = shape[1:].numel() if "embedding" not in name else 2000
         return torch.randn(shape, generator=generator) * fan_in**-0.5
 
     return {name: values(name, tensor.shape).half() for name, tensor in tensors.items()}
 
 
-def write(config: str, path: str) -> None:
+FLUX = dict(
+    in_channels=16,
+    out_channels=16,
+    vec_in_dim=768,
+    context_in_dim=4096,
+    hidden_size=3072,
+    mlp_ratio=4.0,
+    num_heads=24,
+    depth=1,
+    depth_single_blocks=1,
+    axes_dim=[16, 56, 56],
+    theta=10000,
+    patch_size=2,
+    qkv_bias=True,
+    guidance_embed=True,
+)
+
+
+def save(tensors: dict, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+def write_flux(models: Path) -> None:
+    import comfy.ldm.flux.model
+    import comfy.ldm.models.autoencoder
+    import comfy.ops
+
+    meta, generator = torch.device("meta"), torch.Generator().manual_seed(0)
+    operations = comfy.ops.disable_weight_init
+    network = comfy.ldm.flux.model.Flux(device=meta, dtype=torch.float16, operations=operations, **FLUX)
+    with meta:
+        vae = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=VAE | {"z_channels": 16}, embed_dim=16)
+    own = {name: x for name, x in vae.state_dict().items() if "quant_conv" not in name}  # which Flux's VAE lacks
+    save(fill(network.state_dict(), generator), models / "diffusion_models" / "random.safetensors")
+    save(fill(own, generator), models / "vae" / "random.safetensors")
+
+
+def write(config: str, models: Path) -> None:
     import comfy.ldm.models.autoencoder
     import comfy.ops
     import comfy.sd1_clip
@@ -64,14 +104,14 @@ def write(config: str, path: str) -> None:
         **saving.process_clip_state_dict_for_saving(clip),
         **saving.process_vae_state_dict_for_saving(fill(vae.state_dict(), generator)),
     }
-    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in state_dict.items()}, path)
+    save(state_dict, models / "checkpoints" / "random.safetensors")
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(COMFYUI))
-    config, path = sys.argv[1:]
+    config, models = sys.argv[1:]
     sys.argv = ["main.py", "--cpu"]
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    write(config, path)
+    write_flux(Path(models)) if config == "FLUX" else write(config, Path(models))

@@ -149,6 +149,13 @@ def test_the_command_writes_a_picture_and_a_film(tmp_path):
     assert picture.width > 7 * SIZE and film.n_frames == 5, "one a step"
 
 
+def test_the_command_takes_the_transformer(tmp_path, monkeypatch, capsys):
+    options = ["--model", "flow", "--steps", "3", "--skip-steps", "1", "--inversion-cfg", "1"]
+    monkeypatch.setattr(sys, "argv", ["demo", "--output", str(tmp_path / "result"), *options])
+    runpy.run_module("demo", run_name="__main__")
+    assert "fidelity 0." in capsys.readouterr().out and Image.open(tmp_path / "result.gif").n_frames == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [(["--concepts", "4"], "1 to 3"), (["--prompt", "a dog"], "'dog'"), (["--layers", "none"], "invalid choice")],
