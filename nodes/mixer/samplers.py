@@ -16,6 +16,7 @@ from ...pnpmix.mixer.sampling import Rows, roles_needed, sample_pnp_mix
 from ..host.checks import BadInput
 from ..host.memory import is_oom, pinned, place_for, rows_that_fit
 from ..host.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground
+from ..latexblend.patches import BELONGS, BLENDED, PLAN
 from .caches import cache_of_each_layout
 from .families import family_of, has_frames, noise_path
 from .joint_attention import JointAttention
@@ -90,7 +91,18 @@ class RowGuider(comfy.samplers.CFGGuider):
             if type(cond) is comfy.conds.CONDRegular and any(x.cond.shape != cond.cond.shape for x in per_row):
                 raise BadInput(*OTHER_LENGTH)
             stacked[name] = cond._copy_with(per_row[0].concat(per_row[1:]))
-        return {**entry, "model_conds": stacked}
+        return {**entry, "model_conds": stacked, BLENDED: entry}
+
+    def belongs(self, rows: Rows) -> dict:
+        """What tells the layers, where the prompt is blended, which concept each of the rows belongs to."""
+        if all(entry.get(PLAN) is None for entry in self.conds["positive"]):
+            return {}
+        indices = range(rows.concepts.start, rows.concepts.stop)
+        return {
+            BELONGS: [
+                None if role == "personal" and str(k) in self.conds else k for role in rows.roles for k in indices
+            ]
+        }
 
 
 class InvertSampler(comfy.samplers.Sampler):
@@ -190,7 +202,7 @@ class MixSampler(comfy.samplers.Sampler):
         cache_of = cache_of_each_layout(transformer_options, model.model_sampling)
 
         def denoise(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
-            told = {**transformer_options, **cache_of(rows), ROWS: rows}
+            told = {**transformer_options, **cache_of(rows), **model_wrap.belongs(rows), ROWS: rows}
             options = {**model_options, "transformer_options": told}
             denoised = model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
             if joint is not None and "swap" in rows.roles and not joint.entered:

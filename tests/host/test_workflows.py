@@ -57,6 +57,7 @@ CONTRACT = {
         "seed": ("INT", 1),
         "name": ("STRING", ""),
         "object_mask": ("MASK", None),
+        "learned": ("PNPMIX_LEARNED", None),
     },
     "PnPMixAppearance": {
         "model": ("MODEL", None),
