@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +26,7 @@ from demo.diffusers_host import Settings, blend, empty, invert, load_model
 from demo.measures import Measures, measure
 from demo.scenes import SIZE, Blend, Scene, draw_concepts, draw_scene, random_blend
 from pnpmix.masks import grow
+from pnpmix.metrics.statistics import interval
 from pnpmix.mixer.inversion import Inversion, edit_friendly_trajectory
 from torch import Tensor
 from tqdm import tqdm
@@ -162,13 +163,6 @@ def run_scene(seed: int, concepts: int, rows: list[str]) -> dict[str, Measures]:
             result, _ = blend(model, inversions[key], *inputs)
         results[row] = measure(case.task, result)
     return results
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval."""
-    mean = sum(values) / len(values)
-    variance = sum((x - mean) ** 2 for x in values) / (len(values) - 1)
-    return mean, 1.96 * math.sqrt(variance / len(values))
 
 
 def write(path: Path, about: dict, results: list[dict[str, Measures]]) -> None:

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import torch
-from benchmarks.ablation import FIRST_SEED, draw_case, interval
+from benchmarks.ablation import FIRST_SEED, draw_case
 from demo.diffusers_host import Settings, blend, invert, load_model
 from demo.measures import measure
+from pnpmix.metrics.statistics import interval
 from tqdm import tqdm
 
 FULL = Settings(steps=100, skip_steps=32)

@@ -324,6 +324,8 @@ def blend(
     prompt: str,
     settings: Settings,
     callback: Callable[[Tensor, Tensor], None] | None = None,
+    embeddings: tuple[Tensor, Tensor] | None = None,
+    tell: Callable[[Rows], None] = lambda rows: None,
 ) -> tuple[Tensor, Tensor]:
     """The mixer's pass.
 
@@ -333,10 +335,12 @@ def blend(
         concepts: n pictures (H, W, 3).
         own_masks: (n, H, W) of the concepts' things in these pictures.
         callback: called in each step with the estimate of the result (H, W, 3) and of the branches (n, H, W, 3).
+        embeddings: in the prompt's place, positive and negative ones (1, tokens, 128).
+        tell: called before each call of the model with its rows.
     Returns:
         result (H, W, 3) and branches (n, H, W, 3).
     """
-    positive, negative = model.words([prompt]), model.words([""])
+    positive, negative = embeddings or (model.words([prompt]), model.words([""]))
     sigmas, grid = inversion.sigmas, (GRID, GRID)
     if settings.overlap == "last in front":
         masks = last_in_front(masks)
@@ -367,6 +371,7 @@ def blend(
 
         def predict_rows(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
             tell_rows(rows)
+            tell(rows)
             return denoise_with_cfg(model, x, sigma, positive, negative, settings.cfg)
 
         output, branches = sample_pnp_mix(

@@ -13,12 +13,15 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from pnpmix.latexblend import training
 from pnpmix.latexblend.bank import Features, extract
-from pnpmix.latexblend.blending import Slot, bind, blend, layer_grid, region_bias
+from pnpmix.latexblend.blending import Slot, acting, bind, blend, layer_grid, region_bias
 from pnpmix.latexblend.guidance import attention_maps, blending_loss, guide
+from pnpmix.mixer.inversion import Inversion
+from pnpmix.mixer.sampling import Rows
 from pnpmix.schedule import to_eps
 from torch import Tensor
 
-from .diffusers_host import DemoModel, all_sigmas, to_latent, to_pictures
+from . import diffusers_host
+from .diffusers_host import DemoModel, Settings, all_sigmas, to_latent, to_pictures
 from .model import GRID, VOCABULARY, parse
 from .scenes import SIZE
 
@@ -261,3 +264,42 @@ def sample_blended(
             callback(to_pictures(denoised))
             x = x + (sigma_next - sigma) * to_eps(x, denoised, sigma)
     return to_pictures(x)
+
+
+def mix_learned(
+    model: DemoModel,
+    inversion: Inversion,
+    inpainted: Tensor,
+    masks: Tensor,
+    concepts: list[Tensor],
+    own_masks: Tensor,
+    prompt: str,
+    settings: Settings,
+    learned: dict[str, Features],
+    is_bound: bool = True,
+) -> Tensor:
+    """PnP-MIX's result (64, 64, 3), with each concept's rows reading that concept alone in their prompt.
+
+    Args:
+        inversion to settings: see `diffusers_host.blend`.
+        learned: of each concept, by its noun, in their order.
+    """
+    words = prompt_with(model, prompt, learned)
+    slots = [slot._replace(owners=frozenset([k])) for k, slot in enumerate(words.slots)]
+    negative = embed(model, [[0]] * words.context.shape[1])
+    told: list[Rows] = []
+
+    def attend(layer: str, attn: Attention, query: Tensor, key: Tensor, value: Tensor, context: Tensor) -> Tensor:
+        rows = told[-1]
+        own = [k for _ in rows.roles for k in range(rows.concepts.start, rows.concepts.stop)]
+        for row, k in enumerate(own):
+            here = slice(row, row + 1)
+            blend(key[here], value[here], layer, acting(slots, k))
+            if is_bound:
+                bind(key[here], acting(slots, k))
+        return plain_attention(attn, query, key, value)
+
+    with attending(model.unet, attend):
+        given = (model, inversion, inpainted, masks, concepts, own_masks, prompt, settings)
+        result, _ = diffusers_host.blend(*given, embeddings=(words.context, negative), tell=told.append)
+    return result

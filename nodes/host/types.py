@@ -63,6 +63,7 @@ class Concept(NamedTuple):
     name: str
     object_mask: Tensor | None = None  # (h, w) of the object in the person's picture
     node_id: str | None = None  # of its node in the graph, which takes the concept's colour
+    learned: "LearnedConcept | None" = None  # who it is, of the concepts that Blend puts into the mixer's prompt
 
 
 class Appearance(NamedTuple):

@@ -1,12 +1,13 @@
 """What Blend adds to ComfyUI's UNet: the keys and values of concepts, in the rows of its own conditionings."""
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...pnpmix.latexblend.blending import Slot, bind, blend, region_bias
+from ...pnpmix.latexblend.blending import Slot, acting, bind, blend, region_bias
 from ..host.checks import BadInput
 from .layers import cross_attentions, plain_attention
 
@@ -14,6 +15,9 @@ NODE, KEY = "Blend", "pnpmix_blend"
 PLAN = "pnpmix_blend_plan"  # in a conditioning
 ACTIVE = "pnpmix_blend_active"  # in transformer_options, for the length of one call
 MAPS = "pnpmix_blend_maps"  # in transformer_options, while Blending Guidance looks
+# Of the mixer's batches: in transformer_options for each row the concept that it belongs to, None where it has another
+# prompt; in a conditioning that holds several prompts, the one that is blended
+BELONGS, BLENDED = "pnpmix_blend_belongs", "pnpmix_blend_blended"
 
 
 class Plan(NamedTuple):
@@ -32,18 +36,22 @@ class Active(NamedTuple):
     plan: Plan  # on the device
     tokens: int  # of the conditioning, with what was joined to it
     start: float  # noise level from which on K and V are blended
-    biases: dict  # of layers already seen
+    biases: dict  # of layers and slots already seen
 
 
 def install(model) -> None:
     """On a clone of a MODEL, once however many Blends there are."""
-    if model.get_wrappers(WrappersMP.CALC_COND_BATCH, KEY):
+    if is_installed(model):
         return
     model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, TellRows())
     others = model.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
     for name, (layer, _) in cross_attentions(model.model.diffusion_model).items():
         other = others.get(layer, others.get(layer[:2]))
         model.set_model_attn2_replace(BlendAttention(name, other), *layer)
+
+
+def is_installed(model) -> bool:
+    return bool(model.get_wrappers(WrappersMP.CALC_COND_BATCH, KEY))
 
 
 class TellRows:
@@ -79,7 +87,7 @@ def activate(entry: dict, others: list[dict], model, device: torch.device) -> Ac
         BadInput: its tokens are no longer those that Blend has counted.
     """
     plan: Plan = entry[PLAN]
-    cond = entry["model_conds"]["c_crossattn"]
+    cond = entry.get(BLENDED, entry)["model_conds"]["c_crossattn"]
     context = cond.cond.to("cpu", torch.float32)
     # with areas, ComfyUI gives negative prompts the dictionary of a positive one
     copied = any(PLAN not in other and other["model_conds"].get("c_crossattn") is cond for other in others)
@@ -125,9 +133,10 @@ class BlendAttention:
             uuids = extra_options["uuids"]
             each = len(key) // len(uuids)
             for n, uuid in enumerate(uuids):
-                if uuid in active:
-                    rows = slice(n * each, (n + 1) * each)
-                    bias = self.change(rows, query, key, value, active[uuid], extra_options)
+                if uuid not in active:
+                    continue
+                for rows, slots in parts(active[uuid].plan.slots, n * each, each, extra_options.get(BELONGS)):
+                    bias = self.change(rows, slots, query, key, value, active[uuid], extra_options)
                     if bias is not None:
                         if mask is None:
                             mask = key.new_zeros(len(key), *bias.shape)
@@ -139,21 +148,44 @@ class BlendAttention:
             return self.other(query, key, value, extra_options)
         return plain_attention(query, key, value, extra_options, mask)
 
-    def change(self, rows: slice, query, key, value, active: Active, extra_options: dict) -> Tensor | None:
-        """Blends and binds one conditioning's rows in place; gives what is added to their logits."""
+    def change(
+        self, rows: slice, slots: list[Slot], query, key, value, active: Active, extra_options: dict
+    ) -> Tensor | None:
+        """Blends and binds rows of one conditioning in place; gives what is added to their logits."""
         plan, tokens = active.plan, key.shape[1]
         repeats = range(0, tokens - active.tokens + 1, active.tokens)
         own_key, own_value = key[rows], value[rows]
         if float(extra_options["sigmas"].max()) <= active.start:
-            blend(own_key, own_value, self.name, plan.slots, repeats)
+            blend(own_key, own_value, self.name, slots, repeats)
         grid = tuple(extra_options["activations_shape"][2:])
         if MAPS in extra_options:
-            extra_options[MAPS].look(self.name, query[rows], own_key, extra_options["n_heads"], grid, plan.slots)
+            extra_options[MAPS].look(self.name, query[rows], own_key, extra_options["n_heads"], grid, slots)
         if plan.bind:
-            bind(own_key, plan.slots, repeats)
-        if plan.region == 0 or all(slot.mask is None for slot in plan.slots):
+            bind(own_key, slots, repeats)
+        if plan.region == 0 or all(slot.mask is None for slot in slots):
             return None
-        if (grid, tokens) not in active.biases:
-            bias = region_bias(plan.slots, plan.region, grid, tokens, repeats)
-            active.biases[grid, tokens] = bias.to(key.device)
-        return active.biases[grid, tokens]
+        layer = (grid, tokens, *(slot.first for slot in slots))
+        if layer not in active.biases:
+            active.biases[layer] = region_bias(slots, plan.region, grid, tokens, repeats).to(key.device)
+        return active.biases[layer]
+
+
+def parts(
+    slots: list[Slot], start: int, count: int, belongs: Sequence[int | None] | None
+) -> Iterator[tuple[slice, list[Slot]]]:
+    """The rows of one conditioning, and what acts in them.
+
+    Args:
+        start, count: of the rows in the batch.
+        belongs: see `BELONGS`; None: the batch is not the mixer's.
+    """
+    if belongs is None:
+        yield slice(start, start + count), slots
+        return
+    if len(belongs) != count:
+        fault = f"one of its patches repeats, tiles or reorders the batch ({count} rows), so that rows cannot be told."
+        raise BadInput("Mask Noise Mixer", "model", fault, "Bypass that patch, for example tiled diffusion.")
+    for row, concept in enumerate(belongs, start):
+        own = [] if concept is None else acting(slots, concept)
+        if own:
+            yield slice(row, row + 1), own

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..host.checks import check_latent, check_mask, check_numbers
-from ..host.types import CATEGORY, EXPERT, Concept, ConceptsType, schema
+from ..host.types import CATEGORY, EXPERT, Concept, ConceptsType, LearnedConcept, LearnedType, schema
 
 
 class PnPMixConcept(io.ComfyNode):
@@ -57,6 +57,12 @@ class PnPMixConcept(io.ComfyNode):
                     tooltip="Where the object is in your picture. Wired, only the object's look is read and not what "
                     "surrounds it; adain of Guided Appearance Attention needs it.",
                 ),
+                LearnedType.Input(
+                    "learned",
+                    optional=True,
+                    tooltip="The same concept, learned: who it is, where your picture says how it looks. Blend puts it "
+                    "into the Mask Noise Mixer's prompt, and wired here it acts on this concept alone.",
+                ),
             ],
             outputs=[
                 ConceptsType.Output(display_name="concepts", tooltip="For the next Concept or the Mask Noise Mixer.")
@@ -66,7 +72,17 @@ class PnPMixConcept(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, latent, mask, concepts=(), positive=None, seed=1, name="", object_mask=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        latent,
+        mask,
+        concepts=(),
+        positive=None,
+        seed=1,
+        name="",
+        object_mask=None,
+        learned: LearnedConcept | None = None,
+    ) -> io.NodeOutput:
         name = name or own_title(cls.hidden.unique_id, cls.hidden.prompt) or str(len(concepts) + 1)
         node = f"Concept '{name}'"
         check_numbers(node, seed=seed)
@@ -74,7 +90,7 @@ class PnPMixConcept(io.ComfyNode):
         mask = check_mask(node, "mask", mask, "Mark the object of the background in white.")
         if object_mask is not None:
             object_mask = check_mask(node, "object_mask", object_mask, "Mark the object of your picture in white.")
-        concept = Concept(samples, mask, positive, seed, name, object_mask, cls.hidden.unique_id)
+        concept = Concept(samples, mask, positive, seed, name, object_mask, cls.hidden.unique_id, learned)
         return io.NodeOutput([*concepts, concept])
 
 

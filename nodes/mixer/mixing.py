@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 from typing_extensions import override
 
+from ...pnpmix.latexblend.blending import Slot
 from ...pnpmix.masks import (
     cell_weights,
     changed_pixels,
@@ -41,8 +42,10 @@ from ..host.types import (
     InvertedLatent,
     schema,
 )
+from ..latexblend.layers import check_fits
+from ..latexblend.patches import PLAN, is_installed
 from .families import check_denoiser, check_prompt, family_of
-from .kept import PersonalRows, dependencies
+from .kept import PersonalRows, dependencies, same
 from .samplers import MixSampler, RowGuider, guided_steps, is_compiled, is_timed
 
 NODE, OVERLAP = "Mask Noise Mixer", ["shared", "last in front"]
@@ -208,7 +211,7 @@ class PnPMixSampler(io.ComfyNode):
         elif inversion.kept is not None:
             inversion.kept.clear()
         own_prompts = [None if concept.positive is positive else concept.positive for concept in concepts]
-        guider = RowGuider(model, positive, negative, cfg, own_prompts)
+        guider = RowGuider(model, each_to_its_own(positive, concepts), negative, cfg, own_prompts)
         sampler = MixSampler(
             inversion.inversion,
             concepts,
@@ -278,14 +281,51 @@ def check_concept(concept: Concept, positive: list, model, inversion: InvertedLa
     node = f"Concept '{concept.name}'"
     check_channels(node, "latent", concept.latent, model)
     check_shape(node, concept.latent, inversion, "Scale the picture to the background's size before encoding it.")
+    if concept.learned is not None:
+        check_learned(concept, positive, model)
     if concept.positive is None or concept.positive is positive:
         return
     check_prompt(node, "positive", concept.positive, model)
     options = concept.positive[0][1]
-    special = is_timed(options) or not options.keys().isdisjoint({"area", "mask", "control", "gligen"})
+    special = is_timed(options) or not options.keys().isdisjoint({"area", "mask", "control", "gligen", PLAN})
     if len(concept.positive) != 1 or special:
-        fault = "it is combined, timed, limited to an area, or carries a ControlNet, and other rows use another prompt."
+        fault = "it is combined, timed, blended, limited to an area, or has a ControlNet; other rows read another one."
         raise BadInput(node, "positive", fault, "Wire a plain prompt, or the one that the Mask Noise Mixer uses.")
+
+
+def check_learned(concept: Concept, positive: list, model) -> None:
+    node = f"Concept '{concept.name}'"
+    if family_of(model.model) is not None:
+        fault = f"'{concept.learned.name}' was learned with another family, and this model is a transformer."
+        raise BadInput(node, "learned", fault, "Unwire it, or load the checkpoint that it was learned with.")
+    check_fits(node, "learned", concept.learned, model)
+    plans = [options[PLAN] for _, options in positive if PLAN in options]
+    if not any(is_of(slot, concept) for plan in plans for slot in plan.slots):
+        fault = f"no word of the Mask Noise Mixer's prompt becomes '{concept.learned.name}'."
+        raise BadInput(node, "learned", fault, "Wire Blend's positive to the mixer, with a Blend Concept of it.")
+    if not is_installed(model):
+        fault = f"the model of the Mask Noise Mixer does not know '{concept.learned.name}'."
+        raise BadInput(node, "learned", fault, "Wire the mixer's model through the same Blend as its positive.")
+
+
+def is_of(slot: Slot, concept: Concept) -> bool:
+    """Whether a word of the prompt becomes what this concept has learned; a file may have been loaded twice."""
+    return concept.learned is not None and same(slot.features, concept.learned.features)
+
+
+def each_to_its_own(positive: list, concepts: list[Concept]) -> list:
+    """The CONDITIONING, in which each learned concept acts in the rows of its own concept alone."""
+    if all(concept.learned is None for concept in concepts):
+        return positive
+    limited = []
+    for context, options in positive:
+        if PLAN in options:
+            plan = options[PLAN]
+            owners = [frozenset(k for k, x in enumerate(concepts) if is_of(slot, x)) or None for slot in plan.slots]
+            slots = [slot._replace(owners=own) for slot, own in zip(plan.slots, owners, strict=True)]
+            options = {**options, PLAN: plan._replace(slots=slots)}
+        limited.append([context, options])
+    return limited
 
 
 def in_pixels(concept: Concept, height: int, width: int) -> Concept:

@@ -14,6 +14,7 @@ from ...pnpmix.mixer.sampling import Rows, roles_needed, sample_pnp_mix
 from ..host.checks import BadInput
 from ..host.memory import is_oom, pinned, place_for, place_for_some, rows_that_fit
 from ..host.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground
+from ..latexblend.patches import BELONGS, BLENDED, PLAN
 from .caches import CACHE, Reuse, attention_layers, cache_of_each_layout, new_cache
 from .families import family_of, has_frames, joint_blocks, noise_path
 from .joint_attention import JointAttention
@@ -86,7 +87,18 @@ class RowGuider(comfy.samplers.CFGGuider):
         for name, cond in names["model_conds"].items():
             per_row = [source["model_conds"].get(name, cond) for source in sources]
             stacked[name] = cond._copy_with(per_row[0].concat(per_row[1:]))
-        return {**entry, "model_conds": stacked}
+        return {**entry, "model_conds": stacked, BLENDED: entry}
+
+    def belongs(self, rows: Rows) -> dict:
+        """What tells the layers, where the prompt is blended, which concept each of the rows belongs to."""
+        if all(entry.get(PLAN) is None for entry in self.conds["positive"]):
+            return {}
+        indices = range(rows.concepts.start, rows.concepts.stop)
+        return {
+            BELONGS: [
+                None if role == "personal" and str(k) in self.conds else k for role in rows.roles for k in indices
+            ]
+        }
 
 
 class InvertSampler(comfy.samplers.Sampler):
@@ -206,7 +218,7 @@ class MixSampler(comfy.samplers.Sampler):
         cache_of = cache_of_each_layout(transformer_options, model.model_sampling)
 
         def call(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
-            told = {**transformer_options, **cache_of(rows), ROWS: rows}
+            told = {**transformer_options, **cache_of(rows), **model_wrap.belongs(rows), ROWS: rows}
             options = {**model_options, "transformer_options": told}
             with reuse.watch(rows, counted=family is None or (joint is not None and "swap" in rows.roles)):
                 return model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])

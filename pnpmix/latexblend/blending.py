@@ -21,11 +21,21 @@ class Slot(NamedTuple):
     length: int  # 1 + L
     strength: float = 1.0  # 0..1, from the plain prompt's keys and values to the concept's
     mask: Tensor | None = None  # (H, W) in 0..1, where in the picture; None: anywhere
+    owners: frozenset[int] | None = None  # of PnP-MIX's concepts those in whose rows it acts; None: in all rows
 
     @property
     def last(self) -> int:
         """The noun's last token."""
         return self.first + self.length - 1
+
+
+def acting(slots: Sequence[Slot], concept: int) -> list[Slot]:
+    """Those that act in the rows of one of PnP-MIX's concepts.
+
+    Its result inside a target comes from that concept's rows alone, so identities that share no row cannot mix. In no
+    paper.
+    """
+    return [slot for slot in slots if slot.owners is None or concept in slot.owners]
 
 
 def blend(key: Tensor, value: Tensor, layer: str, slots: Sequence[Slot], repeats: Sequence[int] = (0,)) -> None:

@@ -9,25 +9,27 @@ import torch
 
 from blend_oracle import LaTexBlend, OracleSlot
 from comfy_host import Graph, output, pack_module, refused
-from learned_concepts import TEXT, blend, blend_concept, encode, guidance, ksampler, learned, samples
+from learned_concepts import (
+    CAR,
+    DOG,
+    TEXT,
+    blend,
+    blend_concept,
+    diffusers_names,
+    encode,
+    guidance,
+    ksampler,
+    learned,
+    samples,
+)
 from oracle import Prompt, relative_error
 from pictures import HEIGHT, WIDTH
 from small_models import LAYOUTS, comfy_model, diffusers_unet, small_clip, small_control_net
 
-DOG, CAR = [4, 5], [7, 8, 9]  # tokens of "a dog" and "the sports car" in TEXT, after the start token
 TIMESTEPS = [501, 1]
 NEGATIVE = "blurry"
 MASK = torch.zeros(HEIGHT, WIDTH)
 MASK[: HEIGHT // 2, WIDTH // 4 :] = 1
-
-
-def diffusers_names(model) -> dict[str, str]:
-    import comfy.utils
-
-    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
-    return {
-        ours[: -len(".to_k.weight")]: theirs for theirs, ours in names.items() if theirs.endswith("attn2.to_k.weight")
-    }
 
 
 class Case:

@@ -27,6 +27,7 @@ from small_encoders import (
     seen,
     siglip_model,
 )
+from workflow_files import read, to_api
 
 TEXT = "A photo of a (red:1.4) cup on a table."
 
@@ -492,3 +493,19 @@ def test_a_score_node_goes_straight_into_the_plot():
     link = graph.add("PnPMixBackgroundKept", images=photos(2, 96), original=photos(1, 96))
     result = plot(graph, output(link, 3), "one\ntwo")
     assert "| one | 100.0 | 1.000 |" in result["table"]
+
+
+@pytest.mark.newest
+def test_the_template_compares_its_variants():
+    """One scene blended three times, and each measured."""
+    graph, prompt = Graph(), to_api(read("Score 1 Compare variants"))
+    nodes = {node["class_type"]: (node_id, node["inputs"]) for node_id, node in prompt.items()}
+    nodes["PnPMixDDPMInvert"][1].update(steps=6, skip_steps=2)
+    graph.prompt = prompt
+    plot, pictures = nodes["PnPMixScorePlot"][0], nodes["PreviewImage"][1]["images"]
+    results = graph.run(plot=[plot, 0], table=[plot, 1], pictures=pictures)
+    header, _, *rows = results["table"].splitlines()
+    assert [row.split("|")[1].strip() for row in rows] == prompt[plot]["inputs"]["names"].splitlines()
+    assert all(name in header for name in ("Colours 1", "Colours 2", "PSNR", "SSIM"))
+    assert all("| 100.0 |" in row for row in rows), "every variant keeps the background"
+    assert not torch.equal(results["pictures"][0], results["pictures"][1]) and results["plot"].shape[-1] == 3

@@ -22,6 +22,7 @@ from workflow_files import (
     SAVED,
     SIDE,
     TEMPLATES,
+    TOGETHER,
     WITHOUT_DOWNLOADS,
     WORKFLOWS,
     add_level,
@@ -58,6 +59,7 @@ CONTRACT = {
         "seed": ("INT", 1),
         "name": ("STRING", ""),
         "object_mask": ("MASK", None),
+        "learned": ("PNPMIX_LEARNED", None),
     },
     "PnPMixAppearance": {
         "model": ("MODEL", None),
@@ -383,6 +385,8 @@ OTHER_VALUES: dict[str, dict[str, dict]] = {
         },
     },
 }  # fmt: skip
+# of several methods, with the demo model
+OTHER_VALUES |= {"Together 1": OTHER_VALUES["Learn 1"]} | {f"Together {k}": OTHER_VALUES["Conductor 1"] for k in (2, 3)}
 
 
 def other_values(name: str, kind: str) -> dict:
@@ -487,7 +491,7 @@ def test_workflow_keeps_to_the_contract(name):
         assert widgets == sorted(widgets, key=known.index), "values are saved in this order"
         for key, value in widget_values(node).items():
             in_pixels = key in ("expand", "feather") and (
-                name in WITHOUT_DOWNLOADS or "try" in name.lower() or name.startswith("Score")
+                name in (*WITHOUT_DOWNLOADS, *TOGETHER) or "try" in name.lower() or name.startswith("Score")
             )  # its pictures are an eighth as large
             if key not in ANY_VALUE and not in_pixels:
                 default = CONTRACT[node["type"]][key][1]

@@ -6,6 +6,7 @@ from comfy_host import Graph, output, pack_module
 from pictures import HEIGHT, WIDTH
 
 TEXT = "a photo of a dog and the sports car on a beach"
+DOG, CAR = [4, 5], [7, 8, 9]  # tokens of "a dog" and "the sports car" in it, after the start token
 STEPS = 2
 
 
@@ -20,6 +21,16 @@ def learned(model, noun: str, seed: int, tokens: int = 2, **fields):
     own = dict(features=features, name=noun, noun=noun, family=checks.model_family(model), checkpoint="a.safetensors")
     own |= dict(fingerprint=layers.fingerprint(model), settings={})
     return types.LearnedConcept(**{**own, **fields})
+
+
+def diffusers_names(model) -> dict[str, str]:
+    """Ours of each cross-attention layer → that of its W_k."""
+    import comfy.utils
+
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    return {
+        ours[: -len(".to_k.weight")]: theirs for theirs, ours in names.items() if theirs.endswith("attn2.to_k.weight")
+    }
 
 
 def blend_concept(graph: Graph, concept, concepts=None, **settings) -> list:

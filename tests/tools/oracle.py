@@ -22,6 +22,7 @@ class Prompt:
     tokens: torch.Tensor  # (1, T, C)
     pooled: torch.Tensor | None = None
     size: tuple[int, int] = (0, 0)  # of the picture, for SDXL
+    blended: list = field(default_factory=list)  # blend_oracle.OracleSlot
 
     def for_unet(self) -> dict:
         extra = {}
@@ -52,8 +53,14 @@ class Attention:
             reading = self.notes["reading"]
         else:
             reading = None
+        blended = [] if is_self else self.notes["blended"]
+        for slot in blended:
+            for i, token in enumerate(slot.tokens):
+                key[0, token], value[0, token] = (x[i] for x in slot.features[self.name])
         query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
         weights = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        for slot in blended:  # the identifier looks where the noun does
+            weights[..., slot.tokens[0]] = weights[..., slot.tokens[-1]]
         if reading is not None:
             weights = weights.masked_fill(~reading(weights.shape[-1]), -math.inf)
         weights = weights.softmax(-1)
@@ -68,7 +75,8 @@ class OracleConcept:
     object_mask: np.ndarray  # of the object in its own picture
     object_only: bool = False  # whether nothing else of this picture is read
     seed: int = 1
-    prompt: Prompt | None = None
+    prompt: Prompt | None = None  # of its own picture
+    scene_prompt: Prompt | None = None  # of all its other rows, and of its picture where that has no other
 
 
 @dataclass
@@ -141,7 +149,7 @@ class PnPMix:
 
     def eps(self, x, i, prompt: Prompt, mode="off", reading=None):
         layers = "up_blocks" if self.layers == "decoder" else ""
-        self.notes.update(mode=mode, alpha=self.alpha, layers=layers, reading=reading)
+        self.notes.update(mode=mode, alpha=self.alpha, layers=layers, reading=reading, blended=prompt.blended)
         t = self.timesteps[i]
         out = self.unet(x, t, **prompt.for_unet(), return_dict=False)[0]
         if self.prediction == "v_prediction":
@@ -275,11 +283,11 @@ class PnPMix:
         for i in range(len(self.timesteps)):
             eps_branches = []
             for k, concept in enumerate(concepts):
-                eps = self.guided_eps(branches[k], i, self.cfg)
+                eps = self.guided_eps(branches[k], i, self.cfg, concept.scene_prompt)
                 if self.is_guided(i):
-                    theirs = dict(personal=personal[k][i], personal_prompt=concept.prompt)
+                    theirs = dict(personal=personal[k][i], personal_prompt=concept.prompt or concept.scene_prompt)
                     reading = self.reading(concept, background.shape)
-                    swap = self.guided_eps(branches[k], i, self.cfg, **theirs, reading=reading)
+                    swap = self.guided_eps(branches[k], i, self.cfg, concept.scene_prompt, **theirs, reading=reading)
                     eps = eps + self.weights(i) * (swap - eps)
                 eps_branches.append(eps)
 

@@ -19,6 +19,7 @@ FLOWS = [name for name in TEMPLATES if name.startswith("Flow ")]
 FEW_STEPS = [name for name in TEMPLATES if name.startswith("Few steps ")]
 CONDUCTOR = [name for name in TEMPLATES if name.startswith("Conductor ")]
 LEARN = [name for name in TEMPLATES if name.startswith("Learn ")]
+TOGETHER = [name for name in TEMPLATES if name.startswith("Together ")]
 WITHOUT_DOWNLOADS = [name for name in TEMPLATES if "without downloads" in name.lower()]
 SHOWN = ("SaveImage", "PreviewImage", "MaskPreview", "PnPMixBackgroundPicker", "PnPMixScorePlot")
 SAVED = (*SHOWN, "PnPMixSaveConcept")  # all that has a result of its own

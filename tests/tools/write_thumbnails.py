@@ -19,6 +19,7 @@ from workflow_files import (
     CONDUCTOR,
     FOLDER,
     LEARN,
+    TOGETHER,
     WITHOUT_DOWNLOADS,
     read,
     to_api,
@@ -51,7 +52,7 @@ WIDTH, HEIGHT, GAP, DARK, CHOSEN = 576, 384, 6, "#222222", "#56b4e9"
 def thumbnail(name: str) -> Image.Image:
     """What goes into the graph, in a column, beside the finished picture."""
     graph, prompt = Graph(), to_api(read(name))
-    graph.prompt = prompt if name in WITHOUT_DOWNLOADS else in_its_place(name, prompt)
+    graph.prompt = prompt if name in (*WITHOUT_DOWNLOADS, *TOGETHER) else in_its_place(name, prompt)
     nodes = {node["class_type"]: (key, node) for key, node in graph.prompt.items()}
     scene, (_, save) = nodes["PnPMixDemoScene"][0], nodes["SaveImage"]
     result = save["inputs"]["images"]
@@ -61,9 +62,13 @@ def thumbnail(name: str) -> Image.Image:
     if "PnPMixBackgroundPicker" in nodes:
         shown["candidates"] = nodes["PnPMixBackgroundPicker"][1]["inputs"]["images"]
     else:
-        concepts = sum(node["class_type"] in CONCEPTS for node in graph.prompt.values())
+        counted = CONCEPTS[:1] if name in TOGETHER else CONCEPTS
+        concepts = sum(node["class_type"] in counted for node in graph.prompt.values())
         first = int(name in LEARN)  # whose pictures are not of the scene
         shown |= {f"picture {k}": [scene, k] for k in range(first, concepts + 1)}
+    if name in TOGETHER and "PnPMixConductor" in nodes:  # what the one method has made for the other
+        between = nodes["PreviewImage"][1]["inputs"]["images"]
+        shown["between"] = graph.prompt[between[0]]["inputs"]["image"]
     pictures = graph.run(**shown)
     column = [picture for key in shown if key != "result" for picture in pictures[key]]
     return compose(column, pictures["result"][0], chosen=0 if "candidates" in shown else None)
@@ -104,7 +109,7 @@ def enlarged(picture: Tensor, size: int) -> Image.Image:
 if __name__ == "__main__":
     wanted = sys.argv[1:]  # the first words of templates' names; all without any
     boot(Path(tempfile.mkdtemp()), "--cpu")
-    for name in (*SCENES, *DEMOS, *CONDUCTOR, *LEARN):
+    for name in (*SCENES, *DEMOS, *CONDUCTOR, *LEARN, *TOGETHER):
         if wanted and not name.startswith(tuple(wanted)):
             continue
         picture = conductor_thumbnail() if name in CONDUCTOR else thumbnail(name)

@@ -33,6 +33,7 @@ from workflow_files import API, FOLDER, LIBRARY, SIDE, graphs, to_api
 from write_few_steps_workflows import FEW_STEPS_KINDS
 from write_flow_workflows import FLOW_KINDS, flow_demo, flow_note
 from write_learn_workflows import learn_templates
+from write_together_workflows import together_templates
 
 WORDS, PICTURE = ["dog", "cat", "cup"], "example.png"  # which every ComfyUI has, until people choose their own
 ROW = 356
@@ -469,7 +470,7 @@ def write_all(info: dict) -> None:
     }
     templates |= {name: template(info) for name, template in write_score_workflows.TEMPLATES.items()}
     templates |= conductor_templates(info)
-    templates |= learn_templates(info)
+    templates |= learn_templates(info) | together_templates(info)
     for kinds in (FLOW_KINDS, FEW_STEPS_KINDS):
         templates |= {name: photo_template(info, 2, kind.side, kind=kind) for name, kind in kinds.items()}
     for name, data in templates.items():

@@ -1,0 +1,222 @@
+"""All methods of the pack on the same tasks, with the demo model: python -m benchmarks.methods
+
+A task is a drawn scene with two things, each of which is to get the look of a concept that exists as a photo, as a
+LoRA, and as a learned concept of LaTexBlend. Methods that edit keep the scene; the others draw a new picture in its
+layout. Each task is written to benchmarks/results/methods.json at once, so a run that is stopped goes on where it was;
+--table prints what is there.
+"""
+
+import argparse
+import io
+import json
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from demo import conducting, loras
+from demo.conducting import Concept, ConductorSettings, conduct
+from demo.diffusers_host import DemoModel, Settings, blend, empty, invert, load_model
+from demo.learning import learn, mix_learned, prompt_with, sample_blended
+from demo.measures import background_error, measure_conducted
+from demo.model import CHANNELS, GRID
+from demo.own_things import PHOTOS, photographed
+from demo.scenes import UNNAMED_LOOKS, draw_scene, prompts_of, random_layout
+from PIL import Image
+from pnpmix.latexblend.bank import Features, from_tensors, to_tensors
+from pnpmix.metrics.statistics import mean_with_interval
+from torch import Tensor
+
+FIRST_SEED = 3000  # scenes that nobody looked at while choosing anything
+RESULTS = Path(__file__).parent / "results" / "methods.json"
+EDITED = Settings(steps=25, skip_steps=8, inversion_cfg=1.0, object_mask=True, adain=True)
+CONDUCTED = ConductorSettings(**vars(conducting.DEFAULTS))
+LEARNING_STEPS, DRAWING_STEPS = 400, 20
+# measure → title, digits
+COLUMNS = {
+    "fidelity": ("fidelity ▲", 2),
+    "leakage": ("leakage ▼", 3),
+    "background": ("background changed, of 255 ▼", 1),
+    "layout": ("layout kept ▲", 2),
+    "rows": ("rows", 0),
+    "seconds": ("seconds", 1),
+}
+
+
+class Learned(NamedTuple):
+    features: Features
+    seconds: float
+    bytes: int
+
+
+class Task:
+    """One scene, and its concepts in all their forms."""
+
+    def __init__(self, seed: int, learned: dict[str, Learned]):
+        self.seed, self.layout = seed, random_layout(seed, 2)
+        self.scene, self.masks = draw_scene(self.layout)
+        self.prompt, self.own_prompts = prompts_of(self.layout)
+        shapes = [thing.shape for thing in self.layout.things]
+        rng = np.random.default_rng([seed, 4])
+        drawn = [photographed(rng, shape, UNNAMED_LOOKS[shape]) for shape in shapes]
+        self.photos, self.own_masks = [x[1] for x in drawn], torch.stack([x[2] for x in drawn])
+        self.loras = [loras.load_lora(shape) for shape in shapes]
+        self.features = {shape: learned[shape].features for shape in shapes}
+
+    def mixed(
+        self, model: DemoModel, scene: Tensor, masks: Tensor, learned: bool = False, guided: bool = True
+    ) -> Tensor:
+        """PnP-MIX, with the concepts' photos, with what was learned of them in the rows of each, or with both."""
+        settings = EDITED if guided else Settings(**vars(EDITED) | dict(guided=False, adain=False))
+        inversion = invert(model, scene, self.prompt, settings)
+        given = (model, inversion, empty(scene, masks), masks, self.photos, self.own_masks, self.prompt, settings)
+        return mix_learned(*given, self.features) if learned else blend(*given)[0]
+
+    @cached_property
+    def conducted(self) -> tuple[Tensor, Tensor]:
+        """Concept Conductor's picture and its refined masks (2, 64, 64)."""
+        zipped = zip(self.loras, self.own_prompts, self.masks, strict=True)
+        given = [Concept(lora, text, mask) for lora, text, mask in zipped]
+        settings = ConductorSettings(**vars(CONDUCTED) | dict(noise_seed=self.seed))
+        result, found = conduct(load_model(), self.scene, self.prompt, self.prompt, given, settings)
+        refined = found.final[GRID, GRID][:, 0].float().repeat_interleave(2, 1).repeat_interleave(2, 2)
+        return result, refined
+
+    def merged(self) -> Tensor:
+        """All LoRAs at once, and no more."""
+        model = load_model()
+        model.unet.load_state_dict(loras.merged(model.unet.state_dict(), self.loras))
+        settings = ConductorSettings(**vars(CONDUCTED) | dict(noise_seed=self.seed, aligned=False, refined=False))
+        return conduct(model, self.scene, self.prompt, self.prompt, [], settings)[0]
+
+    def blended(self, model: DemoModel) -> Tensor:
+        """LaTexBlend, each concept in the region that the layout has for it."""
+        noise = torch.randn((1, CHANNELS, GRID, GRID), generator=torch.Generator().manual_seed(self.seed))
+        regions = dict(zip(self.features, self.masks, strict=True))
+        return sample_blended(model, [prompt_with(model, self.prompt, self.features, regions)], noise, DRAWING_STEPS)[0]
+
+    def refined(self, model: DemoModel) -> Tensor:
+        """Photos blended into Concept Conductor's picture, where its refined masks say that the things are."""
+        picture, masks = self.conducted
+        empty_masks = masks.flatten(1).amax(1) == 0
+        return self.mixed(model, picture, torch.where(empty_masks[:, None, None], self.masks, masks))
+
+
+CHAINED_TO, CHAINED = "Concept Conductor", "Concept Conductor, then photos"
+ROWS: dict[str, Callable[[Task, DemoModel], Tensor]] = {
+    "PnP-MIX, photos": lambda task, model: task.mixed(model, task.scene, task.masks),
+    "PnP-MIX, learned": lambda task, model: task.mixed(model, task.scene, task.masks, learned=True, guided=False),
+    "PnP-MIX, photos and learned": lambda task, model: task.mixed(model, task.scene, task.masks, learned=True),
+    CHAINED_TO: lambda task, model: task.conducted[0],
+    CHAINED: lambda task, model: task.refined(model),
+    "LoRAs merged": lambda task, model: task.merged(),
+    "LaTexBlend in regions": lambda task, model: task.blended(model),
+}
+
+
+def learned_things(model: DemoModel, folder: Path) -> dict[str, Learned]:
+    """Of the looks that the LoRAs have, from five photos each."""
+    learned = {}
+    for k, (shape, look) in enumerate(UNNAMED_LOOKS.items()):
+        file = folder / f"{shape}.safetensors"
+        if not file.exists():
+            rng, started = np.random.default_rng([3, k]), time.process_time()
+            photos = torch.stack([photographed(rng, shape, look)[1] for _ in range(PHOTOS)])
+            features = learn(model, photos, shape, steps=LEARNING_STEPS).features
+            folder.mkdir(parents=True, exist_ok=True)
+            seconds = f"{time.process_time() - started:.0f}"
+            safetensors.torch.save_file(to_tensors(features), file, {"seconds": seconds})
+            print(f"{shape}: learned in {seconds} s", flush=True)
+        with safetensors.safe_open(file, "pt") as opened:
+            seconds = float(opened.metadata()["seconds"])
+        learned[shape] = Learned(from_tensors(safetensors.torch.load_file(file)), seconds, file.stat().st_size)
+    return learned
+
+
+def measured(task: Task, result: Tensor) -> dict[str, float]:
+    alike, _, leaked, layout, *_ = measure_conducted(task.layout, result)
+    changed = background_error(result, task.scene, task.masks)
+    return {"fidelity": alike, "leakage": leaked, "background": changed, "layout": layout}
+
+
+def run(task: Task, row: str) -> dict[str, float]:
+    """What a row gives, and what it costs: latents through the UNet, and seconds of one core."""
+    model, rows = load_model(), [0]
+    forward = type(model.unet).forward
+
+    def counted(unet, sample: Tensor, *args, **kwargs):
+        rows[0] += len(sample)
+        return forward(unet, sample, *args, **kwargs)
+
+    type(model.unet).forward = counted  # of every copy that a method loads
+    try:
+        started = time.process_time()
+        result = ROWS[row](task, model)
+    finally:
+        type(model.unet).forward = forward
+    cost = {"rows": rows[0], "seconds": time.process_time() - started}
+    return {name: round(float(x), 4) for name, x in {**measured(task, result), **cost}.items()}
+
+
+def bytes_of_photo(task: Task) -> int:
+    file = io.BytesIO()
+    Image.fromarray((task.photos[0] * 255).round().byte().numpy()).save(file, "PNG")
+    return len(file.getvalue())
+
+
+def table(done: dict[str, dict[str, dict[str, float]]]) -> str:
+    lines = [f"| {len(done)} tasks | " + " | ".join(title for title, _ in COLUMNS.values()) + " |"]
+    lines.append("| --- |" + " ---: |" * len(COLUMNS))
+    for row in ROWS:
+        values = [task[row] for task in done.values() if row in task]
+        if values:
+            cells = [mean_with_interval([x[name] for x in values], digits) for name, (_, digits) in COLUMNS.items()]
+            lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def differences(done: dict[str, dict[str, dict[str, float]]]) -> str:
+    """What learning adds to the photos, and the photos to learning, on the same tasks."""
+    both, lines = "PnP-MIX, photos and learned", []
+    for other in ("PnP-MIX, photos", "PnP-MIX, learned"):
+        pairs = [(task[both]["fidelity"], task[other]["fidelity"]) for task in done.values() if both in task]
+        lines.append(f"Fidelity of both less that of '{other}': {mean_with_interval([a - b for a, b in pairs], 3)}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__)
+    parser.add_argument("--tasks", type=int, default=30, help="default: %(default)s")
+    parser.add_argument("--folder", type=Path, default=Path("methods-benchmark"), help="for what is learned")
+    parser.add_argument("--table", action="store_true", help="print the table and measure nothing")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    content = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"tasks": {}}
+    done = content["tasks"]
+    if not options.table:
+        learned = learned_things(load_model(), options.folder)
+        sizes = {
+            "photo": bytes_of_photo(Task(FIRST_SEED, learned)),
+            "LoRA": max(path.stat().st_size for path in loras.FOLDER.glob("*.safetensors")),
+            "learned": max(x.bytes for x in learned.values()),
+        }
+        content |= {"bytes": sizes, "seconds to learn": [x.seconds for x in learned.values()]}
+    for seed in range(FIRST_SEED, FIRST_SEED + (0 if options.table else options.tasks)):
+        if len(done.get(str(seed), {})) < len(ROWS):
+            task, started = Task(seed, learned), time.process_time()
+            values = {row: run(task, row) for row in ROWS}
+            for name in ("rows", "seconds"):
+                values[CHAINED][name] += values[CHAINED_TO][name]  # whose picture was there already
+            done[str(seed)] = values
+            RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            print(seed, f"{time.process_time() - started:.0f} s", flush=True)
+    print(table(done))
+    print(differences(done))
+
+
+if __name__ == "__main__":
+    main()
