@@ -120,6 +120,19 @@ def test_a_server_that_is_not_there_is_named(table, tmp_path, capsys):
         assert f"no ComfyUI answers at {url}" in capsys.readouterr().out
 
 
+def test_a_picture_that_another_run_may_be_reading_is_not_written_anew(server, table):
+    """ComfyUI writes what is sent to it in place, so that a graph could read half of it. Half a picture is replaced."""
+    drawn = table.parent / "scene-0.png"
+    Client(server.url).send("shared.png", drawn)
+    sent = server.base / "input" / "pnp-mix" / "shared.png"
+    os.utime(sent, (1, 1))
+    Client(server.url).send("shared.png", drawn)
+    assert sent.stat().st_mtime == 1
+    sent.write_bytes(drawn.read_bytes()[:50])
+    Client(server.url).send("shared.png", drawn)
+    assert sent.read_bytes() == drawn.read_bytes()
+
+
 @pytest.mark.oldest
 def test_two_at_the_same_time_write_each_picture_whole(server, table, tmp_path):
     out, logs = tmp_path / "out", [tmp_path / "log 1", tmp_path / "log 2"]
