@@ -49,6 +49,8 @@ class Task:
     masks: torch.Tensor  # (n, H, W)
     steps: int
     skip_steps: int
+    inverting: dict = field(default_factory=dict)  # other inputs of DDPM Invert than its defaults
+    mixing: dict = field(default_factory=dict)  # of the Mask Noise Mixer
 
 
 @dataclass
@@ -70,11 +72,12 @@ class Meter:
     current: Stage | None = None
     began: float = 0.0
     marks: list = field(default_factory=list)
+    clock: Callable[[], float] = time.perf_counter  # of a CPU
 
     def now(self):
         """A moment in the order of the device's work."""
         if self.device.type != "cuda":
-            return time.perf_counter()
+            return self.clock()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -83,13 +86,13 @@ class Meter:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         if self.current is not None:
-            self.current.seconds = time.perf_counter() - self.began
+            self.current.seconds = self.clock() - self.began
             between = (lambda a, b: a.elapsed_time(b) / 1000) if self.device.type == "cuda" else (lambda a, b: b - a)
             self.current.unet_seconds = sum(
                 between(*pair) for pair in zip(self.marks[::2], self.marks[1::2], strict=True)
             )
             self.current.peak_memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
-        self.marks, self.current, self.began = [], None, time.perf_counter()
+        self.marks, self.current, self.began = [], None, self.clock()
         if name is not None:
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
@@ -120,15 +123,25 @@ class Meter:
 
 def run_pack(task: Task, stage: Callable[[str], None]) -> torch.Tensor:
     """Output and references by the nodes, in ComfyUI's executor."""
+    stage("invert")
+    inversion = invert(task)
+    stage("blend")
+    return blend(task, inversion)
+
+
+def invert(task: Task):
+    import mixer_graph
+    from comfy_host import Graph
+
+    graph = Graph()
+    settings = dict(steps=task.steps, skip_steps=task.skip_steps, positive=task.positive, negative=task.negative)
+    settings |= dict(latent={"samples": task.latents[:1]}, **task.inverting)
+    return graph.run(inversion=mixer_graph.invert(graph, task.model, **settings))["inversion"]
+
+
+def blend(task: Task, inversion) -> torch.Tensor:
     import mixer_graph
     from comfy_host import Graph, output
-
-    prompts = dict(positive=task.positive, negative=task.negative)
-    graph = Graph()
-    sizes = dict(steps=task.steps, skip_steps=task.skip_steps)
-    inversion = mixer_graph.invert(graph, task.model, latent={"samples": task.latents[:1]}, **prompts, **sizes)
-    stage("invert")
-    inversion = graph.run(inversion=inversion)["inversion"]
 
     graph, link = Graph(), None
     for k, mask in enumerate(task.masks):
@@ -136,8 +149,8 @@ def run_pack(task: Task, stage: Callable[[str], None]) -> torch.Tensor:
         link = graph.add("PnPMixConcept", latent=latent, mask=mask[None], concepts=link, seed=1 + k, name=str(k))
     patched = mixer_graph.appearance(graph, task.model)
     patched = mixer_graph.dilution(graph, patched, latent={"samples": task.latents[1:2]})
-    mixed = mixer_graph.mixer(graph, patched, inversion, link, **prompts)
-    stage("blend")
+    settings = dict(positive=task.positive, negative=task.negative, **task.mixing)
+    mixed = mixer_graph.mixer(graph, patched, inversion, link, **settings)
     results = graph.run(latent=mixed, references=output(mixed, 1))
     return torch.cat([results["latent"]["samples"], results["references"]["samples"]])
 

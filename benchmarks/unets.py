@@ -31,6 +31,7 @@ _SDXL = dict(
 # name → class in comfy.supported_models, and its UNet
 LAYOUTS = {
     "small": ("SD20", _COMMON | _SD | dict(model_channels=64, num_head_channels=32, context_dim=64)),
+    "narrow sdxl": ("SDXL", _COMMON | _SDXL | dict(model_channels=32, num_head_channels=32, context_dim=64)),
     "sd21": ("SD20", _COMMON | _SD | dict(model_channels=320, num_head_channels=64, context_dim=1024)),
     "sdxl": ("SDXL", _COMMON | _SDXL | dict(model_channels=320, num_head_channels=64, context_dim=2048)),
 }

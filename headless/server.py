@@ -87,15 +87,23 @@ class Server:
         return "PnPMixSampler" in json.loads(self.ask("/object_info/PnPMixSampler"))
 
     def send(self, name: str, path: Path) -> None:
-        """Puts a picture into ComfyUI's inputs, as FOLDER/name, if it was not sent before."""
+        """Puts a picture into ComfyUI's inputs, as FOLDER/name, if it was not sent before.
+
+        One that is there already is not written anew: another run's graph may read it at this moment.
+        """
         if name in self.sent:
             return
-        edge = uuid.uuid4().hex
-        fields = {"overwrite": "true", "subfolder": FOLDER}
-        parts = [f'--{edge}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items()]
-        parts.append(f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n')
-        body = "".join(parts).encode() + path.read_bytes() + f"\r\n--{edge}--\r\n".encode()
-        self.ask("/upload/image", body, f"multipart/form-data; boundary={edge}")
+        for overwrite in ("false", "true"):  # true: what is there is another picture, or half of this one
+            edge = uuid.uuid4().hex
+            fields = {"overwrite": overwrite, "subfolder": FOLDER}
+            parts = [
+                f'--{edge}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items()
+            ]
+            parts.append(f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n')
+            body = "".join(parts).encode() + path.read_bytes() + f"\r\n--{edge}--\r\n".encode()
+            answer = self.ask("/upload/image", body, f"multipart/form-data; boundary={edge}")
+            if json.loads(answer)["name"] == name:
+                break
         self.sent.add(name)
 
     def run(self, prompt: dict, workflow: dict | None, watch: Callable[[], None] = lambda: None) -> dict:
