@@ -1,4 +1,4 @@
-"""UNets with random weights for the benchmarks: small ones, and the full size of SD 2.1 and SDXL."""
+"""UNets with random weights for the benchmarks: small ones, and the full size of SD 1.5, SD 2.1 and SDXL."""
 
 import torch
 
@@ -32,6 +32,12 @@ _SDXL = dict(
 LAYOUTS = {
     "small": ("SD20", _COMMON | _SD | dict(model_channels=64, num_head_channels=32, context_dim=64)),
     "narrow sdxl": ("SDXL", _COMMON | _SDXL | dict(model_channels=32, num_head_channels=32, context_dim=64)),
+    "sd15": (
+        "SD15",
+        _COMMON
+        | _SD
+        | dict(model_channels=320, num_heads=8, num_head_channels=-1, context_dim=768, use_linear_in_transformer=False),
+    ),
     "sd21": ("SD20", _COMMON | _SD | dict(model_channels=320, num_head_channels=64, context_dim=1024)),
     "sdxl": ("SDXL", _COMMON | _SDXL | dict(model_channels=320, num_head_channels=64, context_dim=2048)),
 }

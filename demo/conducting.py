@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -40,11 +41,10 @@ from .model import CHANNELS, GRID
 from .pictures import draw_masks, panels
 from .scenes import conducted, draw_scene, prompts_of, random_layout
 
-KEYS = (
-    "up_blocks.1.attentions.0.transformer_blocks.0.attn1"  # the decoder's first self-attention that is not its deepest
-)
+KEYS = "up_blocks.1.attentions.0.transformer_blocks.0.attn1"  # the first above the deepest level of the decoder
 ATTENTION = "up_blocks.1.attentions.1.transformer_blocks.0.attn1"  # the last at half the latent's size
 LAST = "up_blocks.2.attentions.1.transformer_blocks.0.attn"
+ROWS = {"keys": "rows to the keys", "record": "rows to the last attention", "denoise": "rows"}  # by what a call is for
 GRIDS = tuple(grid for grid in layer_grids((GRID, GRID)) if grid[0] >= GRID // 4)
 
 
@@ -60,7 +60,7 @@ class ConductorSettings:
     aligned: bool = True
     layout_method: Literal["ddim", "noised"] = "ddim"
     inversion_steps: int = 24
-    weight: float = 150.0  # the authors' 10 is for steps that are 17 times as many
+    weight: float = 150.0  # the authors' 10 is for 17 times as many steps
     concept_weight: float = 1.0
     align_end: float = 0.25
     refined: bool = True
@@ -86,7 +86,9 @@ class Stop(Exception):
 class DiffusersPaths:
     """The branches of `sampling.Paths`, whose weights are put into the one UNet in turn."""
 
-    def __init__(self, model: DemoModel, prompt: str, concepts: Sequence[Concept], settings: ConductorSettings):
+    def __init__(
+        self, model: DemoModel, prompt: str, concepts: Sequence[Concept], settings: ConductorSettings, counts: Counter
+    ):
         self.model, self.settings, self.concepts = model, settings, len(concepts)
         weights = {name: x for name, x in model.unet.state_dict().items() if ".attn" in name}
         self.weights = [weights, *(merged(weights, [x.lora], settings.strength) for x in concepts)]
@@ -99,14 +101,14 @@ class DiffusersPaths:
         self.mode, self.branch, self.wants_attention = "plain", 0, False
         self.masks: dict[Grid, Tensor] = {}
         self.tapped = Tensor()
-        self.rows = self.calls = self.switches = 0
+        self.counts = counts
         for name, module in model.unet.named_modules():
             if isinstance(module, Attention):
                 module.set_processor(partial(self.process, name))
 
     def put(self, branch: int) -> None:
         if self.branch != branch:
-            self.switches += 1
+            self.counts["weights changed"] += 1
             modules = dict(self.model.unet.named_parameters())
             for name, weight in self.weights[branch].items():
                 modules[name].data = weight
@@ -145,7 +147,8 @@ class DiffusersPaths:
 
     def run(self, mode: str, branch: int, call: Callable[[], Tensor], rows: int) -> Tensor | None:
         self.put(branch)
-        self.mode, self.rows, self.calls = mode, self.rows + rows, self.calls + 1
+        self.mode = mode
+        self.counts.update({ROWS[mode]: rows, "calls": 1})
         try:
             return call()
         except Stop:
@@ -206,16 +209,18 @@ def conduct(
     concepts: Sequence[Concept],
     settings: ConductorSettings,
     callback: Callable[[Tensor, Masks], None] | None = None,
+    counts: Counter | None = None,
 ) -> tuple[Tensor, Masks]:
     """
     Args:
         layout: of `read_layout`, with its own prompt; None: nothing is aligned.
         callback: called in each step with the estimate of the picture (H, W, 3) and the masks.
+        counts: filled with what it took: rows of the UNet, its calls, changes of weights.
     Returns:
         picture (H, W, 3) and masks.
     """
     before = model.unet.attn_processors
-    paths = DiffusersPaths(model, prompt, concepts, settings)
+    paths = DiffusersPaths(model, prompt, concepts, settings, Counter() if counts is None else counts)
     try:
         alignment = refinement = None
         if layout is not None:
