@@ -96,7 +96,7 @@ def oracle_result(
 ) -> torch.Tensor:
     import comfy.samplers
 
-    sampling, small = model.model.model_sampling, FAMILIES[family]
+    sampling, small = model.get_model_object("model_sampling"), FAMILIES[family]
     sigmas = [float(sigma) for sigma in comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)][SKIP:]
     guidance = {"alpha": 0.15, "position": "target", "layers": "all"} | (guidance or {})
     layers = {"all": None, "decoder": {2, 3}}[guidance["layers"]]
@@ -511,6 +511,45 @@ def test_what_cannot_work_is_refused(make, inputs, words):
     given = {"latent": encoded("Flux.1", 0), **prompts("Flux.1")} | {name: other[key] for name, key in inputs.items()}
     with refused("DDPM Invert", *words):
         graph.run(inversion=invert(graph, make(), **given))
+
+
+@pytest.mark.oldest
+def test_shifted_noise_levels():
+    """As the templates for Qwen-Image and Z-Image have them."""
+    graph = Graph()
+    shifted = graph.run(model=graph.add("ModelSamplingAuraFlow", model=model_of("Lumina 2"), shift=1.7))["model"]
+    result = graph_result("Lumina 2", shifted, concepts=1)
+    assert_same(result, oracle_result("Lumina 2", shifted, concepts=1))
+    assert relative_error(result, graph_result("Lumina 2", model_of("Lumina 2"), concepts=1)) > 1e-3
+
+
+@pytest.mark.oldest
+def test_another_way_of_sampling_is_refused():
+    graph, settings = Graph(), dict(sampling="eps", sigma_max=120.0, sigma_min=0.002)
+    patched = graph.add("ModelSamplingContinuousEDM", model=model_of("Flux.1"), **settings)
+    with refused("DDPM Invert", "'model'", "not its own", "Remove"):
+        graph.run(inversion=invert(graph, patched, latent=encoded("Flux.1", 0), **prompts("Flux.1")))
+
+
+@pytest.mark.oldest
+def test_rows_that_cannot_be_told_are_refused():
+    """As packs for tiled diffusion lay them out."""
+
+    def in_tiles(apply_model, arguments):
+        twice = {name: torch.cat([x] * 2) if torch.is_tensor(x) else x for name, x in arguments["c"].items()}
+        tiles = torch.cat(arguments["input"].chunk(2, dim=-1))
+        return torch.cat(apply_model(tiles, torch.cat([arguments["timestep"]] * 2), **twice).chunk(2), dim=-1)
+
+    tiled = model_of("Flux.1").clone()
+    tiled.set_model_unet_function_wrapper(in_tiles)
+    with refused("Mask Noise Mixer", "'model'", "batch", "tiled diffusion"):
+        graph_result("Flux.1", tiled)
+
+
+@pytest.mark.oldest
+def test_personal_rows_are_not_kept_for_the_next_run():
+    with refused("Mask Noise Mixer", "'keep_personal'", "transformer", "Switch it off"):
+        graph_result("Flux.1", model_of("Flux.1"), keep_personal=True)
 
 
 @pytest.mark.parametrize("family", ["Qwen-Image"])
