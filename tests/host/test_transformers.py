@@ -60,15 +60,23 @@ def prompts(family: str) -> dict:
 
 
 def graph_result(
-    family, model, cells=CELLS, concepts=2, object_only=(), guidance=None, own=None, common=None, **settings
+    family,
+    model,
+    cells=CELLS,
+    concepts=2,
+    object_only=(),
+    guidance=None,
+    own=None,
+    common=None,
+    noise_shift=0.0,
+    **settings,
 ) -> torch.Tensor:
     """Output and references of the nodes, (1 + concepts, C, H, W)."""
     graph, link = Graph(), None
     latents = [encoded(family, seed, cells) for seed in range(3 + concepts)]
     common = prompts(family) | (common or {})
-    inversion = invert(
-        graph, model, latent=latents[0], steps=STEPS, skip_steps=SKIP, scheduler="simple", cfg=2.0, **common
-    )
+    schedule = dict(steps=STEPS, skip_steps=SKIP, scheduler="simple", noise_shift=noise_shift)
+    inversion = invert(graph, model, latent=latents[0], cfg=2.0, **schedule, **common)
     for k in range(concepts):
         more = {"object_mask": torch.from_numpy(blob(family, 2 - k % 2, cells))[None]} if k in object_only else {}
         if k in (own or {}):
@@ -110,6 +118,7 @@ def oracle_result(
         seed=7,
         beta=0.8,
         alpha=guidance["alpha"],
+        adain=guidance.get("adain", False),
         small=small,
         sigmas=sigmas,
         image_first=picture_comes_first(family),
@@ -167,7 +176,8 @@ def test_families_agree_with_the_equations_and_are_left_as_they_were(family):
     [
         dict(concepts=1, object_only=(0,), guidance=dict(position="kept")),
         dict(cells=(5, 7), object_only=(0, 1), guidance=dict(layers="decoder")),
-        dict(swap_guidance=1.0, guidance=dict(alpha=0.6)),
+        dict(swap_guidance=1.0, guidance=dict(alpha=0.6), noise_shift=0.5),
+        dict(object_only=(0, 1), guidance=dict(adain=True)),
     ],
     ids=str,
 )
@@ -275,6 +285,13 @@ def test_rows_are_those_of_a_unet_and_own_prompts_of_another_length_cost_calls(c
     """One for each concept and step, with a row that would be computed anyway."""
     graph_result("Flux.1", model_of("Flux.1"), **settings)
     assert calls == [4, 4] + of_step * (STEPS - SKIP), "the inversion first"
+
+
+@pytest.mark.oldest
+def test_one_row_outside_start_and_end(calls):
+    """The steps are 33, 50, 67 and 83 % of the schedule."""
+    graph_result("Flux.1", model_of("Flux.1"), guidance=dict(start_percent=0.4, end_percent=0.7))
+    assert calls == [4, 4, 2, 6, 6, 2], "the inversion first"
 
 
 @pytest.mark.oldest

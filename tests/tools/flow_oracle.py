@@ -107,7 +107,9 @@ class FlowPnPMix(PnPMix):
     def trajectory(self, x0, seed):
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn((len(self.timesteps), *x0.shape[1:]), generator=generator)
-        return [*((1 - s) * x0 + s * noise[i : i + 1] for i, s in enumerate(self.timesteps)), x0]
+        shift = self.noise_shift
+        shown = [(1 - shift) * now + shift * then for now, then in map(self.levels, range(len(self.timesteps)))]
+        return [*((1 - s) * x0 + s * noise[i : i + 1] for i, s in enumerate(shown)), x0]
 
     def eps(self, x, i, prompt, mode="off", reading=None):
         (tokens, options), sigma = prompt[0], torch.tensor([self.sigmas[i]])
