@@ -272,7 +272,7 @@ def room_apart(joint: JointAttention, guider: RowGuider, device: torch.device) -
     if is_compiled(guider.model_patcher):
         fault = "one has a prompt of another length, and a compiled model keeps nothing from call to call."
     limits = {"area", "timestep_start", "timestep_end", "hooks"}
-    common = (guider.conds["positive"], guider.conds["negative"])
+    common = [guider.conds["positive"], *([] if guider.cfg == 1 else [guider.conds["negative"]])]
     if any(len(entries) != 1 or not entries[0].keys().isdisjoint(limits) for entries in common):
         fault = "one has a prompt of another length, and the mixer's are combined, timed or limited to an area."
     if place is None:

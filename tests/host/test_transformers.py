@@ -60,13 +60,22 @@ def prompts(family: str) -> dict:
 
 
 def graph_result(
-    family, model, cells=CELLS, concepts=2, object_only=(), guidance=None, own=None, common=None, **settings
+    family,
+    model,
+    cells=CELLS,
+    concepts=2,
+    object_only=(),
+    guidance=None,
+    own=None,
+    common=None,
+    noise_shift=0.0,
+    **settings,
 ) -> torch.Tensor:
     """Output and references of the nodes, (1 + concepts, C, H, W)."""
-    graph, link, shift = Graph(), None, settings.pop("noise_shift", 0.0)
+    graph, link = Graph(), None
     latents = [encoded(family, seed, cells) for seed in range(3 + concepts)]
     common = prompts(family) | (common or {})
-    schedule = dict(steps=STEPS, skip_steps=SKIP, scheduler="simple", noise_shift=shift)
+    schedule = dict(steps=STEPS, skip_steps=SKIP, scheduler="simple", noise_shift=noise_shift)
     inversion = invert(graph, model, latent=latents[0], cfg=2.0, **schedule, **common)
     for k in range(concepts):
         more = {"object_mask": torch.from_numpy(blob(family, 2 - k % 2, cells))[None]} if k in object_only else {}
@@ -95,7 +104,7 @@ def oracle_result(
 ) -> torch.Tensor:
     import comfy.samplers
 
-    sampling, small = model.model.model_sampling, FAMILIES[family]
+    sampling, small = model.get_model_object("model_sampling"), FAMILIES[family]
     sigmas = [float(sigma) for sigma in comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)][SKIP:]
     guidance = {"alpha": 0.15, "position": "target", "layers": "all"} | (guidance or {})
     layers = {"all": None, "decoder": {2, 3}}[guidance["layers"]]
@@ -109,6 +118,7 @@ def oracle_result(
         seed=7,
         beta=0.8,
         alpha=guidance["alpha"],
+        adain=guidance.get("adain", False),
         small=small,
         sigmas=sigmas,
         image_first=picture_comes_first(family),
@@ -150,10 +160,14 @@ def assert_same(result: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("family", available())
-def test_families_agree_with_the_equations(family):
+def test_families_agree_with_the_equations_and_are_left_as_they_were(family):
     """The negative prompt has another length than the positive one; one concept of two says where its object is."""
     model, settings = model_of(family), dict(cfg=3.0, object_only=(0,))
-    assert_same(graph_result(family, model, **settings), oracle_result(family, model, **settings))
+    before, options = ksampler(family, model), repr(model.model_options)
+    result = graph_result(family, model, **settings)
+    assert_same(result, oracle_result(family, model, **settings))
+    assert_invariants(family, result)
+    assert torch.equal(ksampler(family, model), before) and repr(model.model_options) == options
 
 
 @pytest.mark.oldest
@@ -162,8 +176,8 @@ def test_families_agree_with_the_equations(family):
     [
         dict(concepts=1, object_only=(0,), guidance=dict(position="kept")),
         dict(cells=(5, 7), object_only=(0, 1), guidance=dict(layers="decoder")),
-        dict(swap_guidance=1.0, guidance=dict(alpha=0.6)),
-        dict(noise_shift=0.6, clip_residual=True),
+        dict(swap_guidance=1.0, guidance=dict(alpha=0.6), noise_shift=0.6, clip_residual=True),
+        dict(object_only=(0, 1), guidance=dict(adain=True)),
     ],
     ids=str,
 )
@@ -199,20 +213,15 @@ def ksampler(family: str, model) -> torch.Tensor:
     return graph.run(latent=samples)["latent"]["samples"]
 
 
-@pytest.mark.parametrize("family", ["Qwen-Image"])
-def test_a_run_leaves_no_trace_and_a_patched_model_samples_as_before(family):
+@pytest.mark.oldest
+def test_a_run_can_be_repeated_and_a_patched_model_samples_as_before():
+    family = "Qwen-Image"
     model = model_of(family)
-    before, options = ksampler(family, model), repr(model.model_options)
     first = graph_result(family, model, concepts=1, object_only=(0,))
     assert torch.equal(first, graph_result(family, model, concepts=1, object_only=(0,)))
-    assert torch.equal(ksampler(family, model), before) and repr(model.model_options) == options
     graph = Graph()
     patched = graph.run(model=dilution(graph, appearance(graph, model), latent=encoded(family, 1)))["model"]
-    assert torch.equal(ksampler(family, patched), before)
-
-
-def test_outside_the_masks_the_background_comes_back_and_inside_it_is_the_branch():
-    assert_invariants("Flux.1", graph_result("Flux.1", model_of("Flux.1"), object_only=(0, 1)))
+    assert torch.equal(ksampler(family, patched), ksampler(family, model))
 
 
 def test_another_packs_attention_is_called_in_its_turn():
@@ -276,6 +285,13 @@ def test_rows_are_those_of_a_unet_and_own_prompts_of_another_length_cost_calls(c
     """One for each concept and step, with a row that would be computed anyway."""
     graph_result("Flux.1", model_of("Flux.1"), **settings)
     assert calls == [4, 4] + of_step * (STEPS - SKIP), "the inversion first"
+
+
+@pytest.mark.oldest
+def test_one_row_outside_start_and_end(calls):
+    """The steps are 33, 50, 67 and 83 % of the schedule."""
+    graph_result("Flux.1", model_of("Flux.1"), guidance=dict(start_percent=0.4, end_percent=0.7))
+    assert calls == [4, 4, 2, 6, 6, 2], "the inversion first"
 
 
 @pytest.mark.oldest
@@ -512,6 +528,45 @@ def test_what_cannot_work_is_refused(make, inputs, words):
     given = {"latent": encoded("Flux.1", 0), **prompts("Flux.1")} | {name: other[key] for name, key in inputs.items()}
     with refused("DDPM Invert", *words):
         graph.run(inversion=invert(graph, make(), **given))
+
+
+@pytest.mark.oldest
+def test_shifted_noise_levels():
+    """As the templates for Qwen-Image and Z-Image have them."""
+    graph = Graph()
+    shifted = graph.run(model=graph.add("ModelSamplingAuraFlow", model=model_of("Lumina 2"), shift=1.7))["model"]
+    result = graph_result("Lumina 2", shifted, concepts=1)
+    assert_same(result, oracle_result("Lumina 2", shifted, concepts=1))
+    assert relative_error(result, graph_result("Lumina 2", model_of("Lumina 2"), concepts=1)) > 1e-3
+
+
+@pytest.mark.oldest
+def test_another_way_of_sampling_is_refused():
+    graph, settings = Graph(), dict(sampling="eps", sigma_max=120.0, sigma_min=0.002)
+    patched = graph.add("ModelSamplingContinuousEDM", model=model_of("Flux.1"), **settings)
+    with refused("DDPM Invert", "'model'", "not its own", "Remove"):
+        graph.run(inversion=invert(graph, patched, latent=encoded("Flux.1", 0), **prompts("Flux.1")))
+
+
+@pytest.mark.oldest
+def test_rows_that_cannot_be_told_are_refused():
+    """As packs for tiled diffusion lay them out."""
+
+    def in_tiles(apply_model, arguments):
+        twice = {name: torch.cat([x] * 2) if torch.is_tensor(x) else x for name, x in arguments["c"].items()}
+        tiles = torch.cat(arguments["input"].chunk(2, dim=-1))
+        return torch.cat(apply_model(tiles, torch.cat([arguments["timestep"]] * 2), **twice).chunk(2), dim=-1)
+
+    tiled = model_of("Flux.1").clone()
+    tiled.set_model_unet_function_wrapper(in_tiles)
+    with refused("Mask Noise Mixer", "'model'", "batch", "tiled diffusion"):
+        graph_result("Flux.1", tiled)
+
+
+@pytest.mark.oldest
+def test_personal_rows_are_not_kept_for_the_next_run():
+    with refused("Mask Noise Mixer", "'keep_personal'", "transformer", "Switch it off"):
+        graph_result("Flux.1", model_of("Flux.1"), keep_personal=True)
 
 
 @pytest.mark.parametrize("family", ["Qwen-Image"])

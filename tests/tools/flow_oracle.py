@@ -107,12 +107,9 @@ class FlowPnPMix(PnPMix):
     def trajectory(self, x0, seed):
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn((len(self.timesteps), *x0.shape[1:]), generator=generator)
-        shown = []
-        for i in range(len(self.timesteps)):
-            now, then = self.levels(i)
-            level = (1 - self.noise_shift) * now + self.noise_shift * then
-            shown.append((1 - level) * x0 + level * noise[i : i + 1])
-        return [*shown, x0]
+        shift = self.noise_shift
+        shown = [(1 - shift) * now + shift * then for now, then in map(self.levels, range(len(self.timesteps)))]
+        return [*((1 - s) * x0 + s * noise[i : i + 1] for i, s in enumerate(shown)), x0]
 
     def eps(self, x, i, prompt, mode="off", reading=None):
         (tokens, options), sigma = prompt[0], torch.tensor([self.sigmas[i]])
