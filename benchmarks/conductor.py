@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from demo.conducting import Concept, ConductorSettings, conduct
+from demo.conducting import Concept, ConductorSettings, conduct, read_layout
 from demo.diffusers_host import load_model
 from demo.loras import load_lora, merged
 from demo.measures import ConductedMeasures, measure_conducted
@@ -21,10 +21,11 @@ from torch import Tensor
 
 FIRST_SEED = 1000  # scenes that nobody looked at while choosing anything
 RESULTS = Path(__file__).parent / "results" / "conductor.json"
-BASE = ConductorSettings(steps=40, inversion_steps=40, weight=25.0)
 MERGED, ALONE = "LoRAs merged", "base model alone"
+MERGED_ALIGNED = "LoRAs merged, with layout alignment"  # at strength 1, which they were trained for, as in MERGED
 ROWS: dict[str, dict] = {
     MERGED: dict(aligned=False, refined=False),
+    MERGED_ALIGNED: dict(refined=False),
     ALONE: dict(aligned=False, refined=False),
     "+ multipath sampling with injection": dict(aligned=False, refined=False),
     "+ layout alignment (without mask refinement)": dict(refined=False),
@@ -42,14 +43,15 @@ def measure_scene(seed: int, concepts: int) -> dict[str, list[float]]:
     prompt, own = prompts_of(scene)
     loras = [load_lora(thing.shape) for thing in scene.things]
     given = [Concept(lora, text, mask) for lora, text, mask in zip(loras, own, masks, strict=True)]
+    read = read_layout(load_model(), layout, prompt, ConductorSettings())
     values = {}
     for row, inputs in ROWS.items():
         model = load_model()
-        if row == MERGED:
+        if row in (MERGED, MERGED_ALIGNED):
             model.unet.load_state_dict(merged(model.unet.state_dict(), loras))
-        settings = ConductorSettings(**asdict(BASE) | inputs | {"noise_seed": seed})
-        branches = [] if row in (MERGED, ALONE) else given
-        result, _ = conduct(model, layout, prompt, prompt, branches, settings)
+        settings = ConductorSettings(**inputs, noise_seed=seed)
+        branches = [] if row in (MERGED, MERGED_ALIGNED, ALONE) else given
+        result, _ = conduct(model, read if settings.aligned else None, prompt, prompt, branches, settings)
         values[row] = [round(float(x), 4) for x in measure_conducted(scene, result)]
     return values
 
@@ -79,7 +81,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table and measure nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"settings": asdict(BASE), "scenes": {}}
+    content = (
+        json.loads(RESULTS.read_text()) if RESULTS.exists() else {"settings": asdict(ConductorSettings()), "scenes": {}}
+    )
     done = content["scenes"]
     for seed in range(FIRST_SEED, FIRST_SEED + (0 if options.table else options.scenes)):
         for concepts in (2, 3):

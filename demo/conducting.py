@@ -40,7 +40,9 @@ from .model import CHANNELS, GRID
 from .pictures import draw_masks, panels
 from .scenes import conducted, draw_scene, prompts_of, random_layout
 
-KEYS = "up_blocks.0.attentions.0.transformer_blocks.0.attn1"  # the decoder's first self-attention
+KEYS = (
+    "up_blocks.1.attentions.0.transformer_blocks.0.attn1"  # the decoder's first self-attention that is not its deepest
+)
 ATTENTION = "up_blocks.1.attentions.1.transformer_blocks.0.attn1"  # the last at half the latent's size
 LAST = "up_blocks.2.attentions.1.transformer_blocks.0.attn"
 GRIDS = tuple(grid for grid in layer_grids((GRID, GRID)) if grid[0] >= GRID // 4)
@@ -48,25 +50,25 @@ GRIDS = tuple(grid for grid in layer_grids((GRID, GRID)) if grid[0] >= GRID // 4
 
 @dataclass(frozen=True)
 class ConductorSettings:
-    """Inputs of the nodes, by their names there."""
+    """Inputs of the nodes, by their names there; the defaults are for the demo model, in few steps."""
 
-    steps: int = 50
-    cfg: float = 3.0
+    steps: int = 12
+    cfg: float = 4.0
     noise_seed: int = 0
-    strength: float = 1.0
+    strength: float = 1.5
     inject: Literal["both", "self", "cross", "none"] = "both"
     aligned: bool = True
     layout_method: Literal["ddim", "noised"] = "ddim"
-    inversion_steps: int = 50
-    weight: float = 10.0
+    inversion_steps: int = 24
+    weight: float = 150.0  # the authors' 10 is for steps that are 17 times as many
     concept_weight: float = 1.0
-    align_end: float = 0.3
+    align_end: float = 0.25
     refined: bool = True
-    start: float = 0.25
-    end: float = 0.4
-    updates: int = 7
-    threshold: float = 0.0
-    restarts: int = 25
+    start: float = 0.35
+    end: float = 0.5
+    updates: int = 2
+    threshold: float = 0.5
+    restarts: int = 10
 
 
 class Concept(NamedTuple):
@@ -118,7 +120,7 @@ class DiffusersPaths:
             self.tapped = key
             raise Stop
         if name == ATTENTION and self.wants_attention:
-            rows = len(query) // len(self.contexts[0])
+            rows = len(query) // (1 if self.settings.cfg == 1 else 2)
             self.tapped = mean_probabilities(query[:rows], key[:rows], attn.heads)
         heads = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
         out = attn.to_out[0](F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
@@ -187,9 +189,18 @@ class DiffusersPaths:
 
 
 @torch.no_grad()
+def read_layout(model: DemoModel, picture: Tensor, prompt: str, settings: ConductorSettings) -> Layout:
+    """Of a picture (H, W, 3) in 0..1, with its own prompt."""
+    levels, x0 = inversion_levels(all_sigmas(), settings.inversion_steps), to_latent(picture)[None]
+    if settings.layout_method == "noised":
+        return noised(x0, levels, settings.noise_seed)
+    return ddim_invert(partial(model.denoise, context=model.words([prompt])), x0, levels)
+
+
+@torch.no_grad()
 def conduct(
     model: DemoModel,
-    layout: Tensor,
+    layout: Layout | None,
     layout_prompt: str,
     prompt: str,
     concepts: Sequence[Concept],
@@ -198,7 +209,7 @@ def conduct(
 ) -> tuple[Tensor, Masks]:
     """
     Args:
-        layout: (H, W, 3) in 0..1, with its own prompt.
+        layout: of `read_layout`, with its own prompt; None: nothing is aligned.
         callback: called in each step with the estimate of the picture (H, W, 3) and the masks.
     Returns:
         picture (H, W, 3) and masks.
@@ -207,16 +218,9 @@ def conduct(
     paths = DiffusersPaths(model, prompt, concepts, settings)
     try:
         alignment = refinement = None
-        if settings.aligned:
-            levels = inversion_levels(all_sigmas(), settings.inversion_steps)
-            paths.layout_context = model.words([layout_prompt])
-            predict = partial(model.denoise, context=paths.layout_context)
-            x0 = to_latent(layout)[None]
-            if settings.layout_method == "ddim":
-                paths.layout = ddim_invert(predict, x0, levels)
-            else:
-                paths.layout = noised(x0, levels, settings.noise_seed)
-            alignment = Alignment(paths.layout, settings.weight, settings.concept_weight, settings.align_end)
+        if layout is not None:
+            paths.layout, paths.layout_context = layout, model.words([layout_prompt])
+            alignment = Alignment(layout, settings.weight, settings.concept_weight, settings.align_end)
         if settings.refined:
             refinement = Refinement(
                 settings.start, settings.end, settings.updates, settings.threshold, settings.restarts
@@ -238,9 +242,6 @@ def conduct(
     return to_pictures(x)[0], masks
 
 
-DEFAULTS = ConductorSettings(steps=40, inversion_steps=40, weight=20.0, threshold=0.5)
-
-
 def read_options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo --method conductor", description=main.__doc__)
     parser.add_argument("--seed", type=int, default=1, help="of the layout and the noise; default: %(default)s")
@@ -248,7 +249,7 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("demo-result"), help="name of the file, without ending")
     settings = parser.add_argument_group("inputs of the nodes, by their names")
     for field in fields(ConductorSettings):
-        default = getattr(DEFAULTS, field.name)
+        default = field.default
         if field.name != "noise_seed":
             choices, kind = get_args(field.type) or None, type(default)
             action = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "choices": choices}
@@ -267,7 +268,9 @@ def main(arguments: list[str]) -> None:
     given = [
         Concept(load_lora(thing.shape), text, mask) for thing, text, mask in zip(scene.things, own, masks, strict=True)
     ]
-    result, found = conduct(load_model(), layout, prompt, prompt, given, ConductorSettings(**values))
+    model, inputs = load_model(), ConductorSettings(**values)
+    read = read_layout(model, layout, prompt, inputs) if inputs.aligned else None
+    result, found = conduct(model, read, prompt, prompt, given, inputs)
     refined = found.final[GRID, GRID][:, 0].float().repeat_interleave(2, 1).repeat_interleave(2, 2)
     perfect, _ = draw_scene(conducted(scene))
     stages = [("layout", layout), ("the LoRAs' looks", perfect), ("masks", draw_masks(refined)), ("result", result)]

@@ -7,7 +7,6 @@ import comfy.samplers
 import latent_preview
 import torch
 import torch.nn.functional as F
-from comfy.ldm.modules.diffusionmodules.openaimodel import Upsample
 from comfy_api.latest import io
 from torch import Tensor
 from typing_extensions import override
@@ -41,7 +40,7 @@ from ..host.types import (
 )
 from .checks import check_batch, check_concept, check_guidance, check_not_compiled, check_plain_prompt
 from .paths import KINDS, BranchGuider, ConductSampler
-from .taps import Layer, layers_of
+from .taps import Layer, layers_of, level_of
 
 NODE = "Conductor"
 
@@ -209,11 +208,6 @@ def masks_on_grids(
             with at_fault(concept.node_id):
                 raise BadInput(f"Conducted Concept '{concept.name}'", "mask", fault, "Mark a larger place.")
     return masks
-
-
-def level_of(layer: Layer, unet) -> int:
-    """How often the latent grid is halved on the way to a layer of the decoder."""
-    return sum(any(isinstance(x, Upsample) for x in block) for block in unet.output_blocks[layer[1] :])
 
 
 def kept_keys(guidance: LayoutGuidance, model) -> dict:

@@ -39,8 +39,8 @@ def transformers(blocks) -> list[tuple[int, int]]:
 def layers_of(unet) -> Layers:
     """As the authors chose them for SD 1.5 and SDXL, by the same rule for others.
 
-    With one transformer to a block: the decoder's first self-attention, at a quarter of the latent's size, and the last
-    one at half of it. With more: the middle of the second block, for both.
+    With one transformer to a block: the decoder's first self-attention above its deepest level, where SD 1.5 has none,
+    and the last one at half the latent's size. With more: the middle of the second block, for both.
     """
     decoder = transformers(unet.output_blocks)
     count = sum(depth for _, depth in [*transformers(unet.input_blocks), *transformers([unet.middle_block]), *decoder])
@@ -49,14 +49,16 @@ def layers_of(unet) -> Layers:
         block, depth = decoder[min(1, len(decoder) - 1)]
         middle = ("output", block, (depth - 1) // 2)
         return Layers(middle, middle, last, count)
-    levels: list[list[int]] = [[]]
-    for number, _ in decoder:
-        levels[-1].append(number)
-        if any(isinstance(module, Upsample) for module in unet.output_blocks[number]):
-            levels.append([])
-    levels = [level for level in levels if level]
-    finer = levels[min(1, len(levels) - 1)]
-    return Layers(("output", decoder[0][0], 0), ("output", finer[-1], 0), last, count)
+    levels = {number: level_of(("output", number, 0), unet) for number, _ in decoder}
+    deepest = level_of(("output", 0, 0), unet)
+    above = [number for number, level in levels.items() if level < deepest] or list(levels)
+    half = [number for number, level in levels.items() if level == 1] or list(levels)
+    return Layers(("output", above[0], 0), ("output", half[-1], 0), last, count)
+
+
+def level_of(layer: Layer, unet) -> int:
+    """How often the latent grid is halved on the way to a layer of the decoder."""
+    return sum(any(isinstance(x, Upsample) for x in block) for block in unet.output_blocks[layer[1] :])
 
 
 def layer_numbers(unet) -> dict[Layer, int]:

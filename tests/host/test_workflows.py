@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from demo.conducting import ConductorSettings
 from PIL import Image
 
 from comfy_host import Graph
@@ -347,6 +348,7 @@ METHODS = [
 ]
 # Where a template starts from other values than the nodes, and why
 FEW = {"steps": 4, "skip_steps": 1, "cfg": 1.0, "scheduler": "sgm_uniform"}
+CONDUCTED = ConductorSettings()
 FLOW = {"steps": 28, "skip_steps": 9, "scheduler": "simple"}
 OTHER_VALUES: dict[str, dict[str, dict]] = {
     # the demo's transformer is small, and read without guidance
@@ -361,13 +363,15 @@ OTHER_VALUES: dict[str, dict[str, dict]] = {
     # what few-step LoRAs are made for
     "Few steps 1": {"PnPMixDDPMInvert": FEW},
     "Few steps 2": {"PnPMixDDPMInvert": FEW},
-    # lower than the paper's: at 20 the demo model draws nothing any more
+    # measured to work with the demo model in few steps
     "Conductor 1": {
-        "PnPMixConceptLora": {"strength": 1.0},
-        "PnPMixLayoutReference": {"steps": 20},
-        "PnPMixLayoutAlignment": {"weight": 2.0},
-        "PnPMixMaskRefinement": {"threshold": 0.5},
-        "PnPMixConductor": {"steps": 20, "cfg": 3.0},
+        "PnPMixConceptLora": {"strength": CONDUCTED.strength},
+        "PnPMixLayoutReference": {"steps": CONDUCTED.inversion_steps},
+        "PnPMixLayoutAlignment": {"weight": CONDUCTED.weight, "end": CONDUCTED.align_end},
+        "PnPMixMaskRefinement": {
+            name: getattr(CONDUCTED, name) for name in ("start", "end", "updates", "threshold", "restarts")
+        },
+        "PnPMixConductor": {"steps": CONDUCTED.steps, "cfg": CONDUCTED.cfg},
     },
     # the authors' values for SDXL
     "Conductor 5": {

@@ -49,16 +49,19 @@ def demo_template(info: dict) -> dict:
     graph.group("Words and concepts", YOURS, worded, *nodes)
     positive, negative, layout = (worded[k] for k in range(3))
     reference = graph.add(
-        "PnPMixLayoutReference", "", [590, 0], [260, 180], model=model, positive=positive, latent=layout, steps=20
+        "PnPMixLayoutReference", "", [590, 0], [260, 180], model=model, positive=positive, latent=layout, steps=24
     )
     aligned = graph.add(
-        "PnPMixLayoutAlignment", "", [590, 240], [260, 160], model=model, layout=reference[0], weight=2.0
+        "PnPMixLayoutAlignment", "", [590, 240], [260, 160], model=model, layout=reference[0], weight=150.0, end=0.25
     )
-    refined = graph.add("PnPMixMaskRefinement", "", [590, 460], [260, 200], model=aligned[0], threshold=0.5)
+    refined = graph.add(
+        "PnPMixMaskRefinement", "", [590, 460], [260, 200], model=aligned[0], start=0.35, end=0.5, updates=2,
+        threshold=0.5, restarts=10,
+    )  # fmt: skip
     graph.group("The layout's part", YOURS, reference, aligned, refined)
     conductor = graph.add(
         "PnPMixConductor", "", [900, 0], [290, 480], model=refined[0], positive=positive, negative=negative,
-        latent=layout, seed=1, steps=20, cfg=3.0, **chain,
+        latent=layout, seed=1, steps=12, cfg=4.0, **chain,
     )  # fmt: skip
     graph.group("Concept Conductor", YOURS, conductor)
     enlarged = graph.add_subgraph(larger, [1240, 0], [260, 60], latent=conductor[0], vae=vae)
@@ -83,7 +86,7 @@ def demo_concept(info: dict, number: int, thing: str) -> Subgraph:
     chain = {} if thing == THINGS[0] else {"concepts": graph.input("concepts", "PNPMIX_CONDUCTED")}
     words = graph.input("picture in its words", "STRING", ", ".join((thing, thing, PLACE)))
     file = f"demo model: {thing}.safetensors"
-    lora = graph.add("PnPMixConceptLora", clip=clip, lora_name=file, strength=1.0, text=words)
+    lora = graph.add("PnPMixConceptLora", clip=clip, lora_name=file, strength=1.5, text=words)
     own = dict(positive=lora[0], negative=lora[1], mask=mask, name=thing)
     graph.output("concepts", graph.add("PnPMixConductedConcept", **own, **chain)[0])
     return graph
@@ -344,10 +347,11 @@ Press **Run**: everything comes with the pack, and it takes a minute or two, on 
 **Demo Scene** draws the layout: an ordinary cup and an ordinary star. Each **Concept LoRA** has weights that give its \
 thing a look that no word of the demo model means: a cup brown above and lime below, a magenta star, teal inside. \
 **Conductor** draws a new picture in that layout, in the LoRAs' looks. So small a model manages this \
-in part: it puts things elsewhere, draws one too many, and a higher *weight* of **Layout Alignment** soon spoils all.
+in part: looks arrive in patches, and now and then a thing is too many.
 
 - Another *seed* in **Conductor**: another picture with the same layout. Not every seed comes out well.
 - Ctrl+B on **Layout Alignment** or **Mask Refinement** shows what it does.
 - In **Your cup** and **Your star** every similar thing is named by the concept's word: "cup, cup, meadow".
-- With a real checkpoint the defaults are the paper's: *steps* 200, *cfg* 7.5, *weight* 0.
+- With a real checkpoint the defaults are the paper's: *steps* 200, *cfg* 7.5, *weight* 0. Here the steps are few, \
+so each pulls harder: *weight* 150.
 """
