@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from demo.diffusers_host import load_model
 from demo.learning import (
+    LEARNING_RATE,
+    STEPS,
     BlendSettings,
     Learned,
     Prompt,
@@ -29,25 +31,27 @@ from demo.learning import (
     prompt_with,
     sample_blended,
     slots_of,
+    strips,
 )
 from demo.measures import colour_names, fidelity, leakage
 from demo.model import CHANNELS, GRID, parse
 from demo.own_things import LOOKS, photographed, photos
-from demo.scenes import PLACES, SHAPES, SIZE, Look, Scene, Thing, draw_scene
+from demo.scenes import PLACES, SHAPES, Look, Scene, Thing, draw_scene
 from pnpmix.latexblend.training import apply_delta
 from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results" / "latexblend.json"
-STEPS, CFG = 12, 3.0  # of sampling
-PROMPTS = 12  # for each number of concepts
+SAMPLING_STEPS, CFG = 8, 3.0
+PROMPTS = 10  # for each number of concepts
 SATURATED = 6  # colours that no place has are the first of the palette
 LEAST_PIXELS, LIKE = 40, 0.6  # of a thing: its area, and its overlap with the shape that it is taken for
 GUIDANCE = 30.0  # scale
+MEASURES, NAIVE = ("fidelity", "leakage", "missing", "place"), "naive sum"
 PLAIN = BlendSettings(bind=False, region=0.0)
 SETTINGS = {
     "the look told in words": None,
     "identifiers alone": None,
-    "naive sum": None,
+    NAIVE: None,
     "LaTexBlend": PLAIN,
     "LaTexBlend, binding": replace(PLAIN, bind=True),
     "LaTexBlend, g1": replace(PLAIN, scale=GUIDANCE, g2=0.0),
@@ -74,13 +78,6 @@ def tasks(count: int) -> list[Task]:
     return [Task(tuple(map(str, own)), list(PLACES)[i % 6], 100 * count + i) for i, own in enumerate(chosen)]
 
 
-def region(k: int, count: int) -> Tensor:
-    """(64, 64) mask of the k-th of so many upright strips."""
-    mask = torch.zeros(SIZE, SIZE)
-    mask[:, round(SIZE * k / count) : round(SIZE * (k + 1) / count)] = 1
-    return mask
-
-
 def noise_of(own: list[Task]) -> Tensor:
     return torch.stack(
         [torch.randn(CHANNELS, GRID, GRID, generator=torch.Generator().manual_seed(t.seed)) for t in own]
@@ -90,7 +87,7 @@ def noise_of(own: list[Task]) -> Tensor:
 def draw(model, own: list[Task], name: str, learned: dict[str, Learned]) -> Tensor:
     """A picture of each task, (n, 64, 64, 3)."""
     settings = SETTINGS[name]
-    sample = partial(sample_blended, model, noise=noise_of(own), steps=STEPS, cfg=CFG)
+    sample = partial(sample_blended, model, noise=noise_of(own), steps=SAMPLING_STEPS, cfg=CFG)
     if name == "the look told in words":
         words = [", ".join([*(f"{LOOKS[noun].words()} {noun}" for noun in t.nouns), t.place]) for t in own]
         return sample([Prompt(embed(model, parse(text))) for text in words])
@@ -105,7 +102,7 @@ def draw(model, own: list[Task], name: str, learned: dict[str, Learned]) -> Tens
             model,
             t.text(),
             {noun: learned[noun].features for noun in t.nouns},
-            {noun: region(k, len(t.nouns)) for k, noun in enumerate(t.nouns)} if settings.region else None,
+            strips(t.nouns) if settings.region else None,
         )
         for t in own
     ]
@@ -229,32 +226,48 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return float(known.mean()), *(float(x) for x in np.quantile(means, (0.025, 0.975)))
 
 
+def cell(values: list[float], sign: str = "") -> str:
+    mean, low, high = interval(values)
+    return "–" if math.isnan(mean) else f"{mean:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
+
+
 def table(results: dict) -> str:
-    names = ("fidelity", "leakage", "missing", "place")
-    lines = []
+    """By number of concepts; then of two and three concepts the differences from the naive sum on the same prompts."""
+    lines: list[str] = []
+
+    def begin(title: str) -> None:
+        lines.extend(["", title, "", "| | " + " | ".join(MEASURES) + " |", "| --- |" + " --- |" * len(MEASURES)])
+
     for count in ("1", "2", "3"):
-        lines += [
-            "",
-            f"{count} concept{'s' * (count != '1')}:",
-            "",
-            "| | " + " | ".join(names) + " |",
-            "| --- |" + " --- |" * 4,
-        ]
+        begin(f"{count} concept{'s' * (count != '1')}, {PROMPTS} prompts:")
         for setting, by_count in results.items():
             if count in by_count:
-                cells = [interval([row[name] for row in by_count[count]]) for name in names]
-                shown = ["–" if math.isnan(m) else f"{m:.2f} ({low:.2f}–{high:.2f})" for m, low, high in cells]
+                shown = [cell([row[name] for row in by_count[count]]) for name in MEASURES]
                 lines.append(f"| {setting} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
+    begin("2 and 3 concepts, less the naive sum on the same prompts:")
+    for setting, by_count in results.items():
+        pairs = [pair for n in "23" for pair in zip(by_count[n], results[NAIVE][n], strict=True)]
+        if setting != NAIVE:
+            shown = [cell([ours[name] - theirs[name] for ours, theirs in pairs], "+") for name in MEASURES]
+            lines.append(f"| {setting} | " + " | ".join(shown) + " |")
+    return "\n".join(lines[1:])
+
+
+def read() -> dict:
+    return json.loads(RESULTS.read_text(encoding="utf-8"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latexblend", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("latexblend-benchmark"), help="what is learned")
-    parser.add_argument("--steps", type=int, default=300, help="of learning; default: %(default)s")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of learning; default: %(default)s")
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE, help="default: %(default)s")
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS))
+    parser.add_argument("--table", action="store_true", help="show what was measured, and nothing else")
     options = parser.parse_args()
+    if options.table:
+        print(table(read()))
+        return
     options.folder.mkdir(parents=True, exist_ok=True)
     model = load_model()
     learned = learned_things(model, options.folder, options.steps, options.learning_rate)
@@ -270,7 +283,8 @@ def main() -> None:
             results.setdefault(name, {})[str(count)] = [measure(*x) for x in zip(own, pictures, strict=True)]
             file.write_text(json.dumps(results))
             print(f"{name}, {count}: {time.process_time() - started:.0f} s", flush=True)
-    RESULTS.write_text(json.dumps(results, indent=1))
+    results = {name: results[name] for name in SETTINGS if name in results}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(results))
 
 

@@ -1,6 +1,6 @@
 """Learns concepts and blends them (LaTexBlend) with diffusers' UNet, where there is no ComfyUI."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +23,7 @@ from torch import Tensor
 from . import diffusers_host
 from .diffusers_host import DemoModel, Settings, all_sigmas, to_latent, to_pictures
 from .model import GRID, VOCABULARY, parse
+from .scenes import SIZE
 
 # ComfyUI's names of the layers, as files have them, in the order in which the UNet runs them
 LAYERS = [
@@ -30,6 +31,7 @@ LAYERS = [
     for block in ("input_blocks.3", "input_blocks.5", "middle_block", *(f"output_blocks.{i}" for i in range(6)))
 ]
 LENGTH = 2  # of a slot: V* and the noun
+STEPS, LEARNING_RATE, SEED = 400, 4e-3, 42  # of learning: this model is small, and takes large steps
 GUIDED = 0.2  # of the schedule
 
 
@@ -97,9 +99,9 @@ def learn(
     photos: Tensor,
     noun: str,
     class_pictures: Tensor | None = None,
-    steps: int = 300,
-    learning_rate: float = 1e-3,
-    seed: int = 42,
+    steps: int = STEPS,
+    learning_rate: float = LEARNING_RATE,
+    seed: int = SEED,
     callback: Callable[[int, float], bool] = lambda step, loss: False,
 ) -> Learned:
     """
@@ -178,6 +180,12 @@ class Prompt:
 
     context: Tensor
     slots: list[Slot] = field(default_factory=list)
+
+
+def strips(nouns: Sequence[str]) -> dict[str, Tensor]:
+    """(64, 64) masks of upright strips from left to right."""
+    width = -(-SIZE // len(nouns))
+    return {noun: (torch.arange(SIZE) // width == k).float().expand(SIZE, SIZE) for k, noun in enumerate(nouns)}
 
 
 def prompt_with(

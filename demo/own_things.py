@@ -1,18 +1,18 @@
-"""Three things that no one else has, photos of them, and pictures of others of their kind: what concepts are learned
-from. No colour occurs in two of them."""
+"""Three things that no one else has, and photos of them: what concepts are learned from. No colour occurs in two of
+them."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .scenes import Look, Scene, Thing, draw_scene, random_look, random_places, random_setting
+from .scenes import Look, Scene, Thing, draw_scene, random_places, random_setting
 
 LOOKS = {
     "ball": Look("striped", ("red", "yellow")),
     "cup": Look("checkered", ("blue", "orange")),
     "fish": Look("dotted", ("green", "purple")),
 }
-PHOTOS, CLASS_PICTURES = 5, 40
+PHOTOS = 5
 
 
 def photographed(rng: np.random.Generator, shape: str, look: Look) -> tuple[Scene, Tensor, Tensor]:
@@ -23,13 +23,13 @@ def photographed(rng: np.random.Generator, shape: str, look: Look) -> tuple[Scen
     return scene, picture, masks[0]
 
 
+def more_photos(thing: Thing, count: int, seed: list[int]) -> tuple[Tensor, Tensor]:
+    """(count, 64, 64, 3) of the same thing elsewhere, and its mask (count, 64, 64) in each."""
+    rng = np.random.default_rng(seed)
+    pictures, masks = zip(*(photographed(rng, thing.shape, thing.look)[1:] for _ in range(count)), strict=True)
+    return torch.stack(pictures), torch.stack(masks)
+
+
 def photos(noun: str) -> Tensor:
     """(5, 64, 64, 3) of one's own."""
-    rng = np.random.default_rng([1, list(LOOKS).index(noun)])
-    return torch.stack([photographed(rng, noun, LOOKS[noun])[1] for _ in range(PHOTOS)])
-
-
-def class_pictures(noun: str) -> Tensor:
-    """(40, 64, 64, 3) of any."""
-    rng = np.random.default_rng([2, list(LOOKS).index(noun)])
-    return torch.stack([photographed(rng, noun, random_look(rng))[1] for _ in range(CLASS_PICTURES)])
+    return more_photos(Thing(noun, LOOKS[noun], 0, 0, 0), PHOTOS, [1, list(LOOKS).index(noun)])[0]

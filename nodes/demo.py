@@ -18,9 +18,10 @@ from comfy_execution.graph import ExecutionBlocker
 from typing_extensions import override
 
 from ..demo import model as demo
+from ..demo.own_things import more_photos
 from ..demo.scenes import MAX_THINGS, draw_concepts, draw_scene, random_blend
 from .host.checks import BadInput, check_choice, check_numbers
-from .host.types import CATEGORY, schema
+from .host.types import CATEGORY, EXPERT, schema
 
 NETWORKS = {"unet": demo.WEIGHTS, "flow": demo.FLOW_WEIGHTS}
 WORDS = ", ".join((*demo.COLOURS, *demo.TEXTURES, *demo.NOUNS))
@@ -94,6 +95,15 @@ class PnPMixDemoScene(io.ComfyNode):
                     max=MAX_THINGS,
                     tooltip="How many things the scene holds; each has a concept. More: a fuller scene.",
                 ),
+                io.Int.Input(
+                    "photos",
+                    optional=True,
+                    default=1,
+                    min=1,
+                    max=20,
+                    tooltip="How many pictures of each concept, in different places, as a batch. 5: for Learn Concept.",
+                    **EXPERT,
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="background", tooltip="The scene, with things of its own look."),
@@ -112,23 +122,29 @@ class PnPMixDemoScene(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, seed, concepts) -> io.NodeOutput:
-        check_numbers("Demo Scene", seed=seed, concepts=concepts)
+    def execute(cls, seed, concepts, photos=1) -> io.NodeOutput:
+        check_numbers("Demo Scene", seed=seed, concepts=concepts, photos=photos)
         task = random_blend(seed, concepts)
         background, masks = draw_scene(task.scene)
         fault = BadInput("Demo Scene", "concepts", f"it is {concepts}, and a further one is wired.", "Raise it.")
         missing = [ExecutionBlocker(str(fault))] * (MAX_THINGS - concepts)
-        pictures, own_masks = draw_concepts(task)
+        pictures, own_masks = (torch.stack(list(x))[:, None] for x in draw_concepts(task))
+        if photos > 1:
+            others = [more_photos(concept.things[0], photos - 1, [seed, k]) for k, concept in enumerate(task.concepts)]
+            pictures, own_masks = (
+                torch.cat([first, torch.stack(more)], 1)
+                for first, more in zip((pictures, own_masks), zip(*others, strict=True), strict=True)
+            )
         return io.NodeOutput(
             background[None],
-            *(picture[None] for picture in pictures),
+            *pictures,
             *missing,
             *masks[:, None],
             *missing,
             task.scene.nouns(),
-            *own_masks[:, None],
+            *own_masks,
             *missing,
-            ui=ui.PreviewImage(enlarged(torch.stack([background, *pictures]))),
+            ui=ui.PreviewImage(enlarged(torch.cat([background[None], *pictures]))),
         )
 
 

@@ -7,13 +7,14 @@ import os
 import comfy.utils
 import folder_paths
 import safetensors
-import safetensors.torch
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 from typing_extensions import override
 
-from ...pnpmix.latexblend.bank import check, extract, from_tensors, to_tensors
+from ...demo import concepts as demo
+from ...pnpmix.latexblend import bank
+from ...pnpmix.latexblend.bank import FORMAT, VERSION, check, extract, from_tensors
 from ...pnpmix.latexblend.training import EXTRACTED_FROM
 from ..host.checks import BadInput, check_model, model_family
 from ..host.files import save_new
@@ -24,19 +25,22 @@ from .layers import checkpoint_name, cross_attentions, fingerprint, layer_widths
 from .training import encode_slot
 from .words import noun_ids
 
-FORMAT = "latexblend concept"
-VERSION = "1"
+DEMO = "demo model: "  # before the names of those that come with this pack
 STATE = "training."  # before the names of what learning goes on from
 FIELDS = ("name", "noun", "family", "checkpoint", "fingerprint")
 
 
 def concept_files(*endings: str) -> list[str]:
-    return [file for file in folder_paths.get_filename_list(CONCEPTS) if file.endswith(endings)]
+    files = [*folder_paths.get_filename_list(CONCEPTS), *sorted(DEMO + path.name for path in demo.files())]
+    return [file for file in files if file.endswith(endings)]
 
 
 def concept_path(node: str, file: str | None, *endings: str) -> str:
     """The path of a file of the list; no other file is ever opened."""
-    path = folder_paths.get_full_path(CONCEPTS, file) if file in concept_files(*endings) else None
+    path = None
+    if file in concept_files(*endings):
+        own = file.startswith(DEMO)
+        path = str(demo.FOLDER / file.removeprefix(DEMO)) if own else folder_paths.get_full_path(CONCEPTS, file)
     if path is None:
         fault = "no file is chosen." if file is None else f"{file!r} is not in models/{CONCEPTS}."
         raise BadInput(node, "file", fault, f"Put it into {folder_paths.get_folder_paths(CONCEPTS)[0]} and press R.")
@@ -191,9 +195,8 @@ class PnPMixImportConcept(io.ComfyNode):
 
 
 def file_bytes(learned: LearnedConcept) -> bytes:
-    tensors = to_tensors(learned.features) | {STATE + name: x.contiguous() for name, x in learned.state.items()}
-    told = {"version": VERSION, **{field: getattr(learned, field) for field in FIELDS}, "settings": learned.settings}
-    return safetensors.torch.save(tensors, {FORMAT: json.dumps(told)})  # of several, the order is left to chance
+    told = {field: getattr(learned, field) for field in FIELDS} | {"settings": learned.settings}
+    return bank.file_bytes(learned.features, told, {STATE + name: x for name, x in learned.state.items()})
 
 
 def read_concept(path: str) -> LearnedConcept:

@@ -1,13 +1,12 @@
 """The cross-attention layers of ComfyUI's UNet, and what their weights tell."""
 
-import hashlib
 import re
 
 import torch
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from torch import Tensor
 
-from ...pnpmix.latexblend.bank import check
+from ...pnpmix.latexblend import bank
 from ..host.checks import BadInput, model_family
 from ..host.types import LearnedConcept
 
@@ -35,7 +34,7 @@ def fingerprint(model) -> str:
     name, (_, module) = next(iter(cross_attentions(model.model.diffusion_model).items()))
     backup = getattr(model, "backup", {}).get(f"diffusion_model.{name}.to_k.weight")
     weight = module.to_k.weight if backup is None else backup.weight
-    return hashlib.sha256(weight.detach().cpu().half().numpy().tobytes()).hexdigest()[:16]
+    return bank.fingerprint(weight)
 
 
 def check_fits(node: str, name: str, learned: LearnedConcept, model) -> None:
@@ -45,7 +44,7 @@ def check_fits(node: str, name: str, learned: LearnedConcept, model) -> None:
         fault = f"'{learned.name}' was learned with another family ({learned.family}, this model is {family})."
         raise BadInput(node, name, fault, "Learn it again with this checkpoint.")
     try:
-        check(learned.features, layer_widths(model.model.diffusion_model))
+        bank.check(learned.features, layer_widths(model.model.diffusion_model))
     except ValueError as error:
         fault = f"'{learned.name}' does not fit this model: {error}."
         raise BadInput(node, name, fault, "Learn it again with this checkpoint.") from error

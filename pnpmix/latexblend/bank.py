@@ -1,9 +1,14 @@
 """h_c: what is kept of a concept, and how it is written down."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 
+import safetensors.torch
 import torch
 from torch import Tensor
+
+FORMAT, VERSION = "latexblend concept", "1"  # of files: under which name what is told stands in the metadata
 
 Features = dict[str, tuple[Tensor, Tensor]]  # layer → K and V (1 + L, inner) of "V* noun"
 
@@ -30,6 +35,23 @@ def to_tensors(features: Features) -> dict[str, Tensor]:
         for layer, pair in features.items()
         for side, x in zip("kv", pair, strict=True)
     }
+
+
+def file_bytes(features: Features, told: Mapping[str, object], others: Mapping[str, Tensor] | None = None) -> bytes:
+    """A safetensors file.
+
+    Args:
+        told: what else there is to know, as JSON has it.
+        others: tensors beside the features, whose names end neither in .k nor in .v.
+    """
+    tensors = to_tensors(features) | {name: x.contiguous() for name, x in (others or {}).items()}
+    # one entry: of several, the order in the file is left to chance
+    return safetensors.torch.save(tensors, {FORMAT: json.dumps({"version": VERSION, **told})})
+
+
+def fingerprint(weight: Tensor) -> str:
+    """Of a checkpoint, by its first W_k."""
+    return hashlib.sha256(weight.detach().cpu().half().numpy().tobytes()).hexdigest()[:16]
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> Features:

@@ -1,12 +1,14 @@
 """Blend, Blend Concept and Blending Guidance: what they compute, and what they leave alone."""
 
 from functools import cache
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from blend_oracle import LaTexBlend, OracleSlot
-from comfy_host import Graph, pack_module, refused
+from comfy_host import Graph, output, pack_module, refused
 from learned_concepts import (
     CAR,
     DOG,
@@ -22,7 +24,7 @@ from learned_concepts import (
 )
 from oracle import Prompt, relative_error
 from pictures import HEIGHT, WIDTH
-from small_models import LAYOUTS, comfy_model, diffusers_unet, small_clip
+from small_models import LAYOUTS, comfy_model, diffusers_unet, small_clip, small_control_net
 
 TIMESTEPS = [501, 1]
 NEGATIVE = "blurry"
@@ -367,3 +369,94 @@ def test_another_packs_cross_attention_comes_before(small):
     with refused("replaces cross-attention"):
         patched, positive = blend(graph, model, small.clip, masked)
         samples(graph, ksampler(graph, patched, positive, encode(graph, small.clip, NEGATIVE)))
+
+
+@pytest.mark.oldest
+def test_a_lora_beside_it_changes_all_but_the_concept(small):
+    """Its own keys, which the concept was learned without, give way too."""
+    import folder_paths
+
+    name, generator = "input_blocks_1_1_transformer_blocks_0_attn2_to_k", torch.Generator().manual_seed(0)
+    weights = {
+        f"lora_unet_{name}.lora_down.weight": torch.randn(4, 48, generator=generator),
+        f"lora_unet_{name}.lora_up.weight": torch.randn(32, 4, generator=generator),
+    }
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(exist_ok=True)
+    safetensors.torch.save_file(weights, folder / "keys.safetensors")
+    keys = []
+
+    def sampled(lora: bool) -> torch.Tensor:
+        def watch(query, key, value, options):
+            keys.append(key[0].clone())
+            return plain_attention(query, key, value, options)
+
+        graph = Graph()
+        model = small.model.clone()
+        model.set_model_attn2_replace(watch, "input", 1)
+        if lora:
+            model = graph.add("LoraLoaderModelOnly", model=model, lora_name="keys.safetensors", strength_model=1.0)
+        model, positive = blend(graph, model, small.clip, blend_concept(graph, small.dog), bind=False)
+        negative = encode(graph, small.clip, NEGATIVE)
+        return samples(graph, ksampler(graph, model, positive, negative, steps=1, cfg=1.0))[0]
+
+    plain_attention = pack_module("latexblend.layers").plain_attention
+    assert relative_error(sampled(lora=True), sampled(lora=False)) > 1e-3
+    with_lora, without = keys
+    assert torch.equal(with_lora[DOG], without[DOG])
+    others = [token for token in range(77) if token not in DOG]
+    assert (with_lora[others] - without[others]).abs().amin(0).max() > 0.01
+
+
+@pytest.mark.oldest
+def test_a_control_net_beside_it_reads_the_plain_words(small):
+    """Its hint is the same for the blended prompt as for the plain one, and both act."""
+    image = torch.rand(1, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(0))
+    hints, results = [], {}
+    net = small_control_net()
+    hook = net.control_model.register_forward_hook(lambda module, args, output: hints.append(output["output"][0]))
+    try:
+        for blended in (True, False):
+            graph = Graph()
+            strength = 1.0 if blended else 0.0
+            chain = blend_concept(graph, small.dog, strength=strength)
+            model, positive = blend(graph, small.model, small.clip, chain)
+            negative = encode(graph, small.clip, NEGATIVE)
+            controlled = graph.add(
+                "ControlNetApplyAdvanced", positive=positive, negative=negative, control_net=net, image=image,
+                strength=1.0, start_percent=0.0, end_percent=1.0,
+            )  # fmt: skip
+            links = [ksampler(graph, model, positive, negative, steps=1)]
+            links.append(ksampler(graph, model, controlled, output(controlled, 1), steps=1))
+            results[blended] = samples(graph, *links)
+    finally:
+        hook.remove()
+    assert len(hints) == 2 and torch.equal(*hints)
+    assert relative_error(results[True][1], results[True][0]) > 1e-3, "the ControlNet acts"
+    assert relative_error(results[True][1], results[False][1]) > 1e-3, "the concept acts"
+
+
+@pytest.mark.oldest
+def test_half_precision_blends_the_same(small):
+    """bf16 has 8 bits, so that a percent is left."""
+    model = comfy_model(LAYOUTS["SD 1.x"], small.unet)
+    unet = model.model.diffusion_model.to(torch.bfloat16)
+    unet.dtype = torch.bfloat16  # as ComfyUI loads UNets on a GPU
+    graph = Graph()
+    patched, positive = blend(graph, model, small.clip, blend_concept(graph, small.dog, mask=MASK[None]))
+    patched = guidance(graph, patched, scale=3.0, end_percent=0.6)
+    negative = encode(graph, small.clip, NEGATIVE)
+    (half,) = samples(graph, ksampler(graph, patched, positive, negative))
+    whole = small.graph(concepts=1, mask=MASK, guided=dict(scale=3.0, end_percent=0.6))
+    assert 1e-6 < relative_error(half, whole) < 3e-2
+
+
+@pytest.mark.oldest
+def test_models_that_have_no_cross_attention_of_words_are_refused(small):
+    graph = Graph()
+    flow = graph.run(model=graph.add("ModelSamplingSD3", model=small.model, shift=3.0))["model"]
+    with refused("Blend, input 'model'", "flow-matching"):
+        run_blend(small, model=flow)
+    graph = Graph()
+    with refused("Blending Guidance, input 'model'", "flow-matching"):
+        graph.run(model=guidance(graph, flow))

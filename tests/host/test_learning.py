@@ -1,6 +1,9 @@
 """Learn Concept, and what Save, Load and Import Concept keep of it."""
 
+import copy
+import math
 import pickle
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -8,7 +11,8 @@ import torch
 
 from comfy_host import Graph, output, pack_module, refused
 from learned_concepts import blend, blend_concept, encode, ksampler, learned, samples
-from small_models import LAYOUTS, comfy_model, small_clip
+from oracle import alphas_cumprod, relative_error
+from small_models import LAYOUTS, comfy_model, diffusers_unet, small_clip
 from stand_ins import learned_with_demo_model
 from workflow_files import LEARN, WITHOUT_DOWNLOADS, read, to_api
 
@@ -25,9 +29,11 @@ class Case:
     def __init__(self, layout: str):
         self.layout, self.model, self.clip = layout, comfy_model(LAYOUTS[layout]), small_clip(layout)
 
-    def hashes(self) -> list[float]:
+    def hashes(self) -> list[int]:
         networks = (self.model.model, self.clip.cond_stage_model)
-        return [hash(x.detach().numpy().tobytes()) for network in networks for x in network.state_dict().values()]
+        return [
+            hash(x.detach().float().numpy().tobytes()) for network in networks for x in network.state_dict().values()
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +131,78 @@ def test_learning_goes_on_where_a_file_ends(case):
 
 
 @pytest.mark.oldest
+def test_the_first_gradient_is_that_of_a_slow_reference(case):
+    """diffusers' UNet, softmax spelled out, and of the prompt's keys and values all but h_c detached."""
+    settings = dict(steps=1, augment=False, resumable=True, images=photos(1))
+    state = learned_by(case, **settings).state
+    expected = reference_gradient(case, photos(1), seed=5)
+    norm = math.sqrt(sum(float(x.square().sum()) for x in expected.values()))
+    for name, x in expected.items():
+        clipped = x * min(1, 1 / norm)
+        torch.testing.assert_close(state[f"{name}.mean"], 0.1 * clipped, rtol=2e-3, atol=2e-4 * float(clipped.norm()))
+
+
+def reference_gradient(case, pictures, seed: int) -> dict[str, torch.Tensor]:
+    """By the names of learning's state, of the loss of the first step."""
+    import comfy.utils
+    from pnpmix.latexblend.training import TEMPLATES, draw
+
+    unet = diffusers_unet(LAYOUTS[case.layout])
+    latent = Vae().encode(pictures[:, :, 4:-4])[0] * case.model.get_model_object("latent_format").scale_factor
+    drawn = draw(seed, 0, 1, 0, latent.shape)
+    t, noise = int(drawn.timesteps[0]), drawn.noise
+    base_text, own_text = (TEMPLATES[k].format("a dog") for k in (drawn.base_template, drawn.concept_template))
+    dog, article = (case.clip.tokenize(word)["l"][0][1][0] for word in ("dog", "a"))
+
+    def first(tokens: dict) -> int:
+        """The article before the noun."""
+        ids = [token[0] for token in tokens["l"][0]]
+        assert ids[ids.index(dog) - 1] == article
+        return ids.index(dog) - 1
+
+    base_tokens, own_tokens = case.clip.tokenize(base_text), case.clip.tokenize(own_text)
+    base, at = case.clip.encode_from_tokens(base_tokens), first(base_tokens)
+    rare = case.clip.tokenize("ktn")["l"][0][1][0]
+    table = case.clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
+    identifier = table[rare].clone().requires_grad_(True)
+    start = first(own_tokens)
+    own_tokens["l"][0][start] = (identifier, 1.0)
+    gradients = pack_module("latexblend.gradients")
+    with gradients.unchanged_norms(case.clip.cond_stage_model):
+        own = case.clip.cond_stage_model.encode_token_weights(own_tokens)[0][:, start : start + 2]
+    names = comfy.utils.unet_to_diffusers(LAYOUTS[case.layout].comfy)
+    ours = {theirs.removesuffix(".weight"): name.removesuffix(".weight") for theirs, name in names.items()}
+    deltas: dict[str, torch.Tensor] = {}
+
+    def process(name: str):
+        def attend(attn, hidden_states, encoder_hidden_states=None, **_):
+            features = []
+            for side in "kv":
+                layer = getattr(attn, f"to_{side}")
+                delta = torch.zeros_like(layer.weight, requires_grad=True)
+                deltas[f"delta.{ours[f'{name}.to_{side}'].replace(f'.to_{side}', '')}.{side}.0"] = delta
+                plain, learning = layer(base).detach(), own @ (layer.weight + delta).T
+                features.append(torch.cat([plain[:, :at], learning, plain[:, at + 2 :]], 1))
+            query, key, value = (
+                x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (attn.to_q(hidden_states), *features)
+            )
+            weights = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).softmax(-1)
+            return attn.to_out[0]((weights @ value).transpose(1, 2).flatten(2))
+
+        return attend
+
+    before = unet.attn_processors
+    own_processors = {name: process(name.removesuffix(".processor")) for name in before if "attn2" in name}
+    unet.set_attn_processor({**before, **own_processors})
+    abar = alphas_cumprod()[t]
+    with torch.enable_grad():
+        predicted = unet(abar.sqrt() * latent + (1 - abar).sqrt() * noise, t, base).sample
+        loss = (predicted - noise).square().mean()
+        parameters = {"identifier.l": identifier, **deltas}
+        return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+
+
+@pytest.mark.oldest
 def test_photos_may_come_as_a_list_of_different_sizes(case):
     sampler = pack_module("latexblend.training")
     squares = sampler.squares("images", [photos(2), photos(1, 80)], 64)
@@ -188,6 +266,82 @@ def test_nan_stops_with_the_step_and_keeps_what_was_learned_before(case, message
     assert case.hashes() == before
 
 
+def test_an_error_while_learning_leaves_all_as_it_was(case):
+    before, options, calls = case.hashes(), repr(case.model.model_options), []
+
+    def fails(*_):
+        calls.append(None)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory, for example")
+
+    unet = case.model.model.diffusion_model
+    hook = unet.middle_block[1].register_forward_pre_hook(fails)
+    try:
+        with refused("out of memory"):
+            learned_by(case)
+    finally:
+        hook.remove()
+    assert case.hashes() == before and repr(case.model.model_options) == options
+    assert not any(x.requires_grad for network in (unet, case.clip.cond_stage_model) for x in network.parameters())
+    assert not any("forward" in module.__dict__ for module in unet.modules())
+    assert not any(module._forward_pre_hooks for module in case.clip.cond_stage_model.modules())
+
+
+@pytest.mark.oldest
+def test_a_model_in_half_precision_learns_the_same(case):
+    """As ComfyUI loads UNets on a GPU. bf16 has 8 bits, so that some percent are left."""
+    half = copy.copy(case)
+    half.model = comfy_model(LAYOUTS[case.layout])
+    unet = half.model.model.diffusion_model.to(torch.bfloat16)
+    unet.dtype = torch.bfloat16
+    before = half.hashes()
+    whole = learned_by(case)
+    for dtype in ("bf16", "fp32"):
+        learned = learned_by(half, dtype=dtype)
+        for layer, pair in whole.features.items():
+            for x, y in zip(learned.features[layer], pair, strict=True):
+                assert relative_error(x, y) < 6e-2
+    assert half.hashes() == before
+
+
+@pytest.mark.oldest
+def test_while_it_learns_the_editor_shows_a_sample_now_and_then(case, monkeypatch):
+    """And how far it is, every step."""
+    import comfy.utils
+    import latent_preview
+    from comfy.cli_args import LatentPreviewMethod
+
+    reports = []
+    monkeypatch.setattr(latent_preview.args, "preview_method", LatentPreviewMethod.Latent2RGB)
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **_: reports.append((value, total, preview))
+    )
+    monkeypatch.setattr(pack_module("latexblend.training"), "PREVIEW_EVERY", 2)
+    watched = learned_by(case)
+    assert [report[:2] for report in reports] == [(1, 3), (2, 3), (3, 3)]
+    assert [report[2] is not None for report in reports] == [False, True, False]
+    assert reports[1][2][1].size == (8, 8), "cells of the latent"
+    monkeypatch.setattr(latent_preview.args, "preview_method", LatentPreviewMethod.NoPreviews)
+    assert equal(learned_by(case), watched), "looking changes nothing"
+
+
+@pytest.mark.newest
+def test_photos_come_from_the_hosts_own_dataset_and_losses_go_into_its_plot(case):
+    import folder_paths
+    from PIL import Image
+
+    folder = Path(folder_paths.get_input_directory()) / "my dog"
+    folder.mkdir()
+    for k, size in enumerate([(64, 80), (96, 72)]):
+        Image.new("RGB", size, (60 * k, 90, 120)).save(folder / f"{k}.png")
+    graph = Graph()
+    images = graph.add("LoadImageDataSetFromFolder", folder="my dog")
+    link = learn(graph, case, images=images)
+    plot = graph.add("LossGraphNode", loss=output(link, 2), filename_prefix="loss")
+    assert graph.run(learned=link)["learned"].settings["steps"] == "3"
+    assert plot[0] in graph.prompt, "it ran, as every node with a result of its own"
+
+
 @pytest.mark.oldest
 def test_what_cannot_be_learned_from_is_refused(case):
     with refused("Learn Concept", "images", "only 72 × 63 pixels"):
@@ -196,6 +350,16 @@ def test_what_cannot_be_learned_from_is_refused(case):
         learned_by(case, noun=" ")
     with refused("images", "shape"):
         learned_by(case, images=torch.zeros(0, 64, 64, 3))
+    with refused("images", "NaN"):
+        learned_by(case, images=photos() * float("nan"))
+    with refused("class_images", "only 40 × 32 pixels"):
+        learned_by(case, class_images=photos(1, 32))
+    with refused("noun", "is no word"):
+        learned_by(case, noun="word " * 80)
+    with refused("Learn Concept", "'model'", "flow-matching"):
+        graph, flow = Graph(), copy.copy(case)
+        flow.model = graph.run(model=graph.add("ModelSamplingSD3", model=case.model, shift=3.0))["model"]
+        learned_by(flow)
 
 
 @pytest.mark.oldest
@@ -248,8 +412,6 @@ def concepts_folder():
 
 
 def load(name: str):
-    from pathlib import Path
-
     graph = Graph()
     assert Path(concepts_folder(), name).exists()
     return graph.run(learned=graph.add("PnPMixLoadConcept", file=name))["learned"]
@@ -257,8 +419,6 @@ def load(name: str):
 
 @pytest.mark.oldest
 def test_files_that_are_no_concepts_are_refused(case):
-    from pathlib import Path
-
     files, folder = pack_module("latexblend.concept_files"), Path(concepts_folder())
     data = files.file_bytes(learned(case.model, "dog", 1))
     (folder / "cut.safetensors").write_bytes(data[:-100])
@@ -281,8 +441,6 @@ def test_files_that_are_no_concepts_are_refused(case):
 
 @pytest.mark.oldest
 def test_a_concept_bank_of_the_methods_own_code_is_imported(case):
-    from pathlib import Path
-
     files, folder = pack_module("latexblend.concept_files"), Path(concepts_folder())
     concept = learned(case.model, "dog", 1)
     theirs = {ours: name for name, ours in files.diffusers_names(case.model).items()}
@@ -312,8 +470,6 @@ def test_a_concept_bank_of_the_methods_own_code_is_imported(case):
 
 @pytest.mark.oldest
 def test_learned_weights_of_the_methods_own_code_are_imported(case):
-    from pathlib import Path
-
     files, layers, folder = (
         pack_module("latexblend.concept_files"),
         pack_module("latexblend.layers"),
@@ -347,8 +503,6 @@ class Hostile:
 
 @pytest.mark.oldest
 def test_code_in_a_file_does_not_run(case, tmp_path, monkeypatch):
-    from pathlib import Path
-
     monkeypatch.chdir(tmp_path)
     folder = Path(concepts_folder())
     (folder / "hostile.pt").write_bytes(pickle.dumps({"unet": Hostile()}))

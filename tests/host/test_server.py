@@ -206,6 +206,55 @@ def test_checkpoints_and_the_demo_model_stand_in_for_each_other(server):
     assert picture(saved(server, outputs, ids["SaveImage"], "images")).shape == (512, 512, 3)
 
 
+@pytest.mark.newest
+@pytest.mark.parametrize("server", ["SD15"], indirect=True, scope="module")
+def test_two_things_learned_from_photos_to_a_picture_with_both(server):
+    """The templates as the editor would send them, at 128 × 128, with 3 steps of learning and of sampling."""
+    save_pictures(server.base / "input")
+    settings = {
+        "CheckpointLoaderSimple": {"ckpt_name": "random.safetensors"},
+        "PnPMixTrainConcept": {"steps": 3, "resolution": SIZE, "augment": False, "dtype": "fp32"},
+        "KSampler": {"steps": 3},
+        "EmptyLatentImage": {"width": SIZE, "height": SIZE},
+    }
+
+    def template(name: str, **own: dict) -> tuple[dict, dict]:
+        prompt = to_api(read(name))
+        for node in prompt.values():
+            node["inputs"] |= settings.get(node["class_type"], {}) | own.get(node["class_type"], {})
+        return prompt, {node["class_type"]: node_id for node_id, node in prompt.items()}
+
+    def offered() -> list[str]:
+        """By Load Concept, once it is asked again."""
+        node = server.get("/object_info/PnPMixLoadConcept")["PnPMixLoadConcept"]
+        kind, *options = node["input"]["required"]["file"]
+        return kind if isinstance(kind, list) else options[0]["options"]
+
+    for noun, words in (("dog", "a photo of a dog"), ("cat", "a photo of a cat")):
+        kept = {"PnPMixTrainConcept": {"noun": noun}, "PnPMixSaveConcept": {"filename_prefix": noun}}
+        pictures = {"LoadImage": {"image": f"my_{noun}.png"}}
+        prompt, ids = template("Learn 2 Learn a concept", PnPMixBlend={"text": words}, **kept, **pictures)
+        outputs = server.run(prompt)
+        assert picture(saved(server, outputs, ids["SaveImage"], "images")).shape == (SIZE, SIZE, 3)
+    files = [f"{noun}_00001_.safetensors" for noun in ("dog", "cat")]
+    assert set(files) <= set(offered()), "after R"
+    for file in files:
+        path = server.base / "models/concepts" / file
+        assert path.stat().st_size < 200_000
+        learned = safetensors.torch.load_file(path)
+        assert len(learned) == 2 * 16 and all(torch.isfinite(x).all() for x in learned.values())
+
+    prompt, ids = template("Learn 3 Blend two concepts")
+    assert [x["inputs"]["file"] for x in prompt.values() if x["class_type"] == "PnPMixLoadConcept"] == files
+    blended = picture(saved(server, server.run(prompt), ids["SaveImage"], "images"))
+    for node in prompt.values():
+        if node["class_type"] == "PnPMixBlendConcept":
+            node["inputs"]["strength"] = 0.0
+    plain = picture(saved(server, server.run(prompt), ids["SaveImage"], "images"))
+    assert blended.shape == plain.shape == (SIZE, SIZE, 3) and np.isfinite(blended).all()
+    assert np.abs(blended - plain).mean() > 0.005
+
+
 @pytest.mark.parametrize("server", ["SD20"], indirect=True, scope="module")
 def test_masks_from_words_on_a_photo(server):
     """The graph as shipped, and a batch, with the real architectures of Grounding DINO and SAM."""

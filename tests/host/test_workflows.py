@@ -268,7 +268,7 @@ CONTRACT = {
         **{f"scores_{k}": ("PNPMIX_SCORES", None) for k in (2, 3, 4)},
     },
     "PnPMixDemoModel": {"network": ("COMBO", "unet")},
-    "PnPMixDemoScene": {"seed": ("INT", 0), "concepts": ("INT", 2)},
+    "PnPMixDemoScene": {"seed": ("INT", 0), "concepts": ("INT", 2), "photos": ("INT", 1)},
 }
 SCORED = [("FLOAT", "score"), ("STRING", "report"), ("PNPMIX_SCORES", "scores")]
 OUTPUTS = {
@@ -338,7 +338,7 @@ PHOTOS = [name for name in WORKFLOWS if name != DEMO]
 OF_THE_MIXER = ("PnPMixDDPMInvert", "PnPMixAppearance", "PnPMixSampler", "PnPMixFitPicture")
 BETTER = {"steps": 50, "skip_steps": 16, "adain": True, "mode": "around the object"}
 ANY_VALUE = ("name", "names", "seed", "prompt", "model_name", "width", "height", "margin")
-ANY_VALUE += ("text", "negative_text", "lora_name", "file", "filename_prefix", "noun")
+ANY_VALUE += ("photos", "text", "negative_text", "lora_name", "file", "filename_prefix", "noun")
 # What a method's templates have: one of these sets of nodes, or more
 METHODS = [
     {"PnPMixDDPMInvert", "PnPMixConcept", "PnPMixSampler"},

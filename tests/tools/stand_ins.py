@@ -6,6 +6,7 @@ As `workflow_files.with_demo_model` does for PnP-MIX; the rest of the graph is t
 from workflow_files import needed
 
 CONDUCTED, LEARNED = 101, 2  # seeds of scenes with things that there are LoRAs for, or with looks that are learned well
+KEPT = ["cup", "fish"]  # of demo/concepts
 PLACE = "meadow"
 DEMO, SCENE = "demo model", "demo scene"
 # As in Conductor 1 and Learn 1, which say why
@@ -15,8 +16,10 @@ SETTINGS = {
     "PnPMixMaskRefinement": {"start": 0.25, "updates": 7, "threshold": 0.5, "restarts": 100},
     "PnPMixConductor": {"steps": 40, "cfg": 3.0, "seed": 1},
     "PnPMixTrainConcept": {
-        "steps": 250, "learning_rate": 1e-3, "resolution": 64, "dtype": "fp32", "checkpointing": False,
+        "steps": 400, "learning_rate": 4e-3, "resolution": 64, "augment": False, "dtype": "fp32",
+        "checkpointing": False,
     },
+    "PnPMixBlend": {"start_percent": 0.0},
     "KSampler": {"steps": 20, "cfg": 3.0, "seed": 1},
     "ImageScale": {"width": 64, "height": 64},
     "PnPMixPasteBack": {"expand": 1, "feather": 1},
@@ -59,46 +62,51 @@ def conducted_with_demo_model(prompt: dict) -> dict:
 
 
 def learned_with_demo_model(prompt: dict) -> dict:
-    """LaTexBlend: what a scene's cup and ball are to look like is learned, also where a file is loaded."""
-    nouns, stands_in, added = ["cup", "ball"], {}, {}
-    painted = 0
+    """LaTexBlend: a scene's cup is learned from four photos, or the pack's own files are in the place of people's."""
+    stands_in, added = {}, {}
+    learns = any(x["class_type"] == "PnPMixTrainConcept" for x in prompt.values())
+    loaded = painted = 0
     for node_id, x in prompt.items():
-        if x["class_type"] == "LoadImage":
-            stands_in |= {(node_id, 0): [SCENE, 1], (node_id, 1): [SCENE, 4 + painted]}
+        if x["class_type"] == "LoadImage" and learns:
+            added[f"photo {loaded}"] = node("ImageFromBatch", image=[SCENE, 1], batch_index=loaded, length=1)
+            stands_in[node_id, 0] = [f"photo {loaded}", 0]
+            loaded += 1
+        elif x["class_type"] == "LoadImage":
+            added |= half(painted)
+            stands_in[node_id, 1] = [f"half {painted}", 0]
             painted += 1
         elif x["class_type"] == "PnPMixTrainConcept":
-            x["inputs"]["noun"] = nouns[0]
+            x["inputs"]["noun"] = KEPT[0]
         elif x["class_type"] == "PnPMixSaveConcept":
             stands_in[node_id, 0] = x["inputs"]["learned"]
         elif x["class_type"] == "PnPMixLoadConcept":
-            k = len(added)
-            added[f"learned {k}"] = learning(nouns[k], k + 1)
-            stands_in[node_id, 0] = [f"learned {k}", 0]
+            x["inputs"]["file"] = f"demo model: {KEPT[loaded]}.safetensors"
+            loaded += 1
         elif x["class_type"] == "PnPMixBlend":
-            several = sum(x["class_type"] == "PnPMixBlendConcept" for x in prompt.values()) > 1
-            x["inputs"]["text"] = ", ".join((*nouns[: 1 + several], PLACE))
+            x["inputs"]["text"] = ", ".join((*(KEPT[:1] if learns else KEPT), PLACE))
         elif x["class_type"] == "CLIPTextEncode":
             x["inputs"]["text"] = ""
         elif x["class_type"] == "EmptyLatentImage":
             stands_in[node_id, 0] = ["size", 0]
     encoded = node("VAEEncode", pixels=[SCENE, 0], vae=[DEMO, 2])
     added |= {"scene": encoded, "size": node("LatentMultiply", samples=["scene", 0], multiplier=0.0)}
-    return stood_in(prompt, added, stands_in, LEARNED)
+    return stood_in(prompt, added, stands_in, LEARNED, concepts=1, photos=5)
 
 
-def learning(noun: str, picture: int) -> dict:
-    ends = {name: [DEMO, k] for k, name in enumerate(("model", "clip", "vae"))}
-    defaults = {"rank": 0, "seed": 42, "augment": True, "prior_weight": 1.0, "name": ""}
-    own = ends | {"images": [SCENE, picture], "noun": noun} | defaults | SETTINGS["PnPMixTrainConcept"]
-    return node("PnPMixTrainConcept", **own)
+def half(k: int) -> dict:
+    """Nodes of a mask of the left or the right half."""
+    own = node("SolidMask", value=1.0, width=32, height=64)
+    empty = node("SolidMask", value=0.0, width=64, height=64)
+    ends = dict(destination=[f"empty {k}", 0], source=[f"side {k}", 0], x=32 * k, y=0, operation="add")
+    return {f"side {k}": own, f"empty {k}": empty, f"half {k}": node("MaskComposite", **ends)}
 
 
-def stood_in(prompt: dict, added: dict, stands_in: dict, seed: int) -> dict:
+def stood_in(prompt: dict, added: dict, stands_in: dict, seed: int, concepts: int = 2, photos: int = 1) -> dict:
     for node_id, x in prompt.items():
         x["inputs"] |= SETTINGS.get(x["class_type"], {})
         if x["class_type"] == "CheckpointLoaderSimple":
             stands_in |= {(node_id, output): [DEMO, output] for output in range(3)}
-    own = {DEMO: node("PnPMixDemoModel"), SCENE: node("PnPMixDemoScene", seed=seed, concepts=2)}
+    own = {DEMO: node("PnPMixDemoModel"), SCENE: node("PnPMixDemoScene", seed=seed, concepts=concepts, photos=photos)}
     prompt = prompt | added | own
     for x in prompt.values():
         for key, value in x["inputs"].items():

@@ -5,6 +5,7 @@ from template_models import CHECKPOINTS, FILES, RESULT, SD, YOURS, listed
 
 PICTURE = "example.png"  # which every ComfyUI has, until people choose their own
 SCENE, NOUN, PLACE = 2, "cup", "meadow"  # the demo's cup with a look of its own
+OTHER, OTHER_FILE = "fish", "demo model: fish.safetensors"  # which comes with the pack
 NOUNS = ["dog", "cat"]
 FILE = "{}_00001_.safetensors"  # as Save Concept writes the first of a name
 PROMPT = "a photo of a dog and a cat on a beach"
@@ -30,7 +31,9 @@ def add_picture(graph: Graph, model, positive, negative, latent, vae, seed, titl
     return graph.add("VAEDecode", title, samples=sampled, vae=vae)[0]
 
 
-def add_blended(graph: Graph, model, clip, learned: list[Output], masks: list[Output], text) -> tuple[Output, Output]:
+def add_blended(
+    graph: Graph, model, clip, learned: list[Output], masks: list[Output], text, **settings
+) -> tuple[Output, Output]:
     """MODEL and the prompt with concepts in their words' places."""
     concepts: dict = {}
     for k, concept in enumerate(learned):
@@ -38,7 +41,7 @@ def add_blended(graph: Graph, model, clip, learned: list[Output], masks: list[Ou
         concepts = {
             "concepts": graph.add("PnPMixBlendConcept", f"Concept {k + 1}", learned=concept, **where, **concepts)[0]
         }
-    blended = graph.add("PnPMixBlend", model=model, clip=clip, text=text, **concepts)
+    blended = graph.add("PnPMixBlend", model=model, clip=clip, text=text, **concepts, **settings)
     return blended[0], blended[1]
 
 
@@ -63,14 +66,19 @@ def try_it(info: dict) -> Subgraph:
     graph = Subgraph(info, "With it and without it", 1)
     model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
     size, learned = graph.input("picture of the size", "IMAGE"), graph.input("learned", "PNPMIX_LEARNED")
+    other = graph.input("another", "PNPMIX_LEARNED")
     text, seed = graph.input("prompt", "STRING", f"{NOUN}, {PLACE}"), graph.input("seed", "INT", 1)
-    patched, positive = add_blended(graph, model, clip, [learned], [], text)
+    text_both = graph.input("prompt for both", "STRING", f"{NOUN}, {OTHER}, {PLACE}")
+    # this model settles what things look like in the first steps
+    patched, positive = add_blended(graph, model, clip, [learned], [], text, start_percent=0.0)
+    patched_both, both = add_blended(graph, model, clip, [learned, other], [], text_both, start_percent=0.0)
     plain = graph.add("CLIPTextEncode", "The plain words", text=text, clip=clip)[0]
     negative = graph.add("CLIPTextEncode", "Not in it", text="", clip=clip)[0]
     encoded = graph.add("VAEEncode", "Size", pixels=size, vae=vae)[0]
     empty = graph.add("LatentMultiply", "Empty", samples=encoded, multiplier=0.0)[0]
     settings = dict(steps=20, cfg=3.0, scheduler="normal")
-    for name, own, words in (("with it", patched, positive), ("without it", model, plain)):
+    pictures = {"with it": (patched, positive), "without it": (model, plain), "with both": (patched_both, both)}
+    for name, (own, words) in pictures.items():
         picture = add_picture(graph, own, words, negative, empty, vae, seed, name.capitalize(), **settings)
         larger = graph.add("ImageScaleBy", "Enlarge", image=picture, upscale_method="nearest-exact", scale_by=8)[0]
         graph.output(name, larger)
@@ -94,21 +102,24 @@ def demo_template(info: dict) -> dict:
     graph, trying = Graph(info), try_it(info)
     graph.note(DEMO_NOTE, [0, -32], [310, 742])
     loaded = graph.add("PnPMixDemoModel", "", [360, 0], [250, 110])
-    scene = graph.add("PnPMixDemoScene", "", [360, 170], [250, 330], seed=SCENE, concepts=2)
-    graph.group("Comes with the pack", FILES, loaded, scene)
+    scene = graph.add("PnPMixDemoScene", "", [360, 170], [250, 360], seed=SCENE, concepts=1, photos=5)
+    other = graph.add("PnPMixLoadConcept", "Another, learned before", [360, 600], [250, 90], file=OTHER_FILE)
+    graph.group("Comes with the pack", FILES, loaded, scene, other)
     model, clip, vae = (loaded[k] for k in range(3))
     learning = graph.add(
         "PnPMixTrainConcept", "", [660, 0], [300, 590], model=model, clip=clip, vae=vae, images=scene[1], noun=NOUN,
-        steps=250, learning_rate=1e-3, resolution=64, dtype="fp32", checkpointing=False,
+        steps=400, learning_rate=4e-3, resolution=64, augment=False, dtype="fp32", checkpointing=False,
     )  # fmt: skip
     graph.group("Learn", YOURS, learning)
     ends = {"model": model, "clip": clip, "vae": vae, "learned": learning[0], "picture of the size": scene[0]}
+    ends |= {"another": other[0]}
     tried = graph.add_subgraph(trying, [1010, 0], [250, 300], **ends)
     graph.group("Blend", YOURS, tried)
     losses = graph.add("PreviewImage", "Loss of each step", [1010, 380], [250, 290], images=learning[1])
     save = graph.add("SaveImage", "With what was learned", [1310, 0], [300, 350], images=tried[0])
+    both = graph.add("PreviewImage", "With both", [1640, 0], [300, 350], images=tried[2])
     plain = graph.add("PreviewImage", "The plain words", [1310, 400], [300, 270], images=tried[1])
-    graph.group("Finished picture", RESULT, save, plain)
+    graph.group("Finished pictures", RESULT, save, plain, both)
     del losses
     return workflow(graph, [trying])
 
@@ -179,15 +190,15 @@ DEMO_NOTE = f"""# Learn a concept, without downloads
 
 Press **Run**: everything comes with the pack, and it takes one to two minutes on a CPU.
 
-**Demo Scene** draws a cup with a look of its own (its second picture). **Learn Concept** learns it under the word \
-{NOUN}, without touching the model; the node shows the loss and a sample on the way. **Blend** then puts it into a new \
-picture: *{NOUN}, {PLACE}*. Beside it is what the plain words give.
+**Demo Scene** draws five photos of a cup with a look of its own. **Learn Concept** learns it under the word {NOUN}, \
+without touching the model; the node shows the loss and a sample on the way. **Blend** then puts it into a new \
+picture: *{NOUN}, {PLACE}*. Below is what the plain words give, and beside it the cup together with a {OTHER} that was \
+learned before and comes with the pack as a file of 10 kB.
 
 - Another *prompt* in **With it and without it**: the word {NOUN} and one of meadow, desert, sea, dusk, snow, room.
-- *steps* and *learning_rate* of **Learn Concept** are for the tiny demo model. With a real checkpoint the defaults \
-are the paper's: 3000 and 0.00002.
-- One picture is all there is to learn from here, so that something of its surroundings may be learned too. Give 3 to \
-5 photos of your own things.
+- *steps* and *learning_rate* of **Learn Concept**, and *start_percent* 0 inside **With it and without it**, are for \
+the tiny demo model. With a real checkpoint the defaults are the method's: 3000, 0.00002 and 0.1.
+- **Load Concept** also offers a ball and another cup.
 - **Save Concept** behind **Learn Concept** keeps what was learned for any later graph.
 
 Then with your own photos: **Learn 2**, and **Learn 3** for two concepts in one picture.

@@ -59,7 +59,7 @@ def photos(info: dict, number: int, name: str, count: int, learned: bool = False
     )[0]
     if learned:
         named = graph.add("PnPMixBlendConcept", "Who thing 1 is", **known)[0]
-        blended = graph.add("PnPMixBlend", model=model, clip=clip, text=words, concepts=named)
+        blended = graph.add("PnPMixBlend", model=model, clip=clip, text=words, concepts=named, start_percent=0.0)
         model, positive = blended[0], blended[1]
     concepts: dict = {}
     for k, (where, picture, own) in enumerate(things, 1):
@@ -90,14 +90,15 @@ def conduct(info: dict, number: int) -> Subgraph:
     concepts: dict = {}
     for thing, mask in zip(THINGS, masks, strict=True):
         own, file = ", ".join((thing, thing, PLACE)), f"demo model: {thing}.safetensors"
-        lora = graph.add("PnPMixConceptLora", f"LoRA of the {thing}", clip=clip, lora_name=file, strength=1.0, text=own)
+        lora = graph.add("PnPMixConceptLora", f"LoRA of the {thing}", clip=clip, lora_name=file, strength=1.5, text=own)
         given = dict(positive=lora[0], negative=lora[1], mask=mask, name=thing)
         conducted = graph.add("PnPMixConductedConcept", f"The {thing}", **given, **concepts)
         concepts = {"concepts": conducted[0]}
-    target = graph.add("PnPMixLayoutReference", model=model, positive=positive, latent=layout, steps=20)[0]
-    patched = graph.add("PnPMixLayoutAlignment", model=model, layout=target, weight=2.0)[0]
-    patched = graph.add("PnPMixMaskRefinement", model=patched, threshold=0.5)[0]
-    settings = dict(seed=seed, steps=20, cfg=3.0)
+    target = graph.add("PnPMixLayoutReference", model=model, positive=positive, latent=layout, steps=24)[0]
+    patched = graph.add("PnPMixLayoutAlignment", model=model, layout=target, weight=150.0, end=0.25)[0]
+    refining = dict(start=0.35, end=0.5, updates=2, threshold=0.5, restarts=10)
+    patched = graph.add("PnPMixMaskRefinement", model=patched, **refining)[0]
+    settings = dict(seed=seed, steps=12, cfg=4.0)
     given = dict(model=patched, positive=positive, negative=negative, latent=layout, **settings)
     conductor = graph.add("PnPMixConductor", **given, **concepts)
     decoded = graph.add("VAEDecode", "What the LoRAs drew", samples=conductor[0], vae=vae)[0]
@@ -143,9 +144,10 @@ def learned_template(info: dict) -> dict:
     graph, mixing = Graph(info), photos(info, 1, "Blend", 2, learned=True)
     graph.note(LEARNED_NOTE, [0, -32], [300, 742])
     ends, scene = add_demo(graph, SCENE)
+    taught = graph.add("PnPMixDemoScene", "Five photos of it", [350, 560], [230, 180], seed=SCENE, concepts=2, photos=5)
     learning = graph.add(
-        "PnPMixTrainConcept", "", [630, 0], [290, 590], **ends, images=scene[1], noun=NOUN, steps=250,
-        learning_rate=1e-3, resolution=64, dtype="fp32", checkpointing=False,
+        "PnPMixTrainConcept", "", [630, 0], [290, 590], **ends, images=taught[1], noun=NOUN, steps=400,
+        learning_rate=4e-3, resolution=64, augment=False, dtype="fp32", checkpointing=False,
     )  # fmt: skip
     graph.group("Learn who the cup is", YOURS, learning)
     given = ends | things_of(scene, 2) | {"background": scene[0], "learned 1": learning[0], "prompt": scene[7]}
@@ -191,8 +193,8 @@ LEARNED_NOTE = """# A learned concept and a photo
 
 Press **Run**: everything comes with the pack, and it takes one to three minutes on a CPU.
 
-**Learn Concept** learns *who* the cup is (LaTexBlend). **Blend** puts it into the scene's cup, and takes its *look* \
-from your picture too (PnP-MIX). The other thing has a picture alone. Nothing else of the scene changes.
+**Learn Concept** learns from five photos *who* the cup is (LaTexBlend). **Blend** puts it into the scene's cup, and \
+takes its *look* from your picture too (PnP-MIX). The other thing has a picture alone; nothing else changes.
 
 Two dials, in **Blend** (open it by the sign in its corner):
 - *strength* of **Blend Concept**: how far the word "cup" becomes what was learned. 0: the photo alone.
