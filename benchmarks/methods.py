@@ -19,7 +19,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from demo import loras
-from demo.conducting import Concept, ConductorSettings, conduct
+from demo.conducting import Concept, ConductorSettings, conduct, read_layout
 from demo.diffusers_host import DemoModel, Settings, blend, empty, invert, load_model
 from demo.learning import learn, mix_learned, prompt_with, sample_blended
 from demo.measures import background_error, measure_conducted
@@ -35,7 +35,7 @@ FIRST_SEED = 3000  # scenes that nobody looked at while choosing anything
 RESULTS = Path(__file__).parent / "results" / "methods.json"
 EDITED = Settings(steps=12, skip_steps=4, inversion_cfg=1.0, object_mask=True, adain=True)
 CONDUCTED = ConductorSettings()
-LEARNING_STEPS, DRAWING_STEPS = 400, 12
+LEARNING_STEPS, LEARNING_RATE, DRAWING_STEPS = 400, 1e-3, 12
 # measure → title, digits
 COLUMNS = {
     "fidelity": ("fidelity ▲", 2),
@@ -85,8 +85,9 @@ class Task:
         """Concept Conductor's picture and its refined masks (2, 64, 64)."""
         zipped = zip(self.loras, self.own_prompts, self.masks, strict=True)
         given = [Concept(lora, text, mask) for lora, text, mask in zipped]
-        settings = ConductorSettings(**vars(CONDUCTED) | dict(noise_seed=self.seed))
-        result, found = conduct(load_model(), self.scene, self.prompt, self.prompt, given, settings)
+        model, settings = load_model(), ConductorSettings(**vars(CONDUCTED) | dict(noise_seed=self.seed))
+        layout = read_layout(model, self.scene, self.prompt, settings)
+        result, found = conduct(model, layout, self.prompt, self.prompt, given, settings)
         refined = found.final[GRID, GRID][:, 0].float().repeat_interleave(2, 1).repeat_interleave(2, 2)
         return result, refined
 
@@ -94,8 +95,8 @@ class Task:
         """All LoRAs at once, and no more."""
         model = load_model()
         model.unet.load_state_dict(loras.merged(model.unet.state_dict(), self.loras))
-        settings = ConductorSettings(**vars(CONDUCTED) | dict(noise_seed=self.seed, aligned=False, refined=False))
-        return conduct(model, self.scene, self.prompt, self.prompt, [], settings)[0]
+        settings = ConductorSettings(**vars(CONDUCTED) | dict(noise_seed=self.seed, refined=False))
+        return conduct(model, None, self.prompt, self.prompt, [], settings)[0]
 
     def blended(self, model: DemoModel) -> Tensor:
         """LaTexBlend, each concept in the region that the layout has for it."""
@@ -130,7 +131,7 @@ def learned_things(folder: Path) -> dict[str, Learned]:
         if not file.exists():
             rng, started = np.random.default_rng([3, k]), time.process_time()
             photos = torch.stack([photographed(rng, shape, look)[1] for _ in range(PHOTOS)])
-            features = learn(load_model(), photos, shape, steps=LEARNING_STEPS).features
+            features = learn(load_model(), photos, shape, steps=LEARNING_STEPS, learning_rate=LEARNING_RATE).features
             folder.mkdir(parents=True, exist_ok=True)
             seconds = f"{time.process_time() - started:.0f}"
             safetensors.torch.save_file(to_tensors(features), file, {"seconds": seconds})

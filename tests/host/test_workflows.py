@@ -386,7 +386,9 @@ OTHER_VALUES: dict[str, dict[str, dict]] = {
     },
 }  # fmt: skip
 # of several methods, with the demo model
-OTHER_VALUES |= {"Together 1": OTHER_VALUES["Learn 1"]} | {f"Together {k}": OTHER_VALUES["Conductor 1"] for k in (2, 3)}
+OTHER_VALUES |= {f"Together {k}": OTHER_VALUES["Conductor 1"] for k in (2, 3)}
+SHORT = {"PnPMixTrainConcept": OTHER_VALUES["Learn 1"]["PnPMixTrainConcept"] | {"steps": 150}}
+OTHER_VALUES["Together 1"] = OTHER_VALUES["Learn 1"] | SHORT
 
 
 def other_values(name: str, kind: str) -> dict:

@@ -79,8 +79,8 @@ def photos(info: dict, number: int, name: str, count: int, learned: bool = False
     return graph
 
 
-def conduct(info: dict, number: int) -> Subgraph:
-    """Concept Conductor with the pack's LoRAs: its latent, its refined masks, and the picture."""
+def conduct(info: dict, number: int, refined: bool = True) -> Subgraph:
+    """Concept Conductor with the pack's LoRAs: its latent, its masks, and the picture."""
     graph = Subgraph(info, "Conduct", number)
     model, clip, vae = (graph.input(end, end.upper()) for end in ENDS)
     layout = graph.input("layout", "LATENT")
@@ -97,7 +97,8 @@ def conduct(info: dict, number: int) -> Subgraph:
     target = graph.add("PnPMixLayoutReference", model=model, positive=positive, latent=layout, steps=24)[0]
     patched = graph.add("PnPMixLayoutAlignment", model=model, layout=target, weight=150.0, end=0.25)[0]
     refining = dict(start=0.35, end=0.5, updates=2, threshold=0.5, restarts=10)
-    patched = graph.add("PnPMixMaskRefinement", model=patched, **refining)[0]
+    if refined:
+        patched = graph.add("PnPMixMaskRefinement", model=patched, **refining)[0]
     settings = dict(seed=seed, steps=12, cfg=4.0)
     given = dict(model=patched, positive=positive, negative=negative, latent=layout, **settings)
     conductor = graph.add("PnPMixConductor", **given, **concepts)
@@ -111,9 +112,9 @@ def one_of(info: dict, number: int) -> Subgraph:
     """The first mask of a batch."""
     graph = Subgraph(info, "Where the cup came to be", number)
     masks = graph.input("masks", "MASK")
-    drawn = graph.add("MaskToImage", "Refined masks", mask=masks)[0]
+    drawn = graph.add("MaskToImage", "Masks", mask=masks)[0]
     first = graph.add("ImageFromBatch", "Of the first concept", image=drawn, batch_index=0, length=1)[0]
-    graph.output("mask", graph.add("ImageToMask", "Refined mask", image=first, channel="red")[0])
+    graph.output("mask", graph.add("ImageToMask", "Its mask", image=first, channel="red")[0])
     return graph
 
 
@@ -146,7 +147,7 @@ def learned_template(info: dict) -> dict:
     ends, scene = add_demo(graph, SCENE)
     taught = graph.add("PnPMixDemoScene", "Five photos of it", [350, 560], [230, 180], seed=SCENE, concepts=2, photos=5)
     learning = graph.add(
-        "PnPMixTrainConcept", "", [630, 0], [290, 590], **ends, images=taught[1], noun=NOUN, steps=400,
+        "PnPMixTrainConcept", "", [630, 0], [290, 590], **ends, images=taught[1], noun=NOUN, steps=150,
         learning_rate=4e-3, resolution=64, augment=False, dtype="fp32", checkpointing=False,
     )  # fmt: skip
     graph.group("Learn who the cup is", YOURS, learning)
@@ -158,7 +159,7 @@ def learned_template(info: dict) -> dict:
 
 
 def refined_template(info: dict) -> dict:
-    graph, conducting, where = Graph(info), conduct(info, 1), one_of(info, 2)
+    graph, conducting, where = Graph(info), conduct(info, 1, refined=False), one_of(info, 2)
     mixing = photos(info, 3, "A photo into it", 1, into="latent")
     graph.note(REFINED_NOTE, [0, -32], [300, 742])
     ends, scene = add_demo(graph, CONDUCTED)
@@ -215,14 +216,16 @@ Press **Run**: everything comes with the pack, and it takes two to four minutes 
 
 **1** Concept Conductor draws a new picture in the layout of a scene: a cup and a star, each with a LoRA of its own.
 
-**2** PnP-MIX takes that picture as its background, as it is, without a trip through the VAE. The mask that Concept \
-Conductor has refined says where the cup came to be, and your picture gives it its look. The star stays the LoRA's.
+**2** PnP-MIX takes that picture as its background, as it is, without a trip through the VAE. The masks that Concept \
+Conductor gives say where the cup came to be, and your picture gives it its look. The star stays the LoRA's.
 
 When a LoRA has the kind of a thing right and its details wrong, one photo of it does.
 
 - The mask misses the cup: paint one over **What the LoRAs drew**, or find it by words with **Grounded Mask**.
 - Both things: a second **Concept** in **A photo into it**, with the second mask of the batch.
-- The demo model is tiny, and Concept Conductor is at its limit with it.
+- With a real checkpoint put **Mask Refinement** behind **Layout Alignment**, inside **Conduct**: then the same output \
+gives the refined masks. In the demo model's attention things cannot be told apart well enough, and here the masks are \
+those of the layout.
 """
 LAYOUT_NOTE = """# LoRAs in the layout of a blend
 
