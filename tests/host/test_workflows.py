@@ -387,8 +387,12 @@ OTHER_VALUES: dict[str, dict[str, dict]] = {
 }  # fmt: skip
 # of several methods, with the demo model
 OTHER_VALUES |= {f"Together {k}": OTHER_VALUES["Conductor 1"] for k in (2, 3)}
-SHORT = {"PnPMixTrainConcept": OTHER_VALUES["Learn 1"]["PnPMixTrainConcept"] | {"steps": 150}}
-OTHER_VALUES["Together 1"] = OTHER_VALUES["Learn 1"] | SHORT
+OTHER_VALUES["Together 1"] = {
+    "PnPMixTrainConcept": {
+        "steps": 150, "learning_rate": 4e-3, "resolution": 64, "augment": False, "dtype": "fp32", "checkpointing": False,
+    },
+    "PnPMixBlend": {"start_percent": 0.0},
+}  # fmt: skip
 
 
 def other_values(name: str, kind: str) -> dict:
