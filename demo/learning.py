@@ -31,7 +31,7 @@ LAYERS = [
     for block in ("input_blocks.3", "input_blocks.5", "middle_block", *(f"output_blocks.{i}" for i in range(6)))
 ]
 LENGTH = 2  # of a slot: V* and the noun
-STEPS, LEARNING_RATE, SEED = 400, 4e-3, 42  # of learning: this model is small, and takes large steps
+STEPS, LEARNING_RATE, SEED = 300, 2e-3, 42  # of learning: this model is small, and takes large steps
 GUIDED = 0.2  # of the schedule
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from demo.diffusers_host import Settings, blend, empty, invert, load_model
 from demo.model import FLOW_WEIGHTS, WEIGHTS
-from demo.scenes import draw_concepts, draw_scene, random_blend
+from demo.scenes import COLOURS, draw_concepts, draw_scene, random_blend
 
 from comfy_host import Graph, output, refused
 from oracle import relative_error
@@ -160,6 +160,24 @@ def test_the_scene_node_gives_pictures_masks_and_words():
         assert torch.equal(results[str(k + 1)], draw_scene(task.concepts[k])[0][None])
         assert torch.equal(results[str(k + 4)], masks[k][None])
     assert results["p"] == ", ".join([*(thing.shape for thing in task.scene.things), task.scene.place])
+
+
+@pytest.mark.oldest
+def test_the_scene_node_gives_several_photos_of_a_concept():
+    """The first is the one that it gives alone; the others show the same thing elsewhere."""
+    graph = Graph()
+    one, five = (graph.add("PnPMixDemoScene", seed=5, concepts=2, photos=n) for n in (1, 5))
+    results = graph.run(one=output(one, 2), five=output(five, 2), masks=output(five, 9))
+    photos, masks = results["five"], results["masks"]
+    assert photos.shape == (5, 64, 64, 3) and masks.shape == (5, 64, 64)
+    assert torch.equal(photos[:1], results["one"])
+    look = random_blend(5, 2).concepts[1].things[0].look
+    colours = torch.tensor([COLOURS[name] for name in look.colours])
+    for photo, mask in zip(photos, masks, strict=True):
+        inside = photo[mask == 1]
+        nearest = torch.cdist(inside, colours).amin(1)
+        assert (nearest < 0.1).float().mean() > 0.8
+    assert (photos[1] - photos[2]).abs().max() > 0.1
 
 
 def test_the_vae_loses_nothing():

@@ -404,6 +404,24 @@ def test_template_gives_a_picture_with_the_demo_model_in_the_place_of_its_files(
 # Files
 
 
+@pytest.mark.oldest
+def test_the_packs_own_concepts_are_offered_and_fit_the_demo_model():
+    """Learned without ComfyUI; nothing warns of another checkpoint."""
+    graph, chain = Graph(), None
+    demo = graph.add("PnPMixDemoModel")
+    for noun in ("ball", "cup", "fish"):
+        chain = blend_concept(graph, graph.add("PnPMixLoadConcept", file=f"demo model: {noun}.safetensors"), chain)
+    model, positive = blend(graph, demo, output(demo, 1), chain, text="ball, cup, fish, sea")
+    graph.run(model=model, positive=positive)
+    blending = pack_module("latexblend.blending")
+    graph = Graph()
+    model = graph.run(model=graph.add("PnPMixDemoModel"))["model"]
+    concept = load("demo model: cup.safetensors")
+    assert concept.noun == "cup" and blending.fingerprint(model) == concept.fingerprint
+    with refused("not in models/concepts"):
+        load("demo model: ../weights.safetensors")
+
+
 def concepts_folder():
     import folder_paths
 
@@ -412,8 +430,8 @@ def concepts_folder():
 
 
 def load(name: str):
+    concepts_folder()
     graph = Graph()
-    assert Path(concepts_folder(), name).exists()
     return graph.run(learned=graph.add("PnPMixLoadConcept", file=name))["learned"]
 
 

@@ -209,12 +209,13 @@ def test_checkpoints_and_the_demo_model_stand_in_for_each_other(server):
 @pytest.mark.newest
 @pytest.mark.parametrize("server", ["SD15"], indirect=True, scope="module")
 def test_two_things_learned_from_photos_to_a_picture_with_both(server):
-    """The templates as the editor would send them, at 128 × 128, with 3 steps of learning and of sampling."""
+    """The templates as the editor would send them, at 128 × 128, with 3 steps of learning and 1 or 2 of sampling."""
     save_pictures(server.base / "input")
     settings = {
         "CheckpointLoaderSimple": {"ckpt_name": "random.safetensors"},
-        "PnPMixTrainConcept": {"steps": 3, "resolution": SIZE, "augment": False, "dtype": "fp32"},
-        "KSampler": {"steps": 3},
+        "PnPMixTrainConcept": {"resolution": SIZE, "augment": False, "dtype": "fp32"},
+        "PnPMixBlend": {"start_percent": 0.0},
+        "KSampler": {"steps": 1},
         "EmptyLatentImage": {"width": SIZE, "height": SIZE},
     }
 
@@ -230,10 +231,14 @@ def test_two_things_learned_from_photos_to_a_picture_with_both(server):
         kind, *options = node["input"]["required"]["file"]
         return kind if isinstance(kind, list) else options[0]["options"]
 
-    for noun, words in (("dog", "a photo of a dog"), ("cat", "a photo of a cat")):
-        kept = {"PnPMixTrainConcept": {"noun": noun}, "PnPMixSaveConcept": {"filename_prefix": noun}}
-        pictures = {"LoadImage": {"image": f"my_{noun}.png"}}
-        prompt, ids = template("Learn 2 Learn a concept", PnPMixBlend={"text": words}, **kept, **pictures)
+    for noun, steps in (("dog", 3), ("cat", 1)):
+        own = {
+            "LoadImage": {"image": f"my_{noun}.png"},
+            "PnPMixTrainConcept": {"noun": noun, "steps": steps},
+            "PnPMixSaveConcept": {"filename_prefix": noun},
+            "PnPMixBlend": {"text": f"a photo of a {noun}"},
+        }
+        prompt, ids = template("Learn 2 Learn a concept", **own)
         outputs = server.run(prompt)
         assert picture(saved(server, outputs, ids["SaveImage"], "images")).shape == (SIZE, SIZE, 3)
     files = [f"{noun}_00001_.safetensors" for noun in ("dog", "cat")]
@@ -244,7 +249,7 @@ def test_two_things_learned_from_photos_to_a_picture_with_both(server):
         learned = safetensors.torch.load_file(path)
         assert len(learned) == 2 * 16 and all(torch.isfinite(x).all() for x in learned.values())
 
-    prompt, ids = template("Learn 3 Blend two concepts")
+    prompt, ids = template("Learn 3 Blend two concepts", KSampler={"steps": 2})
     assert [x["inputs"]["file"] for x in prompt.values() if x["class_type"] == "PnPMixLoadConcept"] == files
     blended = picture(saved(server, server.run(prompt), ids["SaveImage"], "images"))
     for node in prompt.values():

@@ -330,7 +330,7 @@ FILES = {
     ("PnPMixConceptLora", "lora_name"): "loras",
     ("PnPMixLoadConcept", "file"): "concepts",
 }
-COMES_ALONG = "demo model: "  # before the names of LoRAs in the pack
+COMES_ALONG = "demo model: "  # before the names of LoRAs and concepts in the pack
 DEMO, TWO, SAM3 = "1 Try it without downloads", "4 Two things", "7 Two things with SAM 3"
 APP = "9 Two things as an app.app"
 PHOTOS = [name for name in WORKFLOWS if name != DEMO]
@@ -381,8 +381,11 @@ OTHER_VALUES: dict[str, dict[str, dict]] = {
     # the demo model is tiny, takes pictures of 64 pixels, and must be done in a minute or two
     "Learn 1": {
         "PnPMixTrainConcept": {
-            "steps": 250, "learning_rate": 1e-3, "resolution": 64, "dtype": "fp32", "checkpointing": False,
+            "steps": 400, "learning_rate": 4e-3, "resolution": 64, "augment": False, "dtype": "fp32",
+            "checkpointing": False,
         },
+        "PnPMixDemoScene": {"concepts": 1, "photos": 5},
+        "PnPMixBlend": {"start_percent": 0.0},
     },
 }  # fmt: skip
 # of several methods, with the demo model

@@ -116,9 +116,9 @@ def demo_template(info: dict) -> dict:
     tried = graph.add_subgraph(trying, [1010, 0], [250, 300], **ends)
     graph.group("Blend", YOURS, tried)
     losses = graph.add("PreviewImage", "Loss of each step", [1010, 380], [250, 290], images=learning[1])
-    save = graph.add("SaveImage", "With what was learned", [1310, 0], [300, 350], images=tried[0])
-    both = graph.add("PreviewImage", "With both", [1640, 0], [300, 350], images=tried[2])
-    plain = graph.add("PreviewImage", "The plain words", [1310, 400], [300, 270], images=tried[1])
+    save = graph.add("SaveImage", "With what was learned", [1310, 0], [300, 230], images=tried[0])
+    both = graph.add("PreviewImage", "With both", [1310, 280], [300, 210], images=tried[2])
+    plain = graph.add("PreviewImage", "The plain words", [1310, 540], [300, 210], images=tried[1])
     graph.group("Finished pictures", RESULT, save, plain, both)
     del losses
     return workflow(graph, [trying])

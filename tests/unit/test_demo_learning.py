@@ -4,6 +4,7 @@ import sys
 
 import demo.__main__
 import pytest
+from demo.concepts import load_concept
 from demo.learning import slots_of
 from demo.model import parse
 from PIL import Image
@@ -17,6 +18,23 @@ def test_the_command_learns_and_draws(tmp_path, monkeypatch, capsys):
     demo.__main__.main()
     assert "learned in" in capsys.readouterr().out
     assert Image.open(picture).width > 300
+
+
+def test_what_was_learned_before_is_blended_without_learning(tmp_path, monkeypatch, capsys):
+    """Each concept in its strip, with guidance: the real demo model runs a step of each."""
+    picture = tmp_path / "result.png"
+    options = ["--method", "latexblend", "--learned-before", "--prompt", "cup, fish, sea", "--region", "1"]
+    monkeypatch.setattr(
+        sys, "argv", ["python -m demo", *options, "--scale", "1", "--steps", "1", "--output", str(picture)]
+    )
+    demo.__main__.main()
+    assert "learned in" not in capsys.readouterr().out
+    assert Image.open(picture).width > 300
+
+
+def test_a_missing_concept_is_told_with_a_remedy():
+    with pytest.raises(ValueError, match="git checkout"):
+        load_concept("star")
 
 
 def test_an_empty_word_before_each_noun_makes_room_for_its_identifier():
