@@ -392,7 +392,8 @@ OTHER_VALUES: dict[str, dict[str, dict]] = {
 OTHER_VALUES |= {f"Together {k}": OTHER_VALUES["Conductor 1"] for k in (2, 3)}
 OTHER_VALUES["Together 1"] = {
     "PnPMixTrainConcept": {
-        "steps": 150, "learning_rate": 4e-3, "resolution": 64, "augment": False, "dtype": "fp32", "checkpointing": False,
+        "steps": 150, "learning_rate": 4e-3, "resolution": 64, "augment": False, "dtype": "fp32",
+        "checkpointing": False,
     },
     "PnPMixBlend": {"start_percent": 0.0},
 }  # fmt: skip
