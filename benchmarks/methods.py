@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import safetensors.torch
 import torch
-from demo import conducting, loras
-from demo.conducting import Concept, ConductorSettings, conduct
+from demo import loras
+from demo.conducting import Concept, ConductorSettings, conduct, read_layout
 from demo.diffusers_host import DemoModel, Settings, blend, empty, invert, load_model
 from demo.learning import learn, mix_learned, prompt_with, sample_blended
 from demo.measures import background_error, measure_conducted
@@ -33,9 +33,9 @@ from torch import Tensor
 
 FIRST_SEED = 3000  # scenes that nobody looked at while choosing anything
 RESULTS = Path(__file__).parent / "results" / "methods.json"
-EDITED = Settings(steps=25, skip_steps=8, inversion_cfg=1.0, object_mask=True, adain=True)
-CONDUCTED = ConductorSettings(**vars(conducting.DEFAULTS))
-LEARNING_STEPS, DRAWING_STEPS = 400, 20
+EDITED = Settings(steps=12, skip_steps=4, inversion_cfg=1.0, object_mask=True, adain=True)
+CONDUCTED = ConductorSettings()
+LEARNING_STEPS, LEARNING_RATE, DRAWING_STEPS = 400, 1e-3, 12
 # measure → title, digits
 COLUMNS = {
     "fidelity": ("fidelity ▲", 2),
@@ -56,8 +56,8 @@ class Learned(NamedTuple):
 class Task:
     """One scene, and its concepts in all their forms."""
 
-    def __init__(self, seed: int, learned: dict[str, Learned]):
-        self.seed, self.layout = seed, random_layout(seed, 2)
+    def __init__(self, seed: int, folder: Path):
+        self.seed, self.folder, self.layout = seed, folder, random_layout(seed, 2)
         self.scene, self.masks = draw_scene(self.layout)
         self.prompt, self.own_prompts = prompts_of(self.layout)
         shapes = [thing.shape for thing in self.layout.things]
@@ -65,7 +65,11 @@ class Task:
         drawn = [photographed(rng, shape, UNNAMED_LOOKS[shape]) for shape in shapes]
         self.photos, self.own_masks = [x[1] for x in drawn], torch.stack([x[2] for x in drawn])
         self.loras = [loras.load_lora(shape) for shape in shapes]
-        self.features = {shape: learned[shape].features for shape in shapes}
+
+    @cached_property
+    def features(self) -> dict[str, Features]:
+        learned = learned_things(self.folder)
+        return {thing.shape: learned[thing.shape].features for thing in self.layout.things}
 
     def mixed(
         self, model: DemoModel, scene: Tensor, masks: Tensor, learned: bool = False, guided: bool = True
@@ -81,8 +85,9 @@ class Task:
         """Concept Conductor's picture and its refined masks (2, 64, 64)."""
         zipped = zip(self.loras, self.own_prompts, self.masks, strict=True)
         given = [Concept(lora, text, mask) for lora, text, mask in zipped]
-        settings = ConductorSettings(**vars(CONDUCTED) | dict(noise_seed=self.seed))
-        result, found = conduct(load_model(), self.scene, self.prompt, self.prompt, given, settings)
+        model, settings = load_model(), ConductorSettings(**vars(CONDUCTED) | dict(noise_seed=self.seed))
+        layout = read_layout(model, self.scene, self.prompt, settings)
+        result, found = conduct(model, layout, self.prompt, self.prompt, given, settings)
         refined = found.final[GRID, GRID][:, 0].float().repeat_interleave(2, 1).repeat_interleave(2, 2)
         return result, refined
 
@@ -90,8 +95,8 @@ class Task:
         """All LoRAs at once, and no more."""
         model = load_model()
         model.unet.load_state_dict(loras.merged(model.unet.state_dict(), self.loras))
-        settings = ConductorSettings(**vars(CONDUCTED) | dict(noise_seed=self.seed, aligned=False, refined=False))
-        return conduct(model, self.scene, self.prompt, self.prompt, [], settings)[0]
+        settings = ConductorSettings(**vars(CONDUCTED) | dict(noise_seed=self.seed, refined=False))
+        return conduct(model, None, self.prompt, self.prompt, [], settings)[0]
 
     def blended(self, model: DemoModel) -> Tensor:
         """LaTexBlend, each concept in the region that the layout has for it."""
@@ -118,15 +123,15 @@ ROWS: dict[str, Callable[[Task, DemoModel], Tensor]] = {
 }
 
 
-def learned_things(model: DemoModel, folder: Path) -> dict[str, Learned]:
-    """Of the looks that the LoRAs have, from five photos each."""
+def learned_things(folder: Path) -> dict[str, Learned]:
+    """Of the looks that the LoRAs have, from five photos each, once."""
     learned = {}
     for k, (shape, look) in enumerate(UNNAMED_LOOKS.items()):
         file = folder / f"{shape}.safetensors"
         if not file.exists():
             rng, started = np.random.default_rng([3, k]), time.process_time()
             photos = torch.stack([photographed(rng, shape, look)[1] for _ in range(PHOTOS)])
-            features = learn(model, photos, shape, steps=LEARNING_STEPS).features
+            features = learn(load_model(), photos, shape, steps=LEARNING_STEPS, learning_rate=LEARNING_RATE).features
             folder.mkdir(parents=True, exist_ok=True)
             seconds = f"{time.process_time() - started:.0f}"
             safetensors.torch.save_file(to_tensors(features), file, {"seconds": seconds})
@@ -153,29 +158,43 @@ def run(task: Task, row: str) -> dict[str, float]:
         return forward(unet, sample, *args, **kwargs)
 
     type(model.unet).forward = counted  # of every copy that a method loads
+    is_there = row == CHAINED and "conducted" in vars(task)
     try:
         started = time.process_time()
         result = ROWS[row](task, model)
     finally:
         type(model.unet).forward = forward
     cost = {"rows": rows[0], "seconds": time.process_time() - started}
+    if is_there:  # the row pays for the picture that it begins with, too
+        cost = {name: x + read()[str(task.seed)][CHAINED_TO][name] for name, x in cost.items()}
     return {name: round(float(x), 4) for name, x in {**measured(task, result), **cost}.items()}
 
 
-def bytes_of_photo(task: Task) -> int:
-    file = io.BytesIO()
-    Image.fromarray((task.photos[0] * 255).round().byte().numpy()).save(file, "PNG")
-    return len(file.getvalue())
+def read() -> dict[str, dict[str, dict[str, float]]]:
+    """Task → row → measure."""
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+
+
+def kept(folder: Path) -> str:
+    """What a concept takes on the disk, and to prepare, as far as it is there."""
+    photo = io.BytesIO()
+    Image.fromarray((Task(FIRST_SEED, folder).photos[0] * 255).round().byte().numpy()).save(photo, "PNG")
+    lora = max(path.stat().st_size for path in loras.FOLDER.glob("*.safetensors"))
+    said = f"Bytes of a concept: photo {len(photo.getvalue())}, LoRA {lora}"
+    if all((folder / f"{shape}.safetensors").exists() for shape in UNNAMED_LOOKS):
+        learned = learned_things(folder).values()
+        said += f", learned {max(x.bytes for x in learned)}; seconds to learn: {[x.seconds for x in learned]}"
+    return said
 
 
 def table(done: dict[str, dict[str, dict[str, float]]]) -> str:
-    lines = [f"| {len(done)} tasks | " + " | ".join(title for title, _ in COLUMNS.values()) + " |"]
-    lines.append("| --- |" + " ---: |" * len(COLUMNS))
+    lines = ["| | tasks | " + " | ".join(title for title, _ in COLUMNS.values()) + " |"]
+    lines.append("| --- |" + " ---: |" * (len(COLUMNS) + 1))
     for row in ROWS:
         values = [task[row] for task in done.values() if row in task]
         if values:
             cells = [mean_with_interval([x[name] for x in values], digits) for name, (_, digits) in COLUMNS.items()]
-            lines.append(f"| {row} | {' | '.join(cells)} |")
+            lines.append(f"| {row} | {len(values)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -183,38 +202,32 @@ def differences(done: dict[str, dict[str, dict[str, float]]]) -> str:
     """What learning adds to the photos, and the photos to learning, on the same tasks."""
     both, lines = "PnP-MIX, photos and learned", []
     for other in ("PnP-MIX, photos", "PnP-MIX, learned"):
-        pairs = [(task[both]["fidelity"], task[other]["fidelity"]) for task in done.values() if both in task]
-        lines.append(f"Fidelity of both less that of '{other}': {mean_with_interval([a - b for a, b in pairs], 3)}")
+        pairs = [(x[both]["fidelity"], x[other]["fidelity"]) for x in done.values() if x.keys() >= {both, other}]
+        if pairs:
+            lines.append(f"Fidelity of both less that of '{other}': {mean_with_interval([a - b for a, b in pairs], 3)}")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__)
     parser.add_argument("--tasks", type=int, default=30, help="default: %(default)s")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), help="their names; default: all")
     parser.add_argument("--folder", type=Path, default=Path("methods-benchmark"), help="for what is learned")
     parser.add_argument("--table", action="store_true", help="print the table and measure nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    content = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"tasks": {}}
-    done = content["tasks"]
-    if not options.table:
-        learned = learned_things(load_model(), options.folder)
-        sizes = {
-            "photo": bytes_of_photo(Task(FIRST_SEED, learned)),
-            "LoRA": max(path.stat().st_size for path in loras.FOLDER.glob("*.safetensors")),
-            "learned": max(x.bytes for x in learned.values()),
-        }
-        content |= {"bytes": sizes, "seconds to learn": [x.seconds for x in learned.values()]}
     for seed in range(FIRST_SEED, FIRST_SEED + (0 if options.table else options.tasks)):
-        if len(done.get(str(seed), {})) < len(ROWS):
-            task, started = Task(seed, learned), time.process_time()
-            values = {row: run(task, row) for row in ROWS}
-            for name in ("rows", "seconds"):
-                values[CHAINED][name] += values[CHAINED_TO][name]  # whose picture was there already
-            done[str(seed)] = values
-            RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            print(seed, f"{time.process_time() - started:.0f} s", flush=True)
+        task = Task(seed, options.folder)
+        for row in options.rows:
+            if row not in read().get(str(seed), {}):
+                values = run(task, row)
+                done = read()  # another process may measure other rows
+                done.setdefault(str(seed), {})[row] = values
+                RESULTS.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+                print(seed, row, values, flush=True)
+    done = read()
     print(table(done))
+    print(kept(options.folder))
     print(differences(done))
 
 

@@ -15,12 +15,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
+from . import methods
 from .blend import split_options
 from .files import write_whole
 from .jobs import BadTable, Job, JobFailed, Work, masks_work, prompt_of, read_table, scene_work, work_of
 from .server import Server, ServerEnded, ServerGone, comfyui_server
 from .tasks import MAKERS, make_tasks, pictures_of, read_tasks
-from .variants import ROWS, Variant, change, for_demo
+from .variants import OTHER_METHODS, ROWS, Variant, change, for_demo
 
 OUTPUT = Path("evaluation")
 GIGABYTE = 1e9
@@ -64,6 +65,9 @@ def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
     parser.add_argument("--clip-vision", default="", help="file in models/clip_vision, for CLIP-I and CLIP-T")
     parser.add_argument("--dino", default="", help="DINOv2's file in models/clip_vision, for DINO")
     parser.add_argument("--clip-text", default="", help="text encoder of the same CLIP in models/text_encoders")
+    parser.add_argument(
+        "--segsim", action="store_true", help="also SegSim, with the template's Grounding DINO and SAM and --dino"
+    )
     parser.add_argument("--url", help="of a ComfyUI that runs already, with this pack; default: one is started")
     options = parser.parse_args(ours)
     if options.make and (options.make[0] not in MAKERS or not options.tasks):
@@ -76,13 +80,16 @@ def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
         parser.error("give --tasks or --demo")
     if options.clip_text and not options.clip_vision:
         parser.error("--clip-text needs --clip-vision of the same CLIP")
+    if options.segsim and not (options.dino or options.clip_vision):
+        parser.error("--segsim needs --dino, or --clip-vision")
     if not rows_of(options):
-        parser.error("--rows: there are " + "; ".join(variant.name for variant in ROWS))
+        parser.error("--rows: there are " + "; ".join(variant.name for variant in (*ROWS, *OTHER_METHODS)))
     return options, theirs
 
 
 def rows_of(options: argparse.Namespace) -> list[Variant]:
-    chosen = [x for x in ROWS if not options.rows or any(part in x.name for part in options.rows)]
+    rows = ROWS if options.demo else (*ROWS, *OTHER_METHODS)  # no file goes with what is drawn
+    chosen = [x for x in rows if not options.rows or any(part in x.name for part in options.rows)]
     return list(map(for_demo, chosen)) if options.demo else chosen
 
 
@@ -138,9 +145,12 @@ def make(job: Job, variant: Variant, options: argparse.Namespace, server: Callab
     """
     from . import scores  # needs torch, which takes seconds to import
 
-    encoders = scores.Encoders(options.clip_vision, options.dino, options.clip_text)
+    encoders = scores.Encoders(options.clip_vision, options.dino, options.clip_text, options.segsim)
     own = job._replace(steps=variant.steps, template=variant.template or job.template)
-    work = work_of(own, options.demo is not None, partial(change, variant))
+    if variant.needs:
+        work = methods.work_of(own, variant.steps, variant.template, partial(change, variant))
+    else:
+        work = work_of(own, options.demo is not None, partial(change, variant))
     path = options.output / "pictures" / work.output
     noted = path.with_suffix(".json")
     there = path.exists() and noted.exists()
@@ -157,7 +167,8 @@ def make(job: Job, variant: Variant, options: argparse.Namespace, server: Callab
         if any(held):
             values["memory"] = max(held) / GIGABYTE
         result = scores.read_picture(content)
-        values |= scores.of_background(job, result)
+        if not variant.needs:  # the others draw a new picture
+            values |= scores.of_background(job, result)
         if options.demo:
             values |= scores.of_drawing(job, result)
         write_whole(path, content)
@@ -191,6 +202,8 @@ def evaluate(options: argparse.Namespace, server: Callable[[], Server]) -> list[
         results.append(Evaluated(job, {}, {}))
         for row in rows:
             number += 1
+            if row.needs and not getattr(job, row.needs):
+                continue
             name = f"{job.name or job.scene.stem}, {row.name}"
             try:
                 made, there = make(job, row, options, server)
@@ -230,7 +243,8 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     from .report import write_report
 
-    path = write_report(options.output, rows_of(options), results, about)
+    rows = [row for row in rows_of(options) if not row.needs or any(getattr(x.job, row.needs) for x in results)]
+    path = write_report(options.output, rows, results, about)
     failed = sum(len(x.faults) for x in results)
     print(f"{sum(len(x.made) for x in results)} pictures, {failed} failures, in {path}", flush=True)
     return 1 if failed else 0

@@ -172,7 +172,7 @@ def needed(prompt: dict, output: str) -> dict:
     return {node_id: node for node_id, node in prompt.items() if node_id in reached}
 
 
-def add(prompt: dict, kind: str, outputs: int = 1, **inputs):
+def add(prompt: dict, kind: str, outputs: int = 1, /, **inputs):
     """Adds a node to a graph in the server's form; its output, or a list of them where there are several."""
     node_id = f"{kind} {len(prompt)}"
     prompt[node_id] = {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}

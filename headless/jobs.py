@@ -18,6 +18,7 @@ from .server import FOLDER, JobFailed
 MUST, MAY = ("scene", "things", "words"), ("prompt", "seed", "steps", "checkpoint", "template", "name")
 FOR_EACH = ("masks", "object masks", "references")
 COLUMNS = (*MUST, *MAY, *FOR_EACH)
+OF_METHODS = ("loras", "called", "learned")  # one for each thing, for `evaluate` alone
 BETWEEN = "|"  # of several things in a cell; no file's name has it
 BY_COUNT = {1: "3 One thing", 2: "4 Two things", 3: "5 Three things"}  # templates
 MAX_SEED, MAX_STEPS = 2**64 - 1, 1000
@@ -39,6 +40,9 @@ class Job(NamedTuple):
     object_masks: tuple[Path, ...] = ()  # of the objects in `things`
     references: tuple[Path, ...] = ()  # a picture or folder of each thing that `evaluate` compares with; none: `things`
     where: str = ""  # the job stands, for messages
+    loras: tuple[str, ...] = ()  # files in models/loras
+    called: tuple[str, ...] = ()  # what the LoRAs were taught to call the things; none: as `words`
+    learned: tuple[str, ...] = ()  # files in models/concepts
 
 
 class Work(NamedTuple):
@@ -58,12 +62,15 @@ class BadTable(Exception):
     """Nothing of it can be run."""
 
 
-def read_table(path: Path, defaults: Job, must: Sequence[str] = MUST) -> list[Job | JobFailed]:
+def read_table(
+    path: Path, defaults: Job, must: Sequence[str] = MUST, more: Sequence[str] = ()
+) -> list[Job | JobFailed]:
     """The jobs of a CSV file; in the place of one that is not right, what is wrong. Paths are relative to the table.
 
     Args:
         defaults: for the cells that are empty.
         must: columns that have to be there, and filled.
+        more: columns that may be there, beside COLUMNS.
 
     Raises:
         BadTable: it is no table, or its columns are not the right ones.
@@ -74,11 +81,11 @@ def read_table(path: Path, defaults: Job, must: Sequence[str] = MUST) -> list[Jo
         raise BadTable(f"{path} cannot be read as a table in UTF-8 ({error})") from error
     rows = list(csv.reader(io.StringIO(text)))
     header = [name.strip().lower() for name in rows[0]] if rows else []
-    missing, unknown = [x for x in must if x not in header], [x for x in header if x not in COLUMNS]
+    missing, unknown = [x for x in must if x not in header], [x for x in header if x not in (*COLUMNS, *more)]
     if missing or unknown:
         faults = [f"lacks the columns: {', '.join(missing)}"] * bool(missing)
         faults += [f"has columns that are not known: {', '.join(map(repr, unknown))}"] * bool(unknown)
-        known = f"It may have: {', '.join(COLUMNS)}, with a comma between two of them."
+        known = f"It may have: {', '.join((*COLUMNS, *more))}, with a comma between two of them."
         raise BadTable(f"{path} {' and '.join(faults)}. {known}")
     jobs: list[Job | JobFailed] = []
     for number, row in enumerate(rows[1:], 2):
@@ -117,6 +124,7 @@ def job_of(cells: dict[str, str], defaults: Job, folder: Path, must: Sequence[st
         masks=paths("masks"),
         object_masks=paths("object masks"),
         references=paths("references"),
+        **{name: listed(name) for name in OF_METHODS},
         **{name: filled[name] for name in ("prompt", "checkpoint", "template", "name") if name in filled},
         **{name: whole_number(name, filled[name]) for name in ("seed", "steps") if name in filled},
     )
@@ -140,7 +148,8 @@ def check(job: Job) -> None:
         raise JobFailed(f"there are {len(job.things)} things and {len(job.words)} words, not one word for each")
     if not all(job.words):
         raise JobFailed("a word is empty")
-    for name, given in zip(FOR_EACH, (job.masks, job.object_masks, job.references), strict=True):
+    given_for_each = (job.masks, job.object_masks, job.references, job.loras, job.called, job.learned)
+    for name, given in zip((*FOR_EACH, *OF_METHODS), given_for_each, strict=True):
         if given and len(given) != len(job.things):
             raise JobFailed(f"there are {len(job.things)} things and {len(given)} {name}, not one for each")
     if len(job.things) not in BY_COUNT:

@@ -1,7 +1,9 @@
 """The measures of an evaluation: what each of them is, and its value for one picture."""
 
 import io
+import json
 from collections.abc import Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,11 +12,11 @@ import torch
 from demo.measures import measure
 from demo.scenes import random_blend
 from PIL import Image, ImageOps
-from pnpmix.metrics.background import psnr, ssim
-from torch import Tensor
+from pnpmix.metrics.background import lpips, lpips_network, psnr, ssim
+from torch import Tensor, nn
 
 from . import graphs
-from .jobs import Job, picture
+from .jobs import BY_COUNT, Job, picture, template_text
 from .server import FOLDER, Server
 from .tasks import pictures_of
 
@@ -39,6 +41,11 @@ COLUMNS = {
         "cosine of the CLIP embeddings of the picture and of the prompt. CustomConcept101's published text score is "
         "2.5 times such a cosine",
     ),
+    "segsim": Column(
+        "SegSim",
+        "Concept Conductor's measure: the cosine of each concept's references and of the most similar thing of its "
+        "kind in the picture; 0 where none is found",
+    ),
     "fidelity": Column(
         "fidelity",
         "in CLIP's place, since the scenes are drawn and no encoder knows them: how far the colours and textures of "
@@ -49,6 +56,7 @@ COLUMNS = {
     "shape_kept": Column("shape kept", "intersection over union of the things' outlines before and after", True, 2),
     "psnr": Column("PSNR, dB", "of the background, outside the masks; 100 where not a pixel changed", True, 1),
     "ssim": Column("SSIM", "of the background, outside the masks"),
+    "lpips": Column("LPIPS", "of the background, outside the masks; where its package is installed", False),
     "seconds": Column(
         "seconds",
         "from the graph to the picture. ComfyUI keeps what a row shares with the one before it on the same task: "
@@ -68,11 +76,12 @@ class Encoders(NamedTuple):
     clip_vision: str = ""
     dino: str = ""
     clip_text: str = ""
+    segsim: bool = False
 
     def measures(self) -> set[str]:
         """Those that they allow."""
         known = {"clip_i": self.clip_vision, "dino": self.dino, "clip_t": self.clip_vision and self.clip_text}
-        return {name for name, file in known.items() if file}
+        return {name for name, file in known.items() if file} | ({"segsim"} if self.segsim else set())
 
 
 def read_picture(content: bytes | Path, size: tuple[int, int] | None = None) -> Tensor:
@@ -89,12 +98,24 @@ def of_background(job: Job, result: Tensor) -> dict[str, float]:
     scene, size = read_picture(job.scene), (result.shape[1], result.shape[0])
     masks = torch.stack([read_picture(path, size)[..., 0] for path in job.masks]).amax(0)
     values = {}
-    for name, function in (("psnr", psnr), ("ssim", ssim)):
+    functions = {"psnr": psnr, "ssim": ssim}
+    if network() is not None:
+        functions["lpips"] = partial(lpips, network())
+    for name, function in functions.items():
         try:
             values[name] = function(result, scene, masks)
         except ValueError:
             continue
     return values
+
+
+@cache
+def network() -> nn.Module | None:
+    """LPIPS's, where its package and the weights are."""
+    try:
+        return lpips_network()
+    except FileNotFoundError:
+        return None
 
 
 def of_drawing(job: Job, result: Tensor) -> dict[str, float]:
@@ -148,6 +169,8 @@ def by_encoders(job: Job, result: Path, encoders: Encoders, server: Server) -> d
         clip = graphs.add(prompt, "CLIPLoader", clip_name=encoders.clip_text, type="stable_diffusion")
         text = dict(text=job.prompt, clip=clip, encoder=loaded["clip_i"], images=finished)
         shown["clip_t"] = [[show("PnPMixTextSimilarity", **text)]]
+    if encoders.segsim:
+        shown["segsim"] = [[show("PnPMixSegSim", **segsim_inputs(prompt, job, load, loaded), images=finished)]]
     if not shown:
         return {}
     server.check_files(prompt)
@@ -159,6 +182,22 @@ def by_encoders(job: Job, result: Path, encoders: Encoders, server: Server) -> d
         return sum(float(outputs[node]["text"][0]) for node in nodes) / len(nodes)
 
     return {name: sum(map(mean, things)) / len(things) for name, things in shown.items()}
+
+
+def segsim_inputs(prompt: dict, job: Job, load, loaded: dict[str, list]) -> dict:
+    """What SegSim needs beside the pictures; the files are the template's."""
+    template = graphs.to_api(json.loads(template_text(BY_COUNT[len(job.things)])))
+    kinds = {"detector": "PnPMixGroundingDinoLoader", "segmenter": "PnPMixSamLoader"}
+    files = {node["class_type"]: node["inputs"] for node in template.values() if node["class_type"] in kinds.values()}
+    inputs = {name: graphs.add(prompt, kind, **files[kind]) for name, kind in kinds.items()}
+    concepts: dict = {}
+    for word, pairs in zip(job.words, references(job), strict=True):
+        batch, *others = (load(path) for path, _ in pairs)
+        for other in others:
+            batch = graphs.add(prompt, "ImageBatch", image1=batch, image2=other)
+        concepts = {"concepts": graphs.add(prompt, "PnPMixSegSimConcept", images=batch, prompt=word, **concepts)}
+    encoder = loaded.get("dino") or loaded["clip_i"]
+    return {**inputs, "references": concepts["concepts"], "encoder": encoder}
 
 
 def references(job: Job) -> Iterator[list[tuple[Path, Path | None]]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .files import write_whole
-from .jobs import BETWEEN, BadTable, Job, JobFailed, read_table
+from .jobs import BETWEEN, OF_METHODS, BadTable, Job, JobFailed, read_table
 
 TABLE = "tasks.csv"
 MUST = ("things", "words")  # without a scene the checkpoint draws one
@@ -23,7 +23,7 @@ def read_tasks(folder: Path, defaults: Job) -> list[Job | JobFailed]:
     """
     if not (folder / TABLE).is_file():
         raise BadTable(f"there is no {TABLE} in {folder}")
-    return read_table(folder / TABLE, defaults, MUST)
+    return read_table(folder / TABLE, defaults, MUST, OF_METHODS)
 
 
 def pictures_of(path: Path) -> list[Path]:

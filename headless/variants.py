@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from .methods import BLENDED, CONDUCTOR
+
 DEMO_STEPS = {100: 10, 50: 8, 25: 6, 8: 4}  # in the place of the rows' own, so that ten tasks take minutes on a CPU
 
 
@@ -15,7 +17,8 @@ class Variant(NamedTuple):
     unwired: tuple[tuple[str, str], ...] = ()  # (node, input)
     bypassed: tuple[str, ...] = ()  # nodes that pass their `model` on
     rewired: Mapping[tuple[str, str], tuple[str, str]] = {}  # (node, input) → (node, input) whose link it takes
-    template: str = ""  # of another method, with the same titles; "": the task's
+    template: str = ""  # with the same titles, or of another method; "": the task's
+    needs: str = ""  # of another method: which files of a task, "loras" or "learned"; tasks without are left out
 
 
 PAPER = {"PnPMixAppearance": {"adain": False}}
@@ -38,6 +41,31 @@ ROWS = (
     Variant("the templates' settings", 50),
     Variant("the same, half the steps", 25),
     Variant("the same, few steps", 8),
+)
+
+NO_ALIGNMENT, NO_REFINEMENT = ("PnPMixLayoutAlignment",), ("PnPMixMaskRefinement",)
+OTHER_METHODS = (
+    Variant("LoRAs merged", 200, needs="loras"),
+    Variant("Concept Conductor", 200, template=CONDUCTOR, needs="loras"),
+    Variant("Concept Conductor without layout alignment", 200, {}, (), NO_ALIGNMENT, {}, CONDUCTOR, "loras"),
+    Variant(
+        "Concept Conductor without self-attention",
+        200,
+        {"PnPMixConductor": {"inject": "cross"}},
+        template=CONDUCTOR,
+        needs="loras",
+    ),
+    Variant(
+        "Concept Conductor without cross-attention",
+        200,
+        {"PnPMixConductor": {"inject": "self"}},
+        template=CONDUCTOR,
+        needs="loras",
+    ),
+    Variant("Concept Conductor without mask refinement", 200, {}, (), NO_REFINEMENT, {}, CONDUCTOR, "loras"),
+    Variant("LaTexBlend", 50, {"PnPMixBlend": {"bind": False, "region": 0.0}}, template=BLENDED, needs="learned"),
+    Variant("LaTexBlend, binding", 50, {"PnPMixBlend": {"region": 0.0}}, template=BLENDED, needs="learned"),
+    Variant("LaTexBlend, binding and regions", 50, template=BLENDED, needs="learned"),
 )
 
 

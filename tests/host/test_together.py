@@ -48,8 +48,8 @@ def test_a_learned_concept_and_a_photo_change_the_things_and_nothing_else():
 
 @pytest.mark.newest
 def test_a_photo_goes_where_concept_conductor_has_drawn_the_thing():
-    """Its refined mask is the target, and its latent the background as it is."""
-    asked = dict(drawn=("What the LoRAs drew", 0), mask=("Refined mask", 0), finished=("Finished", 0))
+    """The mask that it gives is the target, and its latent the background as it is."""
+    asked = dict(drawn=("What the LoRAs drew", 0), mask=("Its mask", 0), finished=("Finished", 0))
     results = run(TOGETHER[1], **asked)
     change, (mask,) = changed(results["finished"], results["drawn"]), results["mask"]
     assert 0.01 < mask.mean() < 0.6

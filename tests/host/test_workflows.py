@@ -338,7 +338,7 @@ PHOTOS = [name for name in WORKFLOWS if name != DEMO]
 OF_THE_MIXER = ("PnPMixDDPMInvert", "PnPMixAppearance", "PnPMixSampler", "PnPMixFitPicture")
 BETTER = {"steps": 50, "skip_steps": 16, "cfg": 1.0, "adain": True, "mode": "around the object"}
 ANY_VALUE = ("name", "names", "seed", "prompt", "model_name", "width", "height", "margin")
-ANY_VALUE += ("text", "negative_text", "lora_name", "file", "filename_prefix", "noun")
+ANY_VALUE += ("photos", "text", "negative_text", "lora_name", "file", "filename_prefix", "noun")
 # What a method's templates have: one of these sets of nodes, or more
 METHODS = [
     {"PnPMixDDPMInvert", "PnPMixConcept", "PnPMixSampler"},
@@ -389,7 +389,14 @@ OTHER_VALUES: dict[str, dict[str, dict]] = {
     },
 }  # fmt: skip
 # of several methods, with the demo model
-OTHER_VALUES |= {"Together 1": OTHER_VALUES["Learn 1"]} | {f"Together {k}": OTHER_VALUES["Conductor 1"] for k in (2, 3)}
+OTHER_VALUES |= {f"Together {k}": OTHER_VALUES["Conductor 1"] for k in (2, 3)}
+OTHER_VALUES["Together 1"] = {
+    "PnPMixTrainConcept": {
+        "steps": 150, "learning_rate": 4e-3, "resolution": 64, "augment": False, "dtype": "fp32",
+        "checkpointing": False,
+    },
+    "PnPMixBlend": {"start_percent": 0.0},
+}  # fmt: skip
 
 
 def other_values(name: str, kind: str) -> dict:

@@ -59,7 +59,7 @@ def photos(info: dict, number: int, name: str, count: int, learned: bool = False
     )[0]
     if learned:
         named = graph.add("PnPMixBlendConcept", "Who thing 1 is", **known)[0]
-        blended = graph.add("PnPMixBlend", model=model, clip=clip, text=words, concepts=named)
+        blended = graph.add("PnPMixBlend", model=model, clip=clip, text=words, concepts=named, start_percent=0.0)
         model, positive = blended[0], blended[1]
     concepts: dict = {}
     for k, (where, picture, own) in enumerate(things, 1):
@@ -79,8 +79,8 @@ def photos(info: dict, number: int, name: str, count: int, learned: bool = False
     return graph
 
 
-def conduct(info: dict, number: int) -> Subgraph:
-    """Concept Conductor with the pack's LoRAs: its latent, its refined masks, and the picture."""
+def conduct(info: dict, number: int, refined: bool = True) -> Subgraph:
+    """Concept Conductor with the pack's LoRAs: its latent, its masks, and the picture."""
     graph = Subgraph(info, "Conduct", number)
     model, clip, vae = (graph.input(end, end.upper()) for end in ENDS)
     layout = graph.input("layout", "LATENT")
@@ -90,14 +90,16 @@ def conduct(info: dict, number: int) -> Subgraph:
     concepts: dict = {}
     for thing, mask in zip(THINGS, masks, strict=True):
         own, file = ", ".join((thing, thing, PLACE)), f"demo model: {thing}.safetensors"
-        lora = graph.add("PnPMixConceptLora", f"LoRA of the {thing}", clip=clip, lora_name=file, strength=1.0, text=own)
+        lora = graph.add("PnPMixConceptLora", f"LoRA of the {thing}", clip=clip, lora_name=file, strength=1.5, text=own)
         given = dict(positive=lora[0], negative=lora[1], mask=mask, name=thing)
         conducted = graph.add("PnPMixConductedConcept", f"The {thing}", **given, **concepts)
         concepts = {"concepts": conducted[0]}
-    target = graph.add("PnPMixLayoutReference", model=model, positive=positive, latent=layout, steps=20)[0]
-    patched = graph.add("PnPMixLayoutAlignment", model=model, layout=target, weight=2.0)[0]
-    patched = graph.add("PnPMixMaskRefinement", model=patched, threshold=0.5)[0]
-    settings = dict(seed=seed, steps=20, cfg=3.0)
+    target = graph.add("PnPMixLayoutReference", model=model, positive=positive, latent=layout, steps=24)[0]
+    patched = graph.add("PnPMixLayoutAlignment", model=model, layout=target, weight=150.0, end=0.25)[0]
+    refining = dict(start=0.35, end=0.5, updates=2, threshold=0.5, restarts=10)
+    if refined:
+        patched = graph.add("PnPMixMaskRefinement", model=patched, **refining)[0]
+    settings = dict(seed=seed, steps=12, cfg=4.0)
     given = dict(model=patched, positive=positive, negative=negative, latent=layout, **settings)
     conductor = graph.add("PnPMixConductor", **given, **concepts)
     decoded = graph.add("VAEDecode", "What the LoRAs drew", samples=conductor[0], vae=vae)[0]
@@ -110,9 +112,9 @@ def one_of(info: dict, number: int) -> Subgraph:
     """The first mask of a batch."""
     graph = Subgraph(info, "Where the cup came to be", number)
     masks = graph.input("masks", "MASK")
-    drawn = graph.add("MaskToImage", "Refined masks", mask=masks)[0]
+    drawn = graph.add("MaskToImage", "Masks", mask=masks)[0]
     first = graph.add("ImageFromBatch", "Of the first concept", image=drawn, batch_index=0, length=1)[0]
-    graph.output("mask", graph.add("ImageToMask", "Refined mask", image=first, channel="red")[0])
+    graph.output("mask", graph.add("ImageToMask", "Its mask", image=first, channel="red")[0])
     return graph
 
 
@@ -143,9 +145,10 @@ def learned_template(info: dict) -> dict:
     graph, mixing = Graph(info), photos(info, 1, "Blend", 2, learned=True)
     graph.note(LEARNED_NOTE, [0, -32], [300, 742])
     ends, scene = add_demo(graph, SCENE)
+    taught = graph.add("PnPMixDemoScene", "Five photos of it", [350, 560], [230, 180], seed=SCENE, concepts=2, photos=5)
     learning = graph.add(
-        "PnPMixTrainConcept", "", [630, 0], [290, 590], **ends, images=scene[1], noun=NOUN, steps=250,
-        learning_rate=1e-3, resolution=64, dtype="fp32", checkpointing=False,
+        "PnPMixTrainConcept", "", [630, 0], [290, 590], **ends, images=taught[1], noun=NOUN, steps=150,
+        learning_rate=4e-3, resolution=64, augment=False, dtype="fp32", checkpointing=False,
     )  # fmt: skip
     graph.group("Learn who the cup is", YOURS, learning)
     given = ends | things_of(scene, 2) | {"background": scene[0], "learned 1": learning[0], "prompt": scene[7]}
@@ -156,7 +159,7 @@ def learned_template(info: dict) -> dict:
 
 
 def refined_template(info: dict) -> dict:
-    graph, conducting, where = Graph(info), conduct(info, 1), one_of(info, 2)
+    graph, conducting, where = Graph(info), conduct(info, 1, refined=False), one_of(info, 2)
     mixing = photos(info, 3, "A photo into it", 1, into="latent")
     graph.note(REFINED_NOTE, [0, -32], [300, 742])
     ends, scene = add_demo(graph, CONDUCTED)
@@ -191,8 +194,8 @@ LEARNED_NOTE = """# A learned concept and a photo
 
 Press **Run**: everything comes with the pack, and it takes one to three minutes on a CPU.
 
-**Learn Concept** learns *who* the cup is (LaTexBlend). **Blend** puts it into the scene's cup, and takes its *look* \
-from your picture too (PnP-MIX). The other thing has a picture alone. Nothing else of the scene changes.
+**Learn Concept** learns from five photos *who* the cup is (LaTexBlend). **Blend** puts it into the scene's cup, and \
+takes its *look* from your picture too (PnP-MIX). The other thing has a picture alone; nothing else changes.
 
 Two dials, in **Blend** (open it by the sign in its corner):
 - *strength* of **Blend Concept**: how far the word "cup" becomes what was learned. 0: the photo alone.
@@ -213,14 +216,16 @@ Press **Run**: everything comes with the pack, and it takes two to four minutes 
 
 **1** Concept Conductor draws a new picture in the layout of a scene: a cup and a star, each with a LoRA of its own.
 
-**2** PnP-MIX takes that picture as its background, as it is, without a trip through the VAE. The mask that Concept \
-Conductor has refined says where the cup came to be, and your picture gives it its look. The star stays the LoRA's.
+**2** PnP-MIX takes that picture as its background, as it is, without a trip through the VAE. The masks that Concept \
+Conductor gives say where the cup came to be, and your picture gives it its look. The star stays the LoRA's.
 
 When a LoRA has the kind of a thing right and its details wrong, one photo of it does.
 
 - The mask misses the cup: paint one over **What the LoRAs drew**, or find it by words with **Grounded Mask**.
 - Both things: a second **Concept** in **A photo into it**, with the second mask of the batch.
-- The demo model is tiny, and Concept Conductor is at its limit with it.
+- With a real checkpoint put **Mask Refinement** behind **Layout Alignment**, inside **Conduct**: then the same output \
+gives the refined masks. In the demo model's attention things cannot be told apart well enough, and here the masks are \
+those of the layout.
 """
 LAYOUT_NOTE = """# LoRAs in the layout of a blend
 

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from headless import evaluate, papers, scores
+from headless import evaluate, methods, papers, scores
 from headless.evaluate import Evaluated, Made
 from headless.jobs import BadTable, Job, JobFailed, work_of
 from headless.report import page
 from headless.tasks import pictures_of, read_tasks
-from headless.variants import ROWS, change, for_demo
+from headless.variants import OTHER_METHODS, ROWS, change, for_demo
 from PIL import Image
 
 NOTHING = Job(None, (), ())
@@ -183,3 +183,117 @@ def test_the_page_is_one_file_with_every_picture_the_intervals_and_the_papers_ta
     assert written.count("<img") == 4 * 5 + 7, "scene, things, masks and results of each"
     assert set(re.findall(r'src="([^:]*:[^,]*),', written)) == {"data:image/png;base64", "data:image/jpeg;base64"}
     assert "http" not in written.replace("https", "http").split("<h2>What the papers")[0], "nothing is fetched"
+
+
+# Rows of the other methods
+
+
+def graph_of_other(job: Job, row: str, **changed) -> dict[str, list[dict]]:
+    (variant,) = (x for x in OTHER_METHODS if x.name == row)
+    given = dict(loras=("a.safetensors", "b.safetensors"), learned=("c.safetensors", "d.safetensors"))
+    own, found = job._replace(**given | changed), {}
+    work = methods.work_of(own, variant.steps, variant.template, lambda prompt: change(variant, prompt))
+    for node in work.prompt.values():
+        found.setdefault(node["class_type"], []).append(node["inputs"])
+    found["file"] = [work.output]
+    return found
+
+
+def test_concept_conductors_rows_leave_out_what_their_names_say(job):
+    job = job._replace(prompt="a cup and a fish in a room", seed=5, checkpoint="mine.safetensors")
+    whole = graph_of_other(job, "Concept Conductor", called=("sks cup", "fish"))
+    assert [x["lora_name"] for x in whole["PnPMixConceptLora"]] == ["a.safetensors", "b.safetensors"]
+    texts = [x["text"] for x in whole["PnPMixConceptLora"]]
+    assert texts == ["a sks cup and a sks cup in a room", "a fish and a fish in a room"]
+    assert len(whole["LoadImageMask"]) == 2 and whole["CheckpointLoaderSimple"][0]["ckpt_name"] == "mine.safetensors"
+    assert whole["PnPMixConductor"][0]["seed"] == 5 and whole["PnPMixConductor"][0]["steps"] == 200
+    without = {
+        x: graph_of_other(job, f"Concept Conductor without {x}") for x in ("layout alignment", "mask refinement")
+    }
+    assert "PnPMixLayoutAlignment" not in without["layout alignment"]
+    assert "PnPMixMaskRefinement" not in without["mask refinement"]
+    for name, inject in (("self-attention", "cross"), ("cross-attention", "self")):
+        row = graph_of_other(job, f"Concept Conductor without {name}")
+        assert row["PnPMixConductor"][0]["inject"] == inject
+        assert "PnPMixLayoutAlignment" in row and "PnPMixMaskRefinement" in row
+
+
+def test_loras_are_merged_by_comfyuis_own_loader_under_the_names_that_they_were_taught(job):
+    row = graph_of_other(job, "LoRAs merged", called=("sks cup", "red fish"))
+    assert [x["lora_name"] for x in row["LoraLoader"]] == ["a.safetensors", "b.safetensors"]
+    assert "sks cup, red fish" in [x["text"] for x in row["CLIPTextEncode"]]
+    assert not any(kind.startswith("PnPMix") for kind in row)
+
+
+def test_latexblends_rows_blend_what_was_learned_into_the_masks(job):
+    rows = [graph_of_other(job, f"LaTexBlend{x}") for x in ("", ", binding", ", binding and regions")]
+    for row in rows:
+        assert [x["file"] for x in row["PnPMixLoadConcept"]] == ["c.safetensors", "d.safetensors"]
+        assert len(row["LoadImageMask"]) == 2 and "LoadImage" not in row
+        assert all(x["mask"][1] == 0 for x in row["PnPMixBlendConcept"])
+    assert [(x["PnPMixBlend"][0]["bind"], x["PnPMixBlend"][0]["region"]) for x in rows] == [
+        (False, 0.0), (True, 0.0), (True, 1.0),
+    ]  # fmt: skip
+
+
+def test_no_row_of_another_method_overwrites_another(job):
+    names = {graph_of_other(job, x.name)["file"][0] for x in OTHER_METHODS}
+    assert len(names) == len(OTHER_METHODS)
+
+
+@pytest.mark.parametrize("row", [x.name for x in OTHER_METHODS])
+def test_a_task_that_does_not_fit_another_method_is_refused(job, tmp_path, row):
+    wide = tmp_path / "wide.png"
+    Image.new("RGB", (64, 32)).save(wide)
+    with pytest.raises(JobFailed, match="64 x 32 pixels"):
+        graph_of_other(job, row, scene=wide)
+    with pytest.raises(JobFailed, match="for two things, not for 1"):
+        graph_of_other(job, row, things=job.things[:1])
+
+
+def test_a_folder_of_tasks_names_loras_and_learned_concepts(tmp_path):
+    for name in ("a", "b"):
+        save_picture(tmp_path / f"{name}.png")
+    header, cells = "things,words,loras,called,learned", "a.png|b.png,dog|cat,x.safetensors|y.safetensors,sks dog|cat,"
+    (tmp_path / "tasks.csv").write_text(f"{header}\n{cells}\n")
+    (job,) = read_tasks(tmp_path, NOTHING)
+    assert job.loras == ("x.safetensors", "y.safetensors") and job.called == ("sks dog", "cat") and job.learned == ()
+    (tmp_path / "tasks.csv").write_text(f"{header}\n{cells.replace('|y.safetensors', '')}\n")
+    assert "1 loras" in str(read_tasks(tmp_path, NOTHING)[0])
+
+
+def test_the_page_has_a_method_where_a_task_has_its_files(job, tmp_path):
+    (conductor,) = (x for x in OTHER_METHODS if x.name == "Concept Conductor")
+    made = Made(job.scene, {"clip_i": 0.5})
+    results = [Evaluated(job._replace(loras=("a", "b")), {x.name: made for x in (ROWS[0], conductor)}, {})]
+    written = page([ROWS[0], conductor], results, {})
+    assert written.count("Concept Conductor, 200 steps") and "0.500" in written
+
+
+def test_segsim_compares_every_reference_of_a_concept(job, tmp_path):
+    """By the encoder of DINO, with the template's detector."""
+    folder = tmp_path / "own"
+    for name in ("a", "b", "c"):
+        save_picture(folder / f"{name}.png")
+    sent, prompt = [], {}
+
+    class Server:
+        def check_files(self, prompt):
+            pass
+
+        def send(self, name, path):
+            sent.append(path)
+
+        def run(self, graph, workflow):
+            prompt.update(graph)
+            return {node: {"text": ["0.25"]} for node in graph}
+
+    own = job._replace(references=(folder, job.things[1]))
+    encoders = scores.Encoders("clip.safetensors", "dino.safetensors", "", True)
+    assert scores.by_encoders(own, job.scene, encoders, Server())["segsim"] == 0.25
+    kinds = {}
+    for node in prompt.values():
+        kinds.setdefault(node["class_type"], []).append(node["inputs"])
+    assert [x["prompt"] for x in kinds["PnPMixSegSimConcept"]] == ["cup", "fish"] and len(kinds["ImageBatch"]) == 2
+    encoder = prompt[kinds["PnPMixSegSim"][0]["encoder"][0]]
+    assert encoder["inputs"]["clip_name"] == "dino.safetensors"
