@@ -707,6 +707,8 @@ def test_an_old_graph_gives_the_picture_of_the_new_template_set_to_the_plain_pap
             del node["inputs"]["object_mask"]
         if node["class_type"] == "PnPMixAppearance":
             node["inputs"]["adain"] = False
+        if node["class_type"] == "PnPMixDDPMInvert":
+            node["inputs"]["cfg"] = 3.5
     results = run_with_demo_model(with_demo_model(new, seed=27)), finished_by("pnp_mix_two_concepts")
     inside = -F.max_pool2d(-results[0]["masks"].amax(0)[None], 3, stride=1, padding=1)[0] > 0.99
     assert inside.sum() > 100

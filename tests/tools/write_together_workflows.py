@@ -53,7 +53,7 @@ def photos(info: dict, number: int, name: str, count: int, learned: bool = False
     emptied = graph.add("PnPMixInpaintBackground", image=background, mask=every, expand=3, feather=1)[0]
     around = graph.add("VAEEncode", "Emptied background", pixels=emptied, vae=vae)[0]
     positive, negative = add_words(graph, clip, words)
-    settings = dict(seed=seed, steps=50, skip_steps=16)
+    settings = dict(seed=seed, steps=50, skip_steps=16, cfg=1.0)
     inverted = graph.add(
         "PnPMixDDPMInvert", model=model, positive=positive, negative=negative, latent=scene, **settings
     )[0]

@@ -366,7 +366,7 @@ LOOKS = """- Look too weak: raise *swap_guidance* of **Mask Noise Mixer** or *al
 **Inpaint Background**."""
 HINTS = f"""{LOOKS}
 - As many steps as the paper: *steps* 100, *skip_steps* 32 in **DDPM Invert**, twice the time. The plain paper: also \
-*adain* off in **Guided Appearance Attention** and *object_mask* of each **Concept** unwired."""
+*cfg* 3.5 there, *adain* off in **Guided Appearance Attention** and *object_mask* of each **Concept** unwired."""
 INSIDE = "**To change more**, open a step by the sign in its corner. In **Blend**:"
 SIZES = """The model works on a part of the photo, {side} × {side} pixels, round all things; the finished picture is \
 the whole photo in its own size, with every pixel outside the grown masks as it was."""
@@ -444,8 +444,8 @@ two pictures, and each thing's branch.
 - Another *seed* in **Demo Scene**: another scene. Not every seed comes out as well as this one.
 - Open **Blend** by the sign in its corner: **Mask Noise Mixer** shows, while it runs, where each thing goes. Ctrl+B \
 on **Guided Appearance Attention** or **Background Dilution++** shows what it does.
-- The plain paper: *steps* 100, *skip_steps* 32 in **DDPM Invert**, *adain* off in **Guided Appearance Attention**, \
-and *object_mask* of each **Concept** unwired.
+- The plain paper: *steps* 100, *skip_steps* 32, *cfg* 3.5 in **DDPM Invert**, *adain* off in **Guided Appearance \
+Attention**, and *object_mask* of each **Concept** unwired.
 
 **Load Demo Model** is a tiny diffusion model for such drawings, 64 × 64 pixels; the pictures here are enlarged. It \
 knows the shapes ball, box, cup, fish, heart, star; the looks striped, checkered, dotted in red, orange, yellow, \
