@@ -4,7 +4,7 @@ import pytest
 
 from editor import Editor
 from sayings import said_by_templates
-from workflow_files import WORKFLOWS, read
+from workflow_files import TEMPLATES, read
 
 SHOWN = """() => {
     const graphs = [app.graph, ...app.graph.subgraphs.values()], nodes = graphs.flatMap((graph) => graph.nodes);
@@ -52,6 +52,6 @@ def test_what_stops_a_run_and_what_nodes_tell_of_it(editor: Editor):
 
 def test_templates(editor: Editor):
     """Titles, notes and the names of what subgraphs take and give."""
-    for name in WORKFLOWS:
+    for name in TEMPLATES:
         editor.load(read(name))
         assert not said_by_templates() & set(editor.page.evaluate(SHOWN)), name

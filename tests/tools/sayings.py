@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator
 
 from comfy_host import PACK
-from workflow_files import BLUEPRINTS, WORKFLOWS, levels, read, subgraphs
+from workflow_files import BLUEPRINTS, TEMPLATES, levels, read, subgraphs
 
 NOT_SAID = {"tooltip", "description"}  # arguments, which locales/<language>/nodeDefs.json has
 LOGGED = {"ImportError", "warning", "info"}
-NAMES = {"PnP-MIX", "Grounding DINO", "SAM", "SAM 3"}  # the same in all languages
+NAMES = {"PnP-MIX", "Grounding DINO", "SAM", "SAM 3", "Concept Conductor", "LoRA", "VAE"}  # the same in all languages
 
 
 def strings_of_nodes() -> set[str]:
@@ -57,7 +57,7 @@ def said_by_nodes() -> set[str]:
 
 def said_by_templates() -> set[str]:
     """Titles, the lines of notes, and the names of what goes into subgraphs and comes out of them."""
-    return {text for name in (*WORKFLOWS, *BLUEPRINTS) for text in texts_of_template(read(name)) if text} - NAMES
+    return {text for name in (*TEMPLATES, *BLUEPRINTS) for text in texts_of_template(read(name)) if text} - NAMES
 
 
 def texts_of_template(workflow: dict) -> Iterator[str]:
