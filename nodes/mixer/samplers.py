@@ -208,9 +208,9 @@ class MixSampler(comfy.samplers.Sampler):
             options = {**model_options, "transformer_options": told}
             with reuse.watch(rows, counted=family is None or (joint is not None and "swap" in rows.roles)):
                 denoised = model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
-            if joint is not None and "swap" in rows.roles and not joint.entered:
-                fault = "its attention does not go through ComfyUI's, so that nothing of the concepts is read."
-                raise BadInput("Mask Noise Mixer", "model", fault, "Bypass the node that replaces its attention.")
+                if joint is not None and "swap" in rows.roles and not joint.entered:
+                    fault = "its attention does not go through ComfyUI's, so that nothing of the concepts is read."
+                    raise BadInput("Mask Noise Mixer", "model", fault, "Bypass the node that replaces its attention.")
             return denoised
 
         def preview(step: int, output: Tensor, branches: Tensor) -> None:
