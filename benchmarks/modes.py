@@ -2,10 +2,11 @@
 
 Needs a ComfyUI, as benchmarks.speed does. Prints two tables of two concepts: the modes on its small UNet, beside the
 plain loop, and everything that is not the UNet at 4 steps. All runs in one thread, and seconds are the processor's,
-which other programs leave nearly as they are.
+which other programs leave nearly as they are. Writes benchmarks/results/modes.json.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -14,7 +15,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from benchmarks.speed import SIZES, TESTS, Meter, Stage, Task, blend, draw_task, invert, run_pack, run_plain_loop
+from benchmarks.speed import (
+    RESULTS,
+    SIZES,
+    TESTS,
+    Meter,
+    Stage,
+    Task,
+    blend,
+    draw_task,
+    invert,
+    run_pack,
+    run_plain_loop,
+)
 
 CPU, CONCEPTS, FULL_WIDTH = torch.device("cpu"), 2, 320
 FEW, SGM = (4, 1), {"scheduler": "sgm_uniform", "cfg": 1.0}
@@ -42,9 +55,9 @@ def run_again(task: Task, stage: Callable[[str], None]) -> torch.Tensor:
     return blend(task, inversion)
 
 
-def measure_modes(model) -> list[list[str]]:
+def measure_modes(model, size: int) -> list[list[str]]:
     meter, lines = Meter(model.model.diffusion_model, CPU, clock=time.process_time), []
-    first = draw_task(model, "small", SIZES["small"], CONCEPTS, *FEW)
+    first = draw_task(model, "small", size, CONCEPTS, *FEW)
     meter.measure(run_pack, first)  # warms up
 
     def line(name: str, stages: dict[str, Stage]) -> list[str]:
@@ -140,7 +153,9 @@ def table(header: list[str], lines: list[list[str]]) -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(prog="python -m benchmarks.modes", description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.modes", description=__doc__)
+    parser.add_argument("--size", type=int, default=SIZES["small"], help="of the modes' pictures; default: %(default)s")
+    options = parser.parse_args()
     sys.path.insert(0, str(TESTS))
     torch.set_num_threads(1)
     import packages  # noqa: F401
@@ -156,11 +171,13 @@ def main() -> None:
         unet = task.model.model.diffusion_model
         outside = {"the demo model": seconds_a_step(Meter(unet, CPU, clock=time.process_time), task, unet_too=False)}
         outside |= {f"the layers of full {name}": outside_the_unet(layout) for layout, name in NAMES.items()}
-        row, modes = full_row(), measure_modes(random_model("small", torch.float32, CPU))
+        row, modes = full_row(), measure_modes(random_model("small", torch.float32, CPU), options.size)
     print(table(["steps / skip_steps", "rows", "calls", "seconds"], modes))
     print(f"\nOne row of the full SD 2.1 UNet at 512 × 512: {row:.1f} s\n")
     lines = [[name, f"{x:.3f}", f"{x / row:.1%}"] for name, x in outside.items()]
     print(table(["beside the UNet of", "seconds a step", "of one row of the full SD 2.1 UNet"], lines))
+    results = {"size": options.size, "rows, calls, seconds": modes, "seconds of a full row": row, "outside": outside}
+    (RESULTS / "modes.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

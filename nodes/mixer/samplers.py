@@ -221,7 +221,11 @@ class MixSampler(comfy.samplers.Sampler):
             told = {**transformer_options, **cache_of(rows), **model_wrap.belongs(rows), ROWS: rows}
             options = {**model_options, "transformer_options": told}
             with reuse.watch(rows, counted=family is None or (joint is not None and "swap" in rows.roles)):
-                return model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
+                denoised = model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
+                if joint is not None and "swap" in rows.roles and not joint.entered:
+                    fault = "its attention does not go through ComfyUI's, so that nothing of the concepts is read."
+                    raise BadInput("Mask Noise Mixer", "model", fault, "Bypass the node that replaces its attention.")
+                return denoised
 
         def denoise(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
             if apart and "swap" in rows.roles:
@@ -229,11 +233,7 @@ class MixSampler(comfy.samplers.Sampler):
                 for k in range(rows.concepts.start, rows.concepts.stop):
                     own = slice(k, k + 1)
                     call(fetch(personal[rows.step][own], device), sigma[:1], Rows(("personal",), own, rows.step))
-            denoised = call(x, sigma, rows)
-            if joint is not None and "swap" in rows.roles and not joint.entered:
-                fault = "its attention does not go through ComfyUI's, so that nothing of the concepts is read."
-                raise BadInput("Mask Noise Mixer", "model", fault, "Bypass the node that replaces its attention.")
-            return denoised
+            return call(x, sigma, rows)
 
         def preview(step: int, output: Tensor, branches: Tensor) -> None:
             side_by_side = model_wrap.framed(torch.cat([output, *branches], dim=-1)[None])  # previews show row 0 only
