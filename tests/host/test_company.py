@@ -10,7 +10,7 @@ from comfy_host import Graph, output, refused
 from mixer_graph import NEGATIVE, POSITIVE, appearance, chain, invert, mixer, run_pnp_mix
 from oracle import relative_error
 from pictures import HEIGHT, WIDTH, ellipse, latent, mask_batch
-from small_models import LAYOUTS, comfy_model, conditioning
+from small_models import LAYOUTS, comfy_model, conditioning, small_control_net
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +48,6 @@ def test_lora(model, plain):
     with_lora = graph.add("LoraLoaderModelOnly", model=model, lora_name="small.safetensors", strength_model=1.0)
     assert_invariants(run_pnp_mix(graph.run(model=with_lora)["model"]), plain)
     assert torch.equal(run_pnp_mix(model)["latent"], plain["latent"]), "the LoRA must be gone again"
-
-
-def small_control_net():
-    import comfy.cldm.cldm
-    import comfy.controlnet
-    import comfy.ops
-
-    torch.manual_seed(3)
-    only_in_unet = ("out_channels", "transformer_depth_output")
-    settings = {key: value for key, value in LAYOUTS["SD 1.x"].comfy.items() if key not in only_in_unet}
-    net = comfy.cldm.cldm.ControlNet(**settings, hint_channels=3, operations=comfy.ops.disable_weight_init)
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    device = torch.device("cpu")
-    return comfy.controlnet.ControlNet(net.eval().requires_grad_(False), load_device=device)
 
 
 @pytest.mark.parametrize("percents", [(0.0, 1.0), (0.0, 0.7)], ids=str)

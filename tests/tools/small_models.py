@@ -143,3 +143,19 @@ def small_clip(layout: str, seed: int = 5):
             scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator) + (parameter.ndim == 1))
     return clip
+
+
+def small_control_net():
+    """A ControlNet for SD 1.x."""
+    import comfy.cldm.cldm
+    import comfy.controlnet
+    import comfy.ops
+
+    torch.manual_seed(3)
+    only_in_unet = ("out_channels", "transformer_depth_output")
+    settings = {key: value for key, value in LAYOUTS["SD 1.x"].comfy.items() if key not in only_in_unet}
+    net = comfy.cldm.cldm.ControlNet(**settings, hint_channels=3, operations=comfy.ops.disable_weight_init)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    device = torch.device("cpu")
+    return comfy.controlnet.ControlNet(net.eval().requires_grad_(False), load_device=device)
