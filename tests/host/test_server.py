@@ -346,3 +346,56 @@ def mask_pictures(node_id: str, name: str) -> dict:
         nodes[f"image {output} {name}"] = {"class_type": "MaskToImage", "inputs": {"mask": [node_id, index]}}
         nodes[f"{output} {name}"] = save_image([f"image {output} {name}", 0], f"{output} {name}")
     return nodes
+
+
+def random_lora(seed: int) -> dict[str, torch.Tensor]:
+    """For the decoder's attention of SD 1.5 and the text encoder's, as trainers save it."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = {"lora_te_text_model_encoder_layers_0_self_attn_q_proj": 768}
+    for level, width in ((1, 1280), (2, 640), (3, 320)):
+        for number in range(3):
+            block = f"lora_unet_up_blocks_{level}_attentions_{number}_transformer_blocks_0_"
+            layers |= {f"{block}{name}": width for name in ("attn1_to_q", "attn1_to_out_0", "attn2_to_out_0")}
+    lora = {}
+    for name, width in layers.items():
+        lora[f"{name}.lora_up.weight"] = torch.randn(width, 4, generator=generator)
+        lora[f"{name}.lora_down.weight"] = torch.randn(4, width, generator=generator) / width**0.5
+    return lora
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("server", ["SD15"], indirect=True, scope="module")
+def test_two_lora_concepts_in_a_new_picture(server):
+    """The template with drawn masks as the editor would send it, at 128 × 128 with 2 steps."""
+    pictures = save_pictures(server.base / "input")
+    places = {"dog": slice(0, 256), "cat": slice(256, 512)}
+    for k, (noun, columns) in enumerate(places.items()):
+        painted = np.dstack([pictures["background.png"], np.full((512, 512), 255, np.uint8)])
+        painted[100:400, columns, 3] = 0  # as the mask editor saves it
+        Image.fromarray(painted).save(server.base / "input" / f"{noun}.png")
+        safetensors.torch.save_file(random_lora(k), server.base / "models" / "loras" / f"your_{noun}.safetensors")
+    settings = {
+        "CheckpointLoaderSimple": {"ckpt_name": "random.safetensors"},
+        "ImageScale": {"width": SIZE, "height": SIZE},
+        "EmptyLatentImage": {"width": SIZE, "height": SIZE},
+        "PnPMixLayoutReference": {"steps": 2},
+        "PnPMixMaskRefinement": {"updates": 1, "restarts": 2},
+        "PnPMixConductor": {"steps": 2},
+    }
+    shown = []
+    for strength in (0.7, 0.0):
+        prompt = to_api(read("Conductor 3 Two LoRA concepts with masks drawn by hand"))
+        ids = {node["class_type"]: node_id for node_id, node in prompt.items()}
+        for node in prompt.values():
+            node["inputs"] |= settings.get(node["class_type"], {})
+            if node["class_type"] == "LoadImage":
+                node["inputs"]["image"] = node["_meta"]["title"].split()[-1] + ".png"
+            if node["class_type"] == "PnPMixConceptLora":
+                node["inputs"]["strength"] = strength
+        prompt["latent"] = save_latent([ids["PnPMixConductor"], 0], "conducted")
+        outputs = server.run(prompt)
+        finished = picture(saved(server, outputs, ids["SaveImage"], "images"))
+        assert finished.shape == (SIZE, SIZE, 3) and finished.std() > 0.02
+        shown.append(safetensors.torch.load_file(saved(server, outputs, "latent", "latents"))["latent_tensor"])
+    change = (shown[0] - shown[1]).abs().mean((0, 1))
+    assert change[4:12].mean() > change[[0, 15]].mean() > 0, "the LoRAs act where their masks are"

@@ -121,13 +121,14 @@ def model_files(info: dict) -> Subgraph:
     return graph
 
 
-def concept(info: dict, number: int, noun: str, found: bool, first: bool) -> Subgraph:
+def concept(info: dict, number: int, noun: str, found: bool, first: bool, alone: bool = False) -> Subgraph:
     """Your concept: its weights and words, and where in the layout it goes.
 
     Args:
         number: of the subgraph in its file.
         found: by a word; else its mask comes in.
         first: of the chain.
+        alone: no other concept is in the picture.
     """
     graph = Subgraph(info, f"Your {noun}", number)
     clip = graph.input("clip", "CLIP")
@@ -140,7 +141,7 @@ def concept(info: dict, number: int, noun: str, found: bool, first: bool) -> Sub
     else:
         mask = graph.input("where it goes", "MASK")
     file = graph.input("LoRA", "COMBO", f"your_{noun}.safetensors")
-    words = graph.input("picture in its words", "STRING", own_words(noun, found))
+    words = graph.input("picture in its words", "STRING", own_words(noun, alone))
     lora = graph.add("PnPMixConceptLora", clip=clip, lora_name=file, text=words, negative_text="blurry, distorted")
     conducted = graph.add("PnPMixConductedConcept", positive=lora[0], negative=lora[1], mask=mask, name=noun, **chain)
     graph.output("concepts", conducted[0])
@@ -148,10 +149,10 @@ def concept(info: dict, number: int, noun: str, found: bool, first: bool) -> Sub
     return graph
 
 
-def own_words(noun: str, several: bool) -> str:
+def own_words(noun: str, alone: bool) -> str:
     """Every similar thing is named by the concept's own words."""
     own = f"a sks {noun}"
-    return f"a photo of {own} and {own} on a beach" if several else ONE.replace(f"a {noun}", own)
+    return ONE.replace(f"a {noun}", own) if alone else f"a photo of {own} and {own} on a beach"
 
 
 def conduct(info: dict, number: int, side: int, prompt: str, into_photo: bool) -> Subgraph:
@@ -268,7 +269,10 @@ def added_template(info: dict, side: int) -> dict:
     """The layout is the photo with any dog pasted onto it; the photo itself changes inside the mask alone."""
     noun = YOUR[0]
     graph, sizing = Graph(info), fitted(info, 2, ["photo", "layout"], side)
-    own, mixing = concept(info, 3, noun, found=False, first=True), conduct(info, 4, side, ONE, into_photo=True)
+    own, mixing = (
+        concept(info, 3, noun, found=False, first=True, alone=True),
+        conduct(info, 4, side, ONE, into_photo=True),
+    )
     graph.note(added_note(side), [0, -32], [310, 800])
     loaded = add_checkpoint(graph, side)
     photo = graph.add("LoadImage", "Your photo", [360, 200], [250, 270], image=PICTURE)

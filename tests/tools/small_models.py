@@ -146,6 +146,7 @@ def small_clip(layout: str, seed: int = 5):
 
 
 def small_control_net():
+    """A ControlNet for SD 1.x."""
     import comfy.cldm.cldm
     import comfy.controlnet
     import comfy.ops

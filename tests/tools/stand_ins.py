@@ -11,10 +11,10 @@ PLACE = "meadow"
 DEMO, SCENE = "demo model", "demo scene"
 # As in Conductor 1 and Learn 1, which say why
 SETTINGS = {
-    "PnPMixLayoutReference": {"steps": 40},
-    "PnPMixLayoutAlignment": {"weight": 20.0, "end": 0.3},
-    "PnPMixMaskRefinement": {"start": 0.25, "updates": 7, "threshold": 0.5, "restarts": 100},
-    "PnPMixConductor": {"steps": 40, "cfg": 3.0, "seed": 1},
+    "PnPMixLayoutReference": {"steps": 24},
+    "PnPMixLayoutAlignment": {"weight": 150.0, "end": 0.25},
+    "PnPMixMaskRefinement": {"start": 0.35, "end": 0.5, "updates": 2, "threshold": 0.5, "restarts": 10},
+    "PnPMixConductor": {"steps": 12, "cfg": 4.0, "seed": 1},
     "PnPMixTrainConcept": {
         "steps": 400, "learning_rate": 4e-3, "resolution": 64, "augment": False, "dtype": "fp32",
         "checkpointing": False,
@@ -37,7 +37,7 @@ def conducted_with_demo_model(prompt: dict) -> dict:
     words = ", ".join((*things, PLACE))
     for lora, thing in zip(loras, things, strict=False):
         text = ", ".join((thing, thing, PLACE)) if len(loras) > 1 else words
-        own = {"lora_name": f"demo model: {thing}.safetensors", "strength": 1.0, "text": text, "negative_text": ""}
+        own = {"lora_name": f"demo model: {thing}.safetensors", "strength": 1.5, "text": text, "negative_text": ""}
         lora["inputs"] |= own
     layouts, masks = 0, 0
     stands_in: dict = {}

@@ -67,6 +67,22 @@ def test_gradient_is_that_of_finite_differences():
     )
 
 
+def test_gradient_of_half_precision_is_that_of_float64():
+    """Of as many keys as SD 1.5 has, where the loss's own gradient would be below what half precision holds."""
+    generator = torch.Generator().manual_seed(0)
+    x, weights = torch.randn(1, 4, 32, 32, generator=generator), torch.randn(80, generator=generator)
+
+    def keys(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return (x.flatten().to(dtype)[:, None] * weights.to(dtype)).view(1, 256, 1280)
+
+    reference = keys(x, torch.float64) * 0.99
+    given = x.clone().requires_grad_()
+    ours = layout_gradient(keys(given, torch.float16), reference, given)
+    own = x.double().requires_grad_()
+    (wanted,) = torch.autograd.grad((keys(own, torch.float64) - reference).square().mean(), own)
+    assert (ours - wanted).norm() < 0.05 * wanted.norm()
+
+
 def test_a_picture_that_has_the_layout_stays():
     with torch.enable_grad():
         x = torch.ones(1, 1, 2, 2).requires_grad_()
