@@ -16,7 +16,7 @@ SETTINGS = {
     "PnPMixMaskRefinement": {"start": 0.25, "updates": 7, "threshold": 0.5, "restarts": 100},
     "PnPMixConductor": {"steps": 40, "cfg": 3.0, "seed": 1},
     "PnPMixTrainConcept": {
-        "steps": 400, "learning_rate": 4e-3, "resolution": 64, "augment": False, "dtype": "fp32",
+        "steps": 300, "learning_rate": 2e-3, "resolution": 64, "augment": False, "dtype": "fp32",
         "checkpointing": False,
     },
     "PnPMixBlend": {"start_percent": 0.0},

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import score_thumbnail
 from comfy_host import PACK, Graph, boot
-from stand_ins import learned_with_demo_model
+from stand_ins import KEPT, learned_with_demo_model
 from workflow_files import (
     CONDUCTOR,
     FOLDER,
@@ -66,6 +66,10 @@ def thumbnail(name: str) -> Image.Image:
         shown |= {f"picture {k}": [scene, k] for k in range(first, concepts + 1)}
     pictures = graph.run(**shown)
     column = [picture for key in shown if key != "result" for picture in pictures[key]]
+    if not column:  # concepts that were learned before
+        from demo.own_things import photos
+
+        column = [photos(noun)[0] for noun in KEPT]
     return compose(column, pictures["result"][0], chosen=0 if "candidates" in shown else None)
 
 
