@@ -246,15 +246,15 @@ def table(results: dict) -> str:
                 lines.append(f"| {setting} | " + " | ".join(shown) + " |")
     begin("2 and 3 concepts, less the naive sum on the same prompts:")
     for setting, by_count in results.items():
-        pairs = [pair for n in "23" for pair in zip(by_count[n], results[NAIVE][n], strict=True)]
+        pairs = [pair for n in "23" for pair in zip(by_count.get(n, ()), results[NAIVE][n], strict=n in by_count)]
         if setting != NAIVE:
             shown = [cell([ours[name] - theirs[name] for ours, theirs in pairs], "+") for name in MEASURES]
             lines.append(f"| {setting} | " + " | ".join(shown) + " |")
     return "\n".join(lines[1:])
 
 
-def read() -> dict:
-    return json.loads(RESULTS.read_text(encoding="utf-8"))
+def read(file: Path = RESULTS) -> dict:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def main() -> None:
@@ -263,10 +263,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="of learning; default: %(default)s")
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE, help="default: %(default)s")
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS))
-    parser.add_argument("--table", action="store_true", help="show what was measured, and nothing else")
+    parser.add_argument("--table", type=Path, help="show what such a file has, and nothing else")
     options = parser.parse_args()
     if options.table:
-        print(table(read()))
+        print(table(read(options.table)))
         return
     options.folder.mkdir(parents=True, exist_ok=True)
     model = load_model()

@@ -381,7 +381,7 @@ OTHER_VALUES: dict[str, dict[str, dict]] = {
     # the demo model is tiny, takes pictures of 64 pixels, and must be done in a minute or two
     "Learn 1": {
         "PnPMixTrainConcept": {
-            "steps": 400, "learning_rate": 4e-3, "resolution": 64, "augment": False, "dtype": "fp32",
+            "steps": 300, "learning_rate": 2e-3, "resolution": 64, "augment": False, "dtype": "fp32",
             "checkpointing": False,
         },
         "PnPMixDemoScene": {"concepts": 1, "photos": 5},

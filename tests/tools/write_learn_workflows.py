@@ -108,7 +108,7 @@ def demo_template(info: dict) -> dict:
     model, clip, vae = (loaded[k] for k in range(3))
     learning = graph.add(
         "PnPMixTrainConcept", "", [660, 0], [300, 590], model=model, clip=clip, vae=vae, images=scene[1], noun=NOUN,
-        steps=400, learning_rate=4e-3, resolution=64, augment=False, dtype="fp32", checkpointing=False,
+        steps=300, learning_rate=2e-3, resolution=64, augment=False, dtype="fp32", checkpointing=False,
     )  # fmt: skip
     graph.group("Learn", YOURS, learning)
     ends = {"model": model, "clip": clip, "vae": vae, "learned": learning[0], "picture of the size": scene[0]}

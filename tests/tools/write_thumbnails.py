@@ -14,7 +14,7 @@ from torch import Tensor
 
 import score_thumbnail
 from comfy_host import PACK, Graph, boot
-from stand_ins import learned_with_demo_model
+from stand_ins import KEPT, learned_with_demo_model
 from workflow_files import (
     CONDUCTOR,
     FOLDER,
@@ -45,7 +45,6 @@ SCENES = {
     "Few steps 2 Two things with SDXL Lightning": 26,
 }
 DEMOS = ("1 Try it without downloads", "Flow 1 Without downloads")
-CONCEPTS = ("PnPMixConcept", "PnPMixTrainConcept")  # each of which has a picture of the scene's
 WIDTH, HEIGHT, GAP, DARK, CHOSEN = 576, 384, 6, "#222222", "#56b4e9"
 
 
@@ -53,6 +52,7 @@ def thumbnail(name: str) -> Image.Image:
     """What goes into the graph, in a column, beside the finished picture."""
     graph, prompt = Graph(), to_api(read(name))
     graph.prompt = prompt if name in (*WITHOUT_DOWNLOADS, *TOGETHER) else in_its_place(name, prompt)
+    learns = name in LEARN and learned_before(graph.prompt)
     nodes = {node["class_type"]: (key, node) for key, node in graph.prompt.items()}
     scene, (_, save) = nodes["PnPMixDemoScene"][0], nodes["SaveImage"]
     result = save["inputs"]["images"]
@@ -62,8 +62,7 @@ def thumbnail(name: str) -> Image.Image:
     if "PnPMixBackgroundPicker" in nodes:
         shown["candidates"] = nodes["PnPMixBackgroundPicker"][1]["inputs"]["images"]
     else:
-        counted = CONCEPTS[:1] if name in TOGETHER else CONCEPTS
-        concepts = sum(node["class_type"] in counted for node in graph.prompt.values())
+        concepts = sum(node["class_type"] == "PnPMixConcept" for node in graph.prompt.values())
         first = int(name in LEARN)  # whose pictures are not of the scene
         shown |= {f"picture {k}": [scene, k] for k in range(first, concepts + 1)}
     if name in TOGETHER and "PnPMixConductor" in nodes:  # what the one method has made for the other
@@ -71,7 +70,25 @@ def thumbnail(name: str) -> Image.Image:
         shown["between"] = graph.prompt[between[0]]["inputs"]["image"]
     pictures = graph.run(**shown)
     column = [picture for key in shown if key != "result" for picture in pictures[key]]
+    if not column:  # concepts that were learned before
+        from demo.own_things import photos
+
+        column = list(photos(KEPT[0])[:3]) if learns else [photos(noun)[0] for noun in KEPT]
     return compose(column, pictures["result"][0], chosen=0 if "candidates" in shown else None)
+
+
+def learned_before(prompt: dict) -> bool:
+    """Puts the pack's own cup, which was learned in a minute, in the place of Learn Concept; gives whether there was
+    one."""
+    learning = [node_id for node_id, node in prompt.items() if node["class_type"] == "PnPMixTrainConcept"]
+    for node_id in learning:
+        prompt[node_id] |= {
+            "class_type": "PnPMixLoadConcept",
+            "inputs": {"file": f"demo model: {KEPT[0]}.safetensors"},
+        }
+        for key in [key for key, node in prompt.items() if [node_id, 1] in node["inputs"].values()]:
+            del prompt[key]  # the plot of losses
+    return bool(learning)
 
 
 def conductor_thumbnail() -> Image.Image:

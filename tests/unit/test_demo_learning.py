@@ -4,10 +4,13 @@ import sys
 
 import demo.__main__
 import pytest
+from benchmarks.latexblend import RESULTS, read, table
 from demo.concepts import load_concept
 from demo.learning import slots_of
 from demo.model import parse
 from PIL import Image
+
+from comfy_host import PACK
 
 
 def test_the_command_learns_and_draws(tmp_path, monkeypatch, capsys):
@@ -43,3 +46,9 @@ def test_an_empty_word_before_each_noun_makes_room_for_its_identifier():
     assert phrases[0] == phrases[2] == [0]
     with pytest.raises(ValueError, match="no star"):
         slots_of(parse("cup"), ["star"])
+
+
+@pytest.mark.parametrize("file", ["latexblend.json", "latexblend-4e-3.json"])
+def test_the_page_shows_the_measured_table(file):
+    page = PACK / "benchmarks" / "latexblend.md"
+    assert table(read(RESULTS.with_name(file))) in page.read_text(encoding="utf-8")
