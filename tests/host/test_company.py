@@ -193,6 +193,7 @@ def test_another_attn1_replacement_beside_object_masks(model):
     assert_invariants(run_pnp_mix(patched, object_mask=mask_batch(1)), run_pnp_mix(patched))
 
 
+@pytest.mark.newest  # the same torch in both, and most of a minute
 def test_torch_compile(model, plain):
     """The patches are part of the compiled graph."""
     from comfy.ldm.modules.attention import attention_pytorch
@@ -262,6 +263,7 @@ def test_an_object_mask_beside_a_prompt_that_is_limited_to_an_area(model):
     assert len(set(seen)) > 8, "whole layers and targets, in the picture and in the area"
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 def test_combined_prompts_of_the_mixer(model, plain, cfg):
     """They may be combined, and limited to an area or a time, also beside a concept's own plain one."""

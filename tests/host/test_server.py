@@ -21,6 +21,7 @@ from workflow_files import SIDE, read, to_api
 SIZE = 128
 # one at a time: each of them takes about 8 GB
 pytestmark = pytest.mark.xdist_group("full-size models")
+LAYOUTS = [pytest.param("SD15", marks=pytest.mark.oldest), pytest.param("SD20", marks=pytest.mark.newest)]
 
 
 def save_pictures(folder: Path) -> dict[str, np.ndarray]:
@@ -160,7 +161,7 @@ def test_two_things_with_flux_at_full_width(server):
 
 
 # scope: tests of one checkpoint follow each other and share its server
-@pytest.mark.parametrize("server", ["SD20", "SD15"], indirect=True, scope="module")
+@pytest.mark.parametrize("server", LAYOUTS, indirect=True, scope="module")
 def test_two_things_from_photos_to_picture(server):
     pictures = save_pictures(server.base / "input")
     prompt, ids = template_with_given_masks()
@@ -215,7 +216,7 @@ def test_two_things_from_photos_to_picture(server):
     assert np.abs(unchanged - round_trip).max() <= 2 / 255
 
 
-@pytest.mark.parametrize("server", ["SD20", "SD15"], indirect=True, scope="module")
+@pytest.mark.parametrize("server", LAYOUTS, indirect=True, scope="module")
 def test_checkpoints_and_the_demo_model_stand_in_for_each_other(server):
     save_pictures(server.base / "input")
     few_steps = {"steps": 4, "skip_steps": 1}
@@ -237,7 +238,7 @@ def test_checkpoints_and_the_demo_model_stand_in_for_each_other(server):
     assert picture(saved(server, outputs, ids["SaveImage"], "images")).shape == (512, 512, 3)
 
 
-@pytest.mark.parametrize("server", ["SD20"], indirect=True, scope="module")
+@pytest.mark.parametrize("server", LAYOUTS[1:], indirect=True, scope="module")
 def test_masks_from_words_on_a_photo(server):
     """The graph as shipped, and a batch, with the real architectures of Grounding DINO and SAM."""
     pictures = save_pictures(server.base / "input")
