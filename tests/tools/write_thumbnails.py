@@ -54,7 +54,8 @@ def thumbnail(name: str) -> Image.Image:
     graph.prompt = prompt if name in (*WITHOUT_DOWNLOADS, *TOGETHER) else in_its_place(name, prompt)
     learns = name in LEARN and learned_before(graph.prompt)
     nodes = {node["class_type"]: (key, node) for key, node in graph.prompt.items()}
-    scene, (_, save) = nodes["PnPMixDemoScene"][0], nodes["SaveImage"]
+    scenes = [key for key, node in graph.prompt.items() if node["class_type"] == "PnPMixDemoScene"]
+    scene, (_, save) = scenes[0], nodes["SaveImage"]  # another one draws more photos
     result = save["inputs"]["images"]
     if "ImageScaleBy" in nodes:  # it enlarges for the editor what is enlarged here
         result = graph.prompt[result[0]]["inputs"]["image"]

@@ -3,12 +3,18 @@
 import sys
 
 import demo.__main__
+import numpy as np
 import pytest
+import torch
 from benchmarks.latexblend import RESULTS, read, table
 from demo.concepts import load_concept
-from demo.learning import slots_of
+from demo.diffusers_host import Settings, empty, invert, load_model
+from demo.learning import mix_learned, slots_of
 from demo.model import parse
+from demo.own_things import LOOKS, photographed
+from demo.scenes import Look, Scene, Thing, draw_scene
 from PIL import Image
+from pnpmix.latexblend.bank import from_tensors
 
 from comfy_host import PACK
 
@@ -52,3 +58,20 @@ def test_an_empty_word_before_each_noun_makes_room_for_its_identifier():
 def test_the_page_shows_the_measured_table(file):
     page = PACK / "benchmarks" / "latexblend.md"
     assert table(read(RESULTS.with_name(file))) in page.read_text(encoding="utf-8")
+
+
+def test_in_pnp_mix_what_was_learned_of_one_thing_changes_nothing_of_another():
+    """The real demo model runs a few steps."""
+    things = [Thing("cup", Look("plain", ("white",)), 20, 44, 11), Thing("ball", Look("plain", ("black",)), 46, 20, 11)]
+    scene = Scene("meadow", 40, (0, 0, 0), tuple(things))
+    picture, masks = draw_scene(scene)
+    taken = [photographed(np.random.default_rng(k), noun, LOOKS[noun]) for k, noun in enumerate(("cup", "ball"))]
+    photos, own_masks = [x[1] for x in taken], torch.stack([x[2] for x in taken])
+    settings, model = Settings(steps=4, skip_steps=1, inversion_cfg=1.0), load_model()
+    inversion, emptied = invert(model, picture, scene.nouns(), settings), empty(picture, masks)
+    cup, ball, fish = (from_tensors(load_concept(noun)) for noun in ("cup", "ball", "fish"))
+    given = (model, inversion, emptied, masks, photos, own_masks, scene.nouns(), settings)
+    one, other = (mix_learned(*given, {"cup": cup, "ball": x}) for x in (ball, fish))
+    inside = masks > 0.99
+    torch.testing.assert_close(one[inside[0]], other[inside[0]], rtol=0, atol=1e-5)
+    assert (one[inside[1]] - other[inside[1]]).abs().max() > 1e-3, "what was learned of the ball does something"

@@ -10,6 +10,7 @@ from headless import evaluate, methods, papers, scores
 from headless.evaluate import Evaluated, Made
 from headless.jobs import BadTable, Job, JobFailed, work_of
 from headless.report import page
+from headless.server import ServerEnded
 from headless.tasks import pictures_of, read_tasks
 from headless.variants import OTHER_METHODS, ROWS, change, for_demo
 from PIL import Image
@@ -297,3 +298,39 @@ def test_segsim_compares_every_reference_of_a_concept(job, tmp_path):
     assert [x["prompt"] for x in kinds["PnPMixSegSimConcept"]] == ["cup", "fish"] and len(kinds["ImageBatch"]) == 2
     encoder = prompt[kinds["PnPMixSegSim"][0]["encoder"][0]]
     assert encoder["inputs"]["clip_name"] == "dino.safetensors"
+
+
+def test_a_server_that_stops_in_the_middle_costs_one_picture_and_is_started_again(job, tmp_path):
+    """And a file that is no picture costs its own task alone."""
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    columns = {"scene": job.scene, "masks": job.masks, "object masks": job.object_masks, "words": job.words}
+    cells = ["|".join(map(str, x)) if isinstance(x, tuple) else str(x) for x in columns.values()]
+    rows = [",".join([*cells, f"{thing}|{job.things[1]}", name]) for thing, name in (
+        (job.things[0], "one"), (broken, "two"), (job.things[1], "three"),
+    )]  # fmt: skip
+    (tmp_path / "tasks.csv").write_text("\n".join([",".join([*columns, "things", "name"]), *rows]))
+    content, calls, restarts = job.scene.read_bytes(), [], []
+
+    class Server:
+        def pictures(self, *_):
+            calls.append(1)
+            if len(calls) == 1:
+                raise ServerEnded("ComfyUI has ended while it worked.")
+            return [content]
+
+        def memory(self):
+            return None
+
+        def restart(self):
+            restarts.append(1)
+
+    arguments = ["--tasks", str(tmp_path), "--rows", "few steps", "--output", str(tmp_path / "out")]
+    options, _ = evaluate.read_options(arguments)
+    server = Server()
+    first, second, third = evaluate.evaluate(options, lambda: server)
+    assert len(restarts) == 1 and "has ended" in next(iter(first.faults.values()))
+    assert "no picture that can be read" in next(iter(second.faults.values()))
+    assert len(third.made) == 1 and len(calls) == 2
+    again = evaluate.evaluate(options, lambda: server)
+    assert [len(x.made) for x in again] == [1, 0, 1] and len(calls) == 3, "what is there is not made again"
