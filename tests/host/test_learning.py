@@ -245,19 +245,19 @@ def test_cancel_ends_learning_and_can_keep_what_was_learned(case, keep, messages
 
 def test_nan_stops_with_the_step_and_keeps_what_was_learned_before(case, messages, monkeypatch):
     before = case.hashes()
-    training = pack_module("latexblend.training")
+    samplers = pack_module("latexblend.samplers")
     with monkeypatch.context() as at_once:
-        at_once.setattr(training.LearnSampler, "loss_of", lambda self, step: torch.tensor(float("nan")))
+        at_once.setattr(samplers.LearnSampler, "loss_of", lambda self, step: torch.tensor(float("nan")))
         with refused("learning_rate", "at step 1", "NaN"):
             learned_by(case)
-    monkeypatch.setattr(training, "KEPT_EVERY", 1)
-    sound, losses = training.LearnSampler.loss_of, []
+    monkeypatch.setattr(samplers, "KEPT_EVERY", 1)
+    sound, losses = samplers.LearnSampler.loss_of, []
 
     def loss_of(self, step):
         losses.append(step)
         return sound(self, step) * (float("nan") if step == 2 else 1)
 
-    monkeypatch.setattr(training.LearnSampler, "loss_of", loss_of)
+    monkeypatch.setattr(samplers.LearnSampler, "loss_of", loss_of)
     concept = learned_by(case, steps=10)
     assert losses == [0, 1, 2] and concept.settings["steps"] == "2"
     assert "at step 3" in messages() and "2 steps is kept" in messages()
@@ -316,7 +316,7 @@ def test_while_it_learns_the_editor_shows_a_sample_now_and_then(case, monkeypatc
     monkeypatch.setattr(
         comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **_: reports.append((value, total, preview))
     )
-    monkeypatch.setattr(pack_module("latexblend.training"), "PREVIEW_EVERY", 2)
+    monkeypatch.setattr(pack_module("latexblend.samplers"), "PREVIEW_EVERY", 2)
     watched = learned_by(case)
     assert [report[:2] for report in reports] == [(1, 3), (2, 3), (3, 3)]
     assert [report[2] is not None for report in reports] == [False, True, False]

@@ -363,8 +363,7 @@ def random_lora(seed: int) -> dict[str, torch.Tensor]:
     return lora
 
 
-@pytest.mark.newest
-@pytest.mark.parametrize("server", ["SD15"], indirect=True, scope="module")
+@pytest.mark.parametrize("server", LAYOUTS[:1], indirect=True, scope="module")
 def test_two_lora_concepts_in_a_new_picture(server):
     """The template with drawn masks as the editor would send it, at 128 × 128 with 2 steps."""
     pictures = save_pictures(server.base / "input")
