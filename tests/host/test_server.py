@@ -367,6 +367,7 @@ def random_lora(seed: int) -> dict[str, torch.Tensor]:
 def test_two_lora_concepts_in_a_new_picture(server):
     """The template with drawn masks as the editor would send it, at 128 × 128 with 2 steps."""
     pictures = save_pictures(server.base / "input")
+    (server.base / "models" / "loras").mkdir(exist_ok=True)
     places = {"dog": slice(0, 256), "cat": slice(256, 512)}
     for k, (noun, columns) in enumerate(places.items()):
         painted = np.dstack([pictures["background.png"], np.full((512, 512), 255, np.uint8)])
