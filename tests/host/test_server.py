@@ -200,7 +200,8 @@ def test_two_things_from_photos_to_picture(server):
     # with both patches bypassed and the inversion's own guidance every branch predicts what the background does:
     # the part is the photo's through the VAE, inside the masks too
     prompt, ids = template_with_given_masks()
-    prompt[ids["PnPMixSampler"]]["inputs"] |= {"model": [ids["CheckpointLoaderSimple"], 0], "cfg": 3.5}
+    cfg = prompt[ids["PnPMixDDPMInvert"]]["inputs"]["cfg"]
+    prompt[ids["PnPMixSampler"]]["inputs"] |= {"model": [ids["CheckpointLoaderSimple"], 0], "cfg": cfg}
     decoded = prompt[ids["PnPMixPasteBack"]]["inputs"]["image"]
     prompt |= {
         "decode": {
