@@ -167,11 +167,12 @@ def main() -> None:
     from benchmarks.unets import random_model
 
     with torch.inference_mode():
+        modes = measure_modes(random_model("small", torch.float32, CPU), options.size)  # before what fills the memory
         task = demo_task()
         unet = task.model.model.diffusion_model
         outside = {"the demo model": seconds_a_step(Meter(unet, CPU, clock=time.process_time), task, unet_too=False)}
         outside |= {f"the layers of full {name}": outside_the_unet(layout) for layout, name in NAMES.items()}
-        row, modes = full_row(), measure_modes(random_model("small", torch.float32, CPU), options.size)
+        row = full_row()
     print(table(["steps / skip_steps", "rows", "calls", "seconds"], modes))
     print(f"\nOne row of the full SD 2.1 UNet at 512 × 512: {row:.1f} s\n")
     lines = [[name, f"{x:.3f}", f"{x / row:.1%}"] for name, x in outside.items()]
