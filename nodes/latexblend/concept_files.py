@@ -22,7 +22,7 @@ from ..host.loading import CONCEPTS, check_pickle, is_plain
 from ..host.messages import show
 from ..host.types import CATEGORY, LearnedConcept, LearnedType, schema
 from .layers import checkpoint_name, cross_attentions, fingerprint, layer_widths
-from .training import encode_slot
+from .samplers import encode_slot
 from .words import noun_ids
 
 DEMO = "demo model: "  # before the names of those that come with this pack
