@@ -27,6 +27,7 @@ def conductor_templates(info: dict) -> dict[str, dict]:
         "Conductor 3 Two LoRA concepts with masks drawn by hand": painted_template(info),
         "Conductor 4 A concept added to a photo": added_template(info, SD),
         "Conductor 5 A concept added to a photo with SDXL": added_template(info, SDXL),
+        "Conductor 6 Train a LoRA and add it to a photo": trained_template(info),
     }
 
 
@@ -106,6 +107,7 @@ def enlarge(info: dict) -> Subgraph:
 YOUR = ["dog", "cat"]
 PICTURE = "example.png"  # which every ComfyUI has, until people choose their own
 PROMPT, ONE = "a photo of a dog and a cat on a beach", "a photo of a dog on a street"
+PHOTOS, TRAINED = 3, 500  # what a LoRA is trained on, and the steps
 # Of Layout Alignment and Mask Refinement, as the authors' code has them for SDXL; the nodes' defaults are for SD
 FOR_SDXL = {"alignment": {"end": 0.25}, "refinement": {"start": 0.3, "updates": 5, "threshold": 0.7, "restarts": 25}}
 
@@ -121,7 +123,9 @@ def model_files(info: dict) -> Subgraph:
     return graph
 
 
-def concept(info: dict, number: int, noun: str, found: bool, first: bool, alone: bool = False) -> Subgraph:
+def concept(
+    info: dict, number: int, noun: str, found: bool, first: bool, alone: bool = False, file: str = "your_{}"
+) -> Subgraph:
     """Your concept: its weights and words, and where in the layout it goes.
 
     Args:
@@ -129,6 +133,7 @@ def concept(info: dict, number: int, noun: str, found: bool, first: bool, alone:
         found: by a word; else its mask comes in.
         first: of the chain.
         alone: no other concept is in the picture.
+        file: of the LoRA, without its ending.
     """
     graph = Subgraph(info, f"Your {noun}", number)
     clip = graph.input("clip", "CLIP")
@@ -140,9 +145,9 @@ def concept(info: dict, number: int, noun: str, found: bool, first: bool, alone:
         (mask,) = add_finding(graph, [("In the layout", layout)], word, finder)
     else:
         mask = graph.input("where it goes", "MASK")
-    file = graph.input("LoRA", "COMBO", f"your_{noun}.safetensors")
+    weights = graph.input("LoRA", "COMBO", f"{file.format(noun)}.safetensors")
     words = graph.input("picture in its words", "STRING", own_words(noun, alone))
-    lora = graph.add("PnPMixConceptLora", clip=clip, lora_name=file, text=words, negative_text="blurry, distorted")
+    lora = graph.add("PnPMixConceptLora", clip=clip, lora_name=weights, text=words, negative_text="blurry, distorted")
     conducted = graph.add("PnPMixConductedConcept", positive=lora[0], negative=lora[1], mask=mask, name=noun, **chain)
     graph.output("concepts", conducted[0])
     graph.output("where it goes", mask)
@@ -155,15 +160,20 @@ def own_words(noun: str, alone: bool) -> str:
     return ONE.replace(f"a {noun}", own) if alone else f"a photo of {own} and {own} on a beach"
 
 
-def conduct(info: dict, number: int, side: int, prompt: str, into_photo: bool) -> Subgraph:
+def conduct(info: dict, number: int, side: int, prompt: str, into_photo: bool, fits: bool = False) -> Subgraph:
     """From the layout and the concepts to the finished picture.
 
     into_photo: the concept comes into a photo, which changes where a mask says alone.
+    fits: the pictures are brought to the model's size here.
     """
     graph = Subgraph(info, "Conduct", number)
     model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
     layout, concepts = graph.input("layout", "IMAGE"), graph.input("concepts", "PNPMIX_CONDUCTED")
     photo, where = (graph.input("photo", "IMAGE"), graph.input("where it goes", "MASK")) if into_photo else (None, None)
+    if fits:
+        layout, photo = (
+            graph.add("ImageScale", "In the model's size", image=x, **square(side))[0] for x in (layout, photo)
+        )
     words, seed = graph.input("prompt", "STRING", prompt), graph.input("seed", "INT", 0)
     positive = graph.add("CLIPTextEncode", "The whole picture", text=words, clip=clip)[0]
     negative = graph.add("CLIPTextEncode", "Not in it", text="blurry, distorted", clip=clip)[0]
@@ -193,11 +203,14 @@ def conduct(info: dict, number: int, side: int, prompt: str, into_photo: bool) -
 def fitted(info: dict, number: int, names: list[str], side: int) -> Subgraph:
     """Pictures, cropped and scaled to the square that the model works on; masks beside them likewise."""
     graph = Subgraph(info, "In the model's size", number)
-    size = dict(upscale_method="lanczos", width=side, height=side, crop="center")
     for name in names:
         picture = graph.input(name, "IMAGE")
-        graph.output(name, graph.add("ImageScale", name.capitalize(), image=picture, **size)[0])
+        graph.output(name, graph.add("ImageScale", name.capitalize(), image=picture, **square(side))[0])
     return graph
+
+
+def square(side: int) -> dict:
+    return dict(upscale_method="lanczos", width=side, height=side, crop="center")
 
 
 def add_results(graph: Graph, mixed, x: int) -> None:
@@ -285,6 +298,52 @@ def added_template(info: dict, side: int) -> dict:
     return finish(graph, loaded, mixing, [sizing, own, mixing], 990, **ends)
 
 
+def training(info: dict, number: int, noun: str) -> Subgraph:
+    """Photos of your thing → a LoRA in output/loras, where ComfyUI looks for LoRAs too."""
+    graph = Subgraph(info, "Train", number)
+    model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
+    photos = [graph.input(f"photo {k}", "IMAGE") for k in range(1, PHOTOS + 1)]
+    words = graph.input("what the photos show", "STRING", f"a photo of a sks {noun}")
+    batch = graph.add("ImageScale", "Photo 1", image=photos[0], **square(SD))[0]
+    for photo in photos[1:]:
+        batch = graph.add("ImageBatch", "All photos", image1=batch, image2=photo)[0]
+    latents = graph.add("VAEEncode", "All photos", pixels=batch, vae=vae)[0]
+    positive = graph.add("CLIPTextEncode", "What the photos show", text=words, clip=clip)[0]
+    trained = graph.add("TrainLoraNode", model=model, latents=latents, positive=positive, steps=TRAINED, rank=16)
+    graph.add("SaveLoRA", lora=trained[0], prefix=f"loras/your_{noun}", steps=trained[2])
+    graph.output("losses", trained[1])
+    return graph
+
+
+def trained_template(info: dict) -> dict:
+    """As `added_template`, with a LoRA that the same graph trains first."""
+    noun, graph = YOUR[0], Graph(info)
+    learning = training(info, 1, noun)
+    own = concept(info, 2, noun, found=False, first=True, alone=True, file=f"your_{{}}_{TRAINED}_steps_00001_")
+    mixing = conduct(info, 3, SD, ONE, into_photo=True, fits=True)
+    graph.note(TRAINED_NOTE, [0, -32], [310, 870])
+    loaded = add_checkpoint(graph, SD)
+    ends = {"model": loaded[0], "clip": loaded[1], "vae": loaded[2]}
+    taught = [
+        graph.add("LoadImage", f"Photo {k + 1} of your {noun}", [360 + 210 * k, 200], [200, 250], image=PICTURE)
+        for k in range(PHOTOS)
+    ]
+    wanted = {f"photo {k}": node[0] for k, node in enumerate(taught, 1)}
+    trained = graph.add_subgraph(learning, [660, 0], [320, 150], **ends, **wanted)
+    graph.group("1 · Your photos, and training", YOURS, *taught, trained)
+    photo = graph.add("LoadImage", "Your photo", [360, 560], [300, 270], image=PICTURE)
+    layout = graph.add("LoadImage", f"The same with any {noun}: paint it", [680, 560], [300, 270], image=PICTURE)
+    graph.group("2 · Your photo, and the layout", YOURS, photo, layout)
+    where = {"where it goes": layout[1]}
+    node = graph.add_subgraph(own, [1030, 0], [290, 160], clip=loaded[1], **where)
+    graph.group("3 · Your concept", YOURS, node)
+    given = {"layout": layout[0], "photo": photo[0], "concepts": node[0], **where}
+    mixed = graph.add_subgraph(mixing, [1030, 270], [290, 300], **ends, **given)
+    graph.group("4 · In words", YOURS, mixed)
+    add_results(graph, mixed, 1370)
+    return workflow(graph, [learning, own, mixing])
+
+
 # --- Notes
 
 ANY = "; any {} checkpoint does"
@@ -343,6 +402,27 @@ Then **Run**. **Look inside** shows the layout and the mask as it was refined.
 
 {COMMON}"""
 
+
+TRAINED_NOTE = f"""# A LoRA trained from your photos, added to a photo
+
+ComfyUI's own **Train LoRA** makes the LoRA, in this graph. It needs a newer ComfyUI than 0.3.64, and a graphics card.
+
+**What is green is yours to fill in**
+1. **Photos** of your dog, and what they show, with a rare word: "sks". Select **Your dog**, **Conduct**, **Finished \
+picture** and **Look inside**, mute them (Ctrl+M) and run: the LoRA is in *output/loras*, where ComfyUI finds it.
+2. **Your photo**, and the same with any dog pasted onto it, as rough as you like. Right-click, **Open in \
+MaskEditor**, and paint the dog.
+3. **Your dog**: press R, unmute all, choose the *LoRA*.
+4. **Conduct**: the picture in plain words, and a seed. Run again: it does not train again.
+
+**File, once**
+{listed(SD15)}{ANY.format("SD 1.x")}
+
+- Too little like the photos: more *steps* or *learning_rate* in **Train**, more photos. Nobody has trained with this \
+template on a real checkpoint yet; the settings are a start.
+- In *picture in its words* every similar thing is named by **this** LoRA's words, "sks dog" here.
+- With two LoRAs: **Conductor 2**.
+"""
 
 NOTE = """# Several LoRA concepts in one new picture
 

@@ -22,7 +22,7 @@ LEARN = [name for name in TEMPLATES if name.startswith("Learn ")]
 TOGETHER = [name for name in TEMPLATES if name.startswith("Together ")]
 WITHOUT_DOWNLOADS = [name for name in TEMPLATES if "without downloads" in name.lower()]
 SHOWN = ("SaveImage", "PreviewImage", "MaskPreview", "PnPMixBackgroundPicker", "PnPMixScorePlot")
-SAVED = (*SHOWN, "PnPMixSaveConcept")  # all that has a result of its own
+SAVED = (*SHOWN, "PnPMixSaveConcept", "SaveLoRA")  # all that has a result of its own
 # What loads models, and which of Load Demo Model's outputs stand in for its own
 LOADERS = {
     "CheckpointLoaderSimple": (0, 1, 2),
