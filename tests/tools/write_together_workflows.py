@@ -203,7 +203,8 @@ Two dials, in **Blend** (open it by the sign in its corner):
 Bypass the first (Ctrl+B): what was learned, alone.
 
 What was learned is wired twice: through **Blend** into the mixer's prompt, and into the cup's **Concept**. So it \
-acts in the rows of the cup alone: two identities cannot mix, and no row is added.
+acts in the rows of the cup alone: two identities cannot mix, and no row is added. On the tiny demo model it adds \
+little to the photo.
 
 **Your own**
 - A checkpoint of SD 1.x, SD 2.x or SDXL, **Load Concept** instead of **Learn Concept**, your photos, masks from \
