@@ -175,7 +175,6 @@ def test_the_command_says_what_is_wrong(tmp_path, monkeypatch, capsys, options, 
 def test_three_concepts_come_out_in_the_papers_order(seeds, steps, skip_steps):
     # with two concepts, (a) and (e) differ by less than the interval: see benchmarks/README.md
     model, everything = load_model(), Settings(steps=steps, skip_steps=skip_steps)
-    model.unet.forward = torch.autocast("cpu", torch.bfloat16)(model.unet.forward)  # as the table was made
     rows = [
         replace(everything, guided=False),
         replace(everything, alpha=0.0, mix_reference_noise=False, diluted=False),
