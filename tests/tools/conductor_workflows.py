@@ -321,26 +321,27 @@ def trained_template(info: dict) -> dict:
     learning = training(info, 1, noun)
     own = concept(info, 2, noun, found=False, first=True, alone=True, file=f"your_{{}}_{TRAINED}_steps_00001_")
     mixing = conduct(info, 3, SD, ONE, into_photo=True, fits=True)
-    graph.note(TRAINED_NOTE, [0, -32], [310, 870])
+    graph.note(TRAINED_NOTE, [0, -32], [310, 960])
     loaded = add_checkpoint(graph, SD)
     ends = {"model": loaded[0], "clip": loaded[1], "vae": loaded[2]}
     taught = [
-        graph.add("LoadImage", f"Photo {k + 1} of your {noun}", [360 + 210 * k, 200], [200, 250], image=PICTURE)
+        graph.add("LoadImage", f"Photo {k + 1} of your {noun}", [360 + 220 * k, 200], [210, 330], image=PICTURE)
         for k in range(PHOTOS)
     ]
     wanted = {f"photo {k}": node[0] for k, node in enumerate(taught, 1)}
-    trained = graph.add_subgraph(learning, [660, 0], [320, 150], **ends, **wanted)
-    graph.group("1 · Your photos, and training", YOURS, *taught, trained)
-    photo = graph.add("LoadImage", "Your photo", [360, 560], [300, 270], image=PICTURE)
-    layout = graph.add("LoadImage", f"The same with any {noun}: paint it", [680, 560], [300, 270], image=PICTURE)
+    graph.group("1 · Your photos", YOURS, *taught)
+    photo = graph.add("LoadImage", "Your photo", [360, 620], [315, 330], image=PICTURE)
+    layout = graph.add("LoadImage", f"The same with any {noun}: paint it", [695, 620], [315, 330], image=PICTURE)
     graph.group("2 · Your photo, and the layout", YOURS, photo, layout)
+    trained = graph.add_subgraph(learning, [1060, 0], [290, 220], **ends, **wanted)
+    graph.group("Train", YOURS, trained)
     where = {"where it goes": layout[1]}
-    node = graph.add_subgraph(own, [1030, 0], [290, 160], clip=loaded[1], **where)
+    node = graph.add_subgraph(own, [1060, 310], [290, 190], clip=loaded[1], **where)
     graph.group("3 · Your concept", YOURS, node)
     given = {"layout": layout[0], "photo": photo[0], "concepts": node[0], **where}
-    mixed = graph.add_subgraph(mixing, [1030, 270], [290, 300], **ends, **given)
+    mixed = graph.add_subgraph(mixing, [1060, 590], [290, 310], **ends, **given)
     graph.group("4 · In words", YOURS, mixed)
-    add_results(graph, mixed, 1370)
+    add_results(graph, mixed, 1400)
     return workflow(graph, [learning, own, mixing])
 
 
