@@ -6,7 +6,6 @@ benchmarks/results/conductor.json at once, so a run that is stopped goes on wher
 
 import argparse
 import json
-import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ from demo.diffusers_host import load_model
 from demo.loras import load_lora, merged
 from demo.measures import ConductedMeasures, measure_conducted
 from demo.scenes import draw_scene, prompts_of, random_layout
-from torch import Tensor
+from pnpmix.metrics.statistics import mean_with_interval
 
 FIRST_SEED = 1000  # scenes that nobody looked at while choosing anything
 RESULTS = Path(__file__).parent / "results" / "conductor.json"
@@ -56,13 +55,6 @@ def measure_scene(seed: int, concepts: int) -> dict[str, list[float]]:
     return values
 
 
-def interval(values: Tensor) -> str:
-    """Mean and half the width of its 95 % interval."""
-    if len(values) < 2:
-        return f"{float(values.mean()):.2f}"
-    return f"{float(values.mean()):.2f} ± {1.96 * float(values.std()) / math.sqrt(len(values)):.2f}"
-
-
 def table(done: dict[str, dict[str, list[float]]], concepts: int) -> str:
     scenes = [rows for key, rows in done.items() if key.endswith(f" {concepts}")]
     lines = [
@@ -70,8 +62,8 @@ def table(done: dict[str, dict[str, list[float]]], concepts: int) -> str:
         "| --- |" + " ---: |" * len(ConductedMeasures._fields),
     ]
     for row in ROWS:
-        columns = torch.tensor([rows[row] for rows in scenes]).unbind(1)
-        lines.append(f"| {row} | {' | '.join(map(interval, columns))} |")
+        columns = zip(*(rows[row] for rows in scenes), strict=True)
+        lines.append(f"| {row} | {' | '.join(mean_with_interval(values, 2) for values in columns)} |")
     return "\n".join(lines)
 
 

@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from benchmarks.ablation import FIRST_SEED, draw_case, interval
+from benchmarks.ablation import FIRST_SEED, draw_case
 from demo.diffusers_host import DemoModel, Settings, blend, invert, load_model
 from demo.lora import FEW_STEPS
 from demo.measures import Measures, measure
+from pnpmix.metrics.statistics import interval
 from tqdm import tqdm
 
 RESULTS = Path(__file__).parent / "results"

@@ -14,11 +14,12 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
-from benchmarks.ablation import FIRST_SEED, Case, draw_case, interval
+from benchmarks.ablation import FIRST_SEED, Case, draw_case
 from demo import diffusers_host
 from demo.diffusers_host import FlowModel, Settings, blend, invert, load_model
 from demo.measures import Measures, measure
 from demo.model import FLOW_WEIGHTS
+from pnpmix.metrics.statistics import interval
 from pnpmix.vision.framing import Frame, bounding_frame, cut_masks, cut_pictures
 from torch import Tensor
 from tqdm import tqdm

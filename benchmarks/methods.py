@@ -19,7 +19,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from demo import loras
-from demo.conducting import Concept, ConductorSettings, conduct, read_layout
+from demo.conducting import Concept, ConductorSettings, conduct, in_pixels, read_layout
 from demo.diffusers_host import DemoModel, Settings, blend, empty, invert, load_model
 from demo.learning import learn, mix_learned, prompt_with, sample_blended
 from demo.measures import background_error, measure_conducted
@@ -88,8 +88,7 @@ class Task:
         model, settings = load_model(), ConductorSettings(**vars(CONDUCTED) | dict(noise_seed=self.seed))
         layout = read_layout(model, self.scene, self.prompt, settings)
         result, found = conduct(model, layout, self.prompt, self.prompt, given, settings)
-        refined = found.final[GRID, GRID][:, 0].float().repeat_interleave(2, 1).repeat_interleave(2, 2)
-        return result, refined
+        return result, in_pixels(found)
 
     def merged(self) -> Tensor:
         """All LoRAs at once, and no more."""

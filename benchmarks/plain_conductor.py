@@ -26,7 +26,7 @@ from pnpmix.conductor.layout import Layout, nearest_level
 from torch import Tensor, nn
 
 
-def attend(attn: nn.Module, name: str, seen: dict, change: Callable, hidden: Tensor, encoder_hidden_states=None, **_):
+def attend(name: str, seen: dict, change: Callable, attn: nn.Module, hidden: Tensor, encoder_hidden_states=None, **_):
     """Explicit attention that notes keys and probabilities, and lets `change(name, output)` answer."""
     context = hidden if encoder_hidden_states is None else encoder_hidden_states
     query, key, value = (
@@ -43,15 +43,11 @@ def run(branch: DemoModel, z: Tensor, alpha: Tensor, context: Tensor, counts: Co
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     for name, module in branch.unet.named_modules():
         if name.endswith((".attn1", ".attn2")):
-            module.processor = partial(_called, name, seen, change or (lambda _, output: output))
+            module.processor = partial(attend, name, seen, change or (lambda _, output: output))
     counts.update(rows=1, calls=1)
     sigma = ((1 - alpha) / alpha).sqrt()
     x = z / alpha.sqrt()
     return (x - branch.denoise(x, sigma[None], context)) / sigma, seen
-
-
-def _called(name: str, seen: dict, change: Callable, attn: nn.Module, hidden: Tensor, **others):
-    return attend(attn, name, seen, change, hidden, **others)
 
 
 def fused(outputs: list[dict[str, Tensor]], masks: dict, name: str, hidden: Tensor) -> Tensor:

@@ -247,6 +247,11 @@ def conduct(
     return to_pictures(x)[0], masks
 
 
+def in_pixels(masks: Masks) -> Tensor:
+    """(n, 64, 64), of the first picture."""
+    return masks.final[GRID, GRID][:, 0].float().repeat_interleave(2, 1).repeat_interleave(2, 2)
+
+
 def read_options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo --method conductor", description=main.__doc__)
     parser.add_argument("--seed", type=int, default=1, help="of the layout and the noise; default: %(default)s")
@@ -276,7 +281,7 @@ def main(arguments: list[str]) -> None:
     model, inputs = load_model(), ConductorSettings(**values)
     read = read_layout(model, layout, prompt, inputs) if inputs.aligned else None
     result, found = conduct(model, read, prompt, prompt, given, inputs)
-    refined = found.final[GRID, GRID][:, 0].float().repeat_interleave(2, 1).repeat_interleave(2, 2)
+    refined = in_pixels(found)
     perfect, _ = draw_scene(conducted(scene))
     stages = [("layout", layout), ("the LoRAs' looks", perfect), ("masks", draw_masks(refined)), ("result", result)]
     picture = options.output.with_suffix(".png")

@@ -93,18 +93,18 @@ class Server:
         """
         if name in self.sent:
             return
-        for overwrite in ("false", "true"):  # true: what is there is another picture, or half of this one
-            edge = uuid.uuid4().hex
-            fields = {"overwrite": overwrite, "subfolder": FOLDER}
-            parts = [
-                f'--{edge}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items()
-            ]
-            parts.append(f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n')
-            body = "".join(parts).encode() + path.read_bytes() + f"\r\n--{edge}--\r\n".encode()
-            answer = self.ask("/upload/image", body, f"multipart/form-data; boundary={edge}")
-            if json.loads(answer)["name"] == name:
-                break
+        if self.upload(name, path, "false") != name:  # another picture is there, or half of this one
+            self.upload(name, path, "true")
         self.sent.add(name)
+
+    def upload(self, name: str, path: Path, overwrite: str) -> str:
+        """The name that it has there."""
+        edge = uuid.uuid4().hex
+        fields = {"overwrite": overwrite, "subfolder": FOLDER}
+        parts = [f'--{edge}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items()]
+        parts.append(f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n')
+        body = "".join(parts).encode() + path.read_bytes() + f"\r\n--{edge}--\r\n".encode()
+        return json.loads(self.ask("/upload/image", body, f"multipart/form-data; boundary={edge}"))["name"]
 
     def run(self, prompt: dict, workflow: dict | None, watch: Callable[[], None] = lambda: None) -> dict:
         """Runs a graph and returns the outputs of its nodes.

@@ -1,6 +1,7 @@
 """The rows of an evaluation: what each of them changes in a filled template. A further row is a line in ROWS."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 from .methods import BLENDED, CONDUCTOR
@@ -43,29 +44,18 @@ ROWS = (
     Variant("the same, few steps", 8),
 )
 
-NO_ALIGNMENT, NO_REFINEMENT = ("PnPMixLayoutAlignment",), ("PnPMixMaskRefinement",)
+conducted = partial(Variant, steps=200, template=CONDUCTOR, needs="loras")
+blended = partial(Variant, steps=50, template=BLENDED, needs="learned")
 OTHER_METHODS = (
     Variant("LoRAs merged", 200, needs="loras"),
-    Variant("Concept Conductor", 200, template=CONDUCTOR, needs="loras"),
-    Variant("Concept Conductor without layout alignment", 200, {}, (), NO_ALIGNMENT, {}, CONDUCTOR, "loras"),
-    Variant(
-        "Concept Conductor without self-attention",
-        200,
-        {"PnPMixConductor": {"inject": "cross"}},
-        template=CONDUCTOR,
-        needs="loras",
-    ),
-    Variant(
-        "Concept Conductor without cross-attention",
-        200,
-        {"PnPMixConductor": {"inject": "self"}},
-        template=CONDUCTOR,
-        needs="loras",
-    ),
-    Variant("Concept Conductor without mask refinement", 200, {}, (), NO_REFINEMENT, {}, CONDUCTOR, "loras"),
-    Variant("LaTexBlend", 50, {"PnPMixBlend": {"bind": False, "region": 0.0}}, template=BLENDED, needs="learned"),
-    Variant("LaTexBlend, binding", 50, {"PnPMixBlend": {"region": 0.0}}, template=BLENDED, needs="learned"),
-    Variant("LaTexBlend, binding and regions", 50, template=BLENDED, needs="learned"),
+    conducted("Concept Conductor"),
+    conducted("Concept Conductor without layout alignment", bypassed=("PnPMixLayoutAlignment",)),
+    conducted("Concept Conductor without self-attention", inputs={"PnPMixConductor": {"inject": "cross"}}),
+    conducted("Concept Conductor without cross-attention", inputs={"PnPMixConductor": {"inject": "self"}}),
+    conducted("Concept Conductor without mask refinement", bypassed=("PnPMixMaskRefinement",)),
+    blended("LaTexBlend", inputs={"PnPMixBlend": {"bind": False, "region": 0.0}}),
+    blended("LaTexBlend, binding", inputs={"PnPMixBlend": {"region": 0.0}}),
+    blended("LaTexBlend, binding and regions"),
 )
 
 

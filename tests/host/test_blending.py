@@ -1,10 +1,8 @@
 """Blend, Blend Concept and Blending Guidance: what they compute, and what they leave alone."""
 
 from functools import cache
-from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 
 from blend_oracle import LaTexBlend, OracleSlot
@@ -24,7 +22,7 @@ from learned_concepts import (
 )
 from oracle import Prompt, relative_error
 from pictures import HEIGHT, WIDTH
-from small_models import LAYOUTS, comfy_model, diffusers_unet, small_clip, small_control_net
+from small_models import LAYOUTS, comfy_model, diffusers_unet, save_lora, small_clip, small_control_net
 
 TIMESTEPS = [501, 1]
 NEGATIVE = "blurry"
@@ -374,16 +372,7 @@ def test_another_packs_cross_attention_comes_before(small):
 @pytest.mark.oldest
 def test_a_lora_beside_it_changes_all_but_the_concept(small):
     """Its own keys, which the concept was learned without, give way too."""
-    import folder_paths
-
-    name, generator = "input_blocks_1_1_transformer_blocks_0_attn2_to_k", torch.Generator().manual_seed(0)
-    weights = {
-        f"lora_unet_{name}.lora_down.weight": torch.randn(4, 48, generator=generator),
-        f"lora_unet_{name}.lora_up.weight": torch.randn(32, 4, generator=generator),
-    }
-    folder = Path(folder_paths.get_folder_paths("loras")[0])
-    folder.mkdir(exist_ok=True)
-    safetensors.torch.save_file(weights, folder / "keys.safetensors")
+    save_lora("keys.safetensors", "input_blocks_1_1_transformer_blocks_0_attn2_to_k", columns=48)
     keys = []
 
     def sampled(lora: bool) -> torch.Tensor:

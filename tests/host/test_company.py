@@ -1,9 +1,6 @@
 """PnP-MIX beside what people already have in their graphs."""
 
-from pathlib import Path
-
 import pytest
-import safetensors.torch
 import torch
 
 from comfy_host import Graph, output, pack_module, refused
@@ -11,7 +8,7 @@ from mixer_graph import NEGATIVE, POSITIVE, appearance, chain, invert, mixer, ru
 from oracle import relative_error
 from other_caches import with_deep_cache, with_residual_cache
 from pictures import HEIGHT, WIDTH, ellipse, latent, mask_batch
-from small_models import LAYOUTS, comfy_model, conditioning, small_control_net
+from small_models import LAYOUTS, comfy_model, conditioning, save_lora, small_control_net
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +32,7 @@ def assert_invariants(result: dict, plain: dict) -> None:
 
 
 def test_lora(model, plain):
-    import folder_paths
-
-    name, generator = "input_blocks_1_1_transformer_blocks_0_attn1_to_q", torch.Generator().manual_seed(0)
-    weights = {
-        f"lora_unet_{name}.lora_down.weight": torch.randn(4, 32, generator=generator),
-        f"lora_unet_{name}.lora_up.weight": torch.randn(32, 4, generator=generator),
-    }
-    folder = Path(folder_paths.get_folder_paths("loras")[0])
-    folder.mkdir(exist_ok=True)
-    safetensors.torch.save_file(weights, folder / "small.safetensors")
+    save_lora("small.safetensors", "input_blocks_1_1_transformer_blocks_0_attn1_to_q", columns=32)
     graph = Graph()
     with_lora = graph.add("LoraLoaderModelOnly", model=model, lora_name="small.safetensors", strength_model=1.0)
     assert_invariants(run_pnp_mix(graph.run(model=with_lora)["model"]), plain)

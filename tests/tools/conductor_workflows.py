@@ -1,6 +1,7 @@
 """The templates of Concept Conductor, for write_workflows.py."""
 
 from graph_files import Graph, Output, Subgraph, workflow
+from stand_ins import CONDUCTING, SETTINGS
 from template_models import (
     BERT,
     CHECKPOINTS,
@@ -50,19 +51,20 @@ def demo_template(info: dict) -> dict:
     graph.group("Words and concepts", YOURS, worded, *nodes)
     positive, negative, layout = (worded[k] for k in range(3))
     reference = graph.add(
-        "PnPMixLayoutReference", "", [590, 0], [260, 180], model=model, positive=positive, latent=layout, steps=24
-    )
+        "PnPMixLayoutReference", "", [590, 0], [260, 180], model=model, positive=positive, latent=layout,
+        **SETTINGS["PnPMixLayoutReference"],
+    )  # fmt: skip
     aligned = graph.add(
-        "PnPMixLayoutAlignment", "", [590, 240], [260, 160], model=model, layout=reference[0], weight=150.0, end=0.25
-    )
+        "PnPMixLayoutAlignment", "", [590, 240], [260, 160], model=model, layout=reference[0],
+        **SETTINGS["PnPMixLayoutAlignment"],
+    )  # fmt: skip
     refined = graph.add(
-        "PnPMixMaskRefinement", "", [590, 460], [260, 200], model=aligned[0], start=0.35, end=0.5, updates=2,
-        threshold=0.5, restarts=10,
+        "PnPMixMaskRefinement", "", [590, 460], [260, 200], model=aligned[0], **SETTINGS["PnPMixMaskRefinement"],
     )  # fmt: skip
     graph.group("The layout's part", YOURS, reference, aligned, refined)
     conductor = graph.add(
         "PnPMixConductor", "", [900, 0], [290, 480], model=refined[0], positive=positive, negative=negative,
-        latent=layout, seed=1, steps=12, cfg=4.0, **chain,
+        latent=layout, **SETTINGS["PnPMixConductor"], **chain,
     )  # fmt: skip
     graph.group("Concept Conductor", YOURS, conductor)
     enlarged = graph.add_subgraph(larger, [1240, 0], [260, 60], latent=conductor[0], vae=vae)
@@ -87,7 +89,7 @@ def demo_concept(info: dict, number: int, thing: str) -> Subgraph:
     chain = {} if thing == THINGS[0] else {"concepts": graph.input("concepts", "PNPMIX_CONDUCTED")}
     words = graph.input("picture in its words", "STRING", ", ".join((thing, thing, PLACE)))
     file = f"demo model: {thing}.safetensors"
-    lora = graph.add("PnPMixConceptLora", clip=clip, lora_name=file, strength=1.5, text=words)
+    lora = graph.add("PnPMixConceptLora", clip=clip, lora_name=file, strength=CONDUCTING.strength, text=words)
     own = dict(positive=lora[0], negative=lora[1], mask=mask, name=thing)
     graph.output("concepts", graph.add("PnPMixConductedConcept", **own, **chain)[0])
     return graph

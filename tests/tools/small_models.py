@@ -1,6 +1,7 @@
 """Small UNets with random weights, once as ComfyUI's MODEL and once as diffusers' UNet2DConditionModel."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -143,6 +144,21 @@ def small_clip(layout: str, seed: int = 5):
             scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator) + (parameter.ndim == 1))
     return clip
+
+
+def save_lora(file: str, layer: str, columns: int) -> None:
+    """A LoRA of one layer with 32 rows, in models/loras."""
+    import folder_paths
+    import safetensors.torch
+
+    generator, name = torch.Generator().manual_seed(0), f"lora_unet_{layer}"
+    weights = {
+        f"{name}.lora_down.weight": torch.randn(4, columns, generator=generator),
+        f"{name}.lora_up.weight": torch.randn(32, 4, generator=generator),
+    }
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(exist_ok=True)
+    safetensors.torch.save_file(weights, folder / file)
 
 
 def small_control_net():

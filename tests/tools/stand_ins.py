@@ -3,18 +3,23 @@
 As `workflow_files.with_demo_model` does for PnP-MIX; the rest of the graph is the template's own.
 """
 
-from workflow_files import needed
+# isort: off
+from workflow_files import needed  # makes the next one known
+from demo.conducting import ConductorSettings
 
+# isort: on
 CONDUCTED, LEARNED = 101, 2  # seeds of scenes with things that there are LoRAs for, or with looks that are learned well
 KEPT, KEPT_SEED = ["cup", "fish"], 9  # of demo/concepts; a seed, of sixteen, with which both get their looks
 PLACE = "meadow"
 DEMO, SCENE = "demo model", "demo scene"
-# As in Conductor 1 and Learn 1, which say why
+CONDUCTING = ConductorSettings()
+REFINING = ("start", "end", "updates", "threshold", "restarts")
+# What the demo model takes, in the templates without downloads too
 SETTINGS = {
-    "PnPMixLayoutReference": {"steps": 24},
-    "PnPMixLayoutAlignment": {"weight": 150.0, "end": 0.25},
-    "PnPMixMaskRefinement": {"start": 0.35, "end": 0.5, "updates": 2, "threshold": 0.5, "restarts": 10},
-    "PnPMixConductor": {"steps": 12, "cfg": 4.0, "seed": 1},
+    "PnPMixLayoutReference": {"steps": CONDUCTING.inversion_steps},
+    "PnPMixLayoutAlignment": {"weight": CONDUCTING.weight, "end": CONDUCTING.align_end},
+    "PnPMixMaskRefinement": {name: getattr(CONDUCTING, name) for name in REFINING},
+    "PnPMixConductor": {"steps": CONDUCTING.steps, "cfg": CONDUCTING.cfg, "seed": 1},
     "PnPMixTrainConcept": {
         "steps": 300, "learning_rate": 2e-3, "resolution": 64, "augment": False, "dtype": "fp32",
         "checkpointing": False,
@@ -37,7 +42,8 @@ def conducted_with_demo_model(prompt: dict) -> dict:
     words = ", ".join((*things, PLACE))
     for lora, thing in zip(loras, things, strict=False):
         text = ", ".join((thing, thing, PLACE)) if len(loras) > 1 else words
-        own = {"lora_name": f"demo model: {thing}.safetensors", "strength": 1.5, "text": text, "negative_text": ""}
+        own = {"lora_name": f"demo model: {thing}.safetensors", "text": text, "negative_text": ""}
+        own["strength"] = CONDUCTING.strength
         lora["inputs"] |= own
     layouts, masks = 0, 0
     stands_in: dict = {}

@@ -1,8 +1,9 @@
 """The templates of several methods in one graph, without downloads. Written by write_workflows.py."""
 
 from graph_files import Graph, Node, Output, Subgraph, workflow
+from stand_ins import CONDUCTING, SETTINGS
+from template_models import FILES, RESULT, YOURS
 
-FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"  # what a group's colour says
 SCENE, NOUN = 2, "cup"  # the demo's cup with a look of its own
 CONDUCTED, THINGS, PLACE = 101, ("cup", "star"), "meadow"  # a scene with things for which there are LoRAs
 WORDS = ", ".join((*THINGS, PLACE))
@@ -90,18 +91,18 @@ def conduct(info: dict, number: int, refined: bool = True) -> Subgraph:
     concepts: dict = {}
     for thing, mask in zip(THINGS, masks, strict=True):
         own, file = ", ".join((thing, thing, PLACE)), f"demo model: {thing}.safetensors"
-        lora = graph.add("PnPMixConceptLora", f"LoRA of the {thing}", clip=clip, lora_name=file, strength=1.5, text=own)
+        settings = dict(lora_name=file, strength=CONDUCTING.strength, text=own)
+        lora = graph.add("PnPMixConceptLora", f"LoRA of the {thing}", clip=clip, **settings)
         given = dict(positive=lora[0], negative=lora[1], mask=mask, name=thing)
         conducted = graph.add("PnPMixConductedConcept", f"The {thing}", **given, **concepts)
         concepts = {"concepts": conducted[0]}
-    target = graph.add("PnPMixLayoutReference", model=model, positive=positive, latent=layout, steps=24)[0]
-    patched = graph.add("PnPMixLayoutAlignment", model=model, layout=target, weight=150.0, end=0.25)[0]
-    refining = dict(start=0.35, end=0.5, updates=2, threshold=0.5, restarts=10)
+    given = dict(model=model, positive=positive, latent=layout)
+    target = graph.add("PnPMixLayoutReference", **given, **SETTINGS["PnPMixLayoutReference"])[0]
+    model = graph.add("PnPMixLayoutAlignment", model=model, layout=target, **SETTINGS["PnPMixLayoutAlignment"])[0]
     if refined:
-        patched = graph.add("PnPMixMaskRefinement", model=patched, **refining)[0]
-    settings = dict(seed=seed, steps=12, cfg=4.0)
-    given = dict(model=patched, positive=positive, negative=negative, latent=layout, **settings)
-    conductor = graph.add("PnPMixConductor", **given, **concepts)
+        model = graph.add("PnPMixMaskRefinement", model=model, **SETTINGS["PnPMixMaskRefinement"])[0]
+    given |= dict(model=model, negative=negative, **SETTINGS["PnPMixConductor"], **concepts) | dict(seed=seed)
+    conductor = graph.add("PnPMixConductor", **given)
     decoded = graph.add("VAEDecode", "What the LoRAs drew", samples=conductor[0], vae=vae)[0]
     for name, output in (("latent", conductor[0]), ("masks", conductor[1]), ("picture", enlarged(graph, decoded))):
         graph.output(name, output)
