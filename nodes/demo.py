@@ -60,6 +60,8 @@ class PnPMixDemoModel(io.ComfyNode):
         check_choice("Load Demo Model", "network", network, list(NETWORKS))
         weights = demo.load_weights(NETWORKS[network])
         clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(DemoTokenizer, DemoTextEncoder))
+        cpu = torch.device("cpu")  # where a table of 16 kB is read soonest, and no host streams it
+        clip.patcher = comfy.model_patcher.ModelPatcher(clip.cond_stage_model, cpu, cpu)
         clip.cond_stage_model.load_sd(comfy.utils.state_dict_prefix_replace(weights, {"words.": ""}, filter_keys=True))
         load, prefix = (load_unet, "unet.") if network == "unet" else (load_transformer, "transformer.")
         own = comfy.utils.state_dict_prefix_replace(weights, {prefix: ""}, filter_keys=True)
@@ -275,7 +277,7 @@ class DemoTextEncoder(demo.Words):
 
 def vector(table, word):
     """Of a row's number, or a vector itself, as learned words are."""
-    return word if isinstance(word, torch.Tensor) else table[word]
+    return word.to(table.device) if isinstance(word, torch.Tensor) else table[word]
 
 
 class DemoVAE(comfy.sd.VAE):

@@ -39,10 +39,8 @@ from ..host.types import (
     schema,
 )
 from .checks import check_batch, check_concept, check_guidance, check_not_compiled, check_plain_prompt
-from .paths import KINDS, BranchGuider, ConductSampler
+from .paths import KINDS, NODE, BranchGuider, ConductSampler
 from .taps import Layer, layers_of, level_of
-
-NODE = "Conductor"
 
 
 class PnPMixConductor(io.ComfyNode):

@@ -1,6 +1,7 @@
 """Multipath sampling in ComfyUI: a guider that runs one branch at a time, and the sampler that calls it."""
 
 import math
+import weakref
 from collections.abc import Callable
 from functools import partial
 
@@ -14,12 +15,26 @@ from ...pnpmix.conductor.layout import Alignment, Layout, layout_gradient, neare
 from ...pnpmix.conductor.refinement import Masks, Refinement
 from ...pnpmix.conductor.sampling import Placement, sample_concept_conductor
 from ..host.checks import BadInput
+from ..host.loading import resident
 from ..host.memory import is_oom
 from ..host.types import ConductedConcept, LayoutGuidance
 from .gradients import make_plain
 from .taps import Layers, Stop, here, layers_of, with_attention_tap, with_gradients, with_patch, with_stop
 
+NODE = "Conductor"
+RESIDENT: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # MODEL → what it is run as, see `kept_resident`
 KINDS = {"both": ("self", "cross"), "self": ("self",), "cross": ("cross",)}
+
+
+def kept_resident(model):
+    """`resident`, once for as long as the graph holds the MODEL, so that another seed does not read the file again."""
+    if model in RESIDENT:
+        return RESIDENT[model]
+    own = resident(NODE, model)
+    if own is not model:
+        own.parent = None  # else it would hold the MODEL for ever
+        RESIDENT[model] = own
+    return own
 
 
 class BranchGuider(comfy.samplers.CFGGuider):
@@ -41,9 +56,7 @@ class BranchGuider(comfy.samplers.CFGGuider):
             conds |= {f"positive {k}": concept.positive, f"negative {k}": concept.negative}
         if guidance is not None:
             conds["layout"] = guidance.reference.positive
-        # newer hosts stream weights in a way that knows neither hooks nor gradients
-        if getattr(self.model_patcher, "is_dynamic", bool)():
-            self.model_patcher = self.model_patcher.get_non_dynamic_delegate()
+        self.model_patcher = kept_resident(model)
         self.inner_set_conds(conds)
 
     def names(self, branch: int) -> tuple[str, str]:

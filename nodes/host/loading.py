@@ -144,6 +144,27 @@ def patcher_of(model: torch.nn.Module) -> ModelPatcher:
     return ModelPatcher(model, management.get_torch_device(), management.unet_offload_device())
 
 
+def resident(node: str, patcher: ModelPatcher, name: str = "model") -> ModelPatcher:
+    """The same model, read again, with weights that stay where the host loads them: newer hosts stream them to a GPU in
+    a way that knows neither gradients nor LoRAs as hooks."""
+    if not getattr(patcher, "is_dynamic", bool)():
+        return patcher
+    if patcher.cached_patcher_init is None:
+        fault = "its weights are streamed to the GPU, and its loader does not tell how to read them again."
+        raise BadInput(node, name, fault, "Use ComfyUI's own loader, or start ComfyUI with --disable-dynamic-vram.")
+    return patcher.clone(disable_dynamic=True)
+
+
+def resident_clip(node: str, clip):
+    """The same of a CLIP."""
+    patcher = resident(node, clip.patcher, "clip")
+    if patcher is clip.patcher:
+        return clip
+    own = clip.clone()
+    own.patcher, own.cond_stage_model = patcher, patcher.model
+    return own
+
+
 def load_where_it_runs(patcher: ModelPatcher, memory: int) -> torch.device:
     """Has the host load a network of another package, and says on which device it is then.
 

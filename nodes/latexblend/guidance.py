@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from ...pnpmix.latexblend.guidance import attention_maps, blending_loss, guide
 from ..host.checks import BadInput, check_model, check_numbers
+from ..host.loading import resident
 from ..host.types import CATEGORY, EXPERT, schema
 from .gradients import checkpointed, with_gradients
 from .layers import differentiable_attention
@@ -91,7 +92,7 @@ class PnPMixBlendingGuidance(io.ComfyNode):
         check_model(NODE, model)
         if "multigpu_clones" in model.model_options or getattr(model, "additional_models", {}).get("multigpu"):
             raise BadInput(NODE, "model", "several GPUs share it.", "Bypass the node that shares it.")
-        guided = model.clone()
+        guided = resident(NODE, model).clone()
         sampling = model.get_model_object("model_sampling")
         start, end = (float(sampling.percent_to_sigma(percent)) for percent in (start_percent, end_percent))
 

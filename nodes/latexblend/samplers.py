@@ -120,6 +120,13 @@ def rare_vector(clip, encoder: str) -> Tensor:
     return table[identity(clip, encoder, token)].detach().float().cpu().clone()
 
 
+def in_its_place(clip):
+    """A CLIP that encodes where its weights are. Others have the host load them, which may move what is in use."""
+    own = clip.clone()
+    own.cond_stage_model, own.load_model = clip.cond_stage_model, lambda *_, **__: clip.patcher
+    return own
+
+
 class Step(NamedTuple):
     """What the layers know of a call."""
 
@@ -144,17 +151,17 @@ class LearnSampler(comfy.samplers.Sampler):
     ):
         self.model, self.words, self.settings, self.node_id = model, words, settings, node_id
         self.views, self.masks = views, masks
-        self.class_pictures = views[:0] if class_pictures is None else class_pictures.clone()
+        self.class_pictures = views[:0] if class_pictures is None else class_pictures
         self.resumed = state
         self.unet = model.model.diffusion_model
         self.losses: list[float] = []
         self.messages: list[str] = []
         self.done = int(state.get("steps", 0))
         self.kept = None  # features, and at which step
-        with with_gradients(words.clip.cond_stage_model), torch.no_grad():
-            self.base = [words.base(template) for template in training.TEMPLATES]
-            self.bare = words.bare()
-            self.unconditional = words.clip.encode_from_tokens(write(read(NODE, words.clip, "")), return_pooled=True)
+        self.base = [words.base(template) for template in training.TEMPLATES]
+        self.bare = words.bare()
+        self.unconditional = words.clip.encode_from_tokens(write(read(NODE, words.clip, "")), return_pooled=True)
+        self.words = words._replace(clip=in_its_place(words.clip))
 
     def prompts(self) -> list:
         """CONDITIONING of everything but the concept flow: each template, the bare noun, and the empty prompt."""
@@ -174,9 +181,9 @@ class LearnSampler(comfy.samplers.Sampler):
             ]
             self.options = extra_args["model_options"]["transformer_options"]
             self.views, self.class_pictures = (
-                self.base_model.process_latent_in(x.to(self.device)) for x in (self.views, self.class_pictures)
+                self.base_model.process_latent_in(x.clone().to(self.device)) for x in (self.views, self.class_pictures)
             )
-            self.masks = self.masks.to(self.device)
+            self.masks = self.masks.clone().to(self.device)
             self.prepare()
             self.learn()
         return latent_image

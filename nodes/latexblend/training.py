@@ -16,6 +16,7 @@ from ..host.checks import (
     check_numbers,
     model_family,
 )
+from ..host.loading import resident, resident_clip
 from ..host.memory import for_host
 from ..host.messages import show
 from ..host.types import CATEGORY, EXPERT, LearnedConcept, LearnedType, schema
@@ -165,7 +166,9 @@ class PnPMixTrainConcept(io.ComfyNode):
         check_model(NODE, model)
         check_precision(model)
         words = Words(
-            clip, settings.noun, {name: len(ids) for name, ids in noun_ids(NODE, clip, settings.noun).items()}
+            resident_clip(NODE, clip),
+            settings.noun,
+            {name: len(ids) for name, ids in noun_ids(NODE, clip, settings.noun).items()},
         )
         photos = squares("images", images, settings.resolution)
         others = squares("class_images", class_images, settings.resolution) if settings.prior_weight > 0 else []
@@ -175,12 +178,14 @@ class PnPMixTrainConcept(io.ComfyNode):
         messages = [] if others else ["Warning: no class_images, so the noun may lose some of its own meaning."]
 
         node_id = cls.hidden.unique_id
-        own = model.clone()
+        own = resident(NODE, model).clone()
+        # brought to the device with it, and left there: each step encodes V* anew
+        own.set_additional_models("pnpmix_encoder", [words.clip.patcher])
         own.set_model_compute_dtype(DTYPES[settings.dtype])
         views, masks = encode_views(vae, photos, settings)
         pictures = torch.cat([encode(vae, picture[None]) for picture in others]) if others else None
+        sampler = LearnSampler(own, words, settings, views, masks, pictures, state, node_id)
         with with_gradients():
-            sampler = LearnSampler(own, words, settings, views.clone(), masks.clone(), pictures, state, node_id)
             guider = comfy.samplers.CFGGuider(own)
             guider.set_conds(sampler.prompts(), [])
             rows = torch.zeros(2, *views.shape[1:])

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from comfy_host import COMFYUI, Capture, Given, boot
+from comfy_host import COMFYUI, DEVICE, Capture, Given, boot
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,7 +13,7 @@ def comfyui(tmp_path_factory):
     if COMFYUI is None:
         pytest.skip("no ComfyUI: set COMFYUI_DIR")
     where = os.getcwd()
-    boot(tmp_path_factory.mktemp("comfyui"), "--cpu")
+    boot(tmp_path_factory.mktemp("comfyui"), *DEVICE)
     yield
     os.chdir(where)
     Given.values, Capture.values = {}, {}

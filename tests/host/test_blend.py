@@ -21,7 +21,7 @@ from headless.server import Server as Client
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from comfy_host import COMFYUI, PACK
+from comfy_host import COMFYUI, DEVICE, PACK
 from server_process import Server
 from workflow_files import API
 
@@ -153,7 +153,7 @@ def test_a_run_outlives_its_comfyui_and_neither_outlives_it(server, tmp_path, ca
     (base / "custom_nodes").mkdir(parents=True)
     (base / "custom_nodes" / "pnp-mix").symlink_to(PACK)
     options = [*FEW, "--table", str(table), "--output", str(out)]
-    process = start_blend(*options, comfyui_options=("--cpu", "--base-directory", str(base)), log=log)
+    process = start_blend(*options, comfyui_options=(*DEVICE, "--base-directory", str(base)), log=log)
 
     def made() -> list[Path]:
         assert process.poll() is None, log.read_text()

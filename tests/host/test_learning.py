@@ -10,19 +10,11 @@ import safetensors.torch
 import torch
 
 from comfy_host import Graph, output, pack_module, refused
-from learned_concepts import blend, blend_concept, encode, ksampler, learned, samples
+from learned_concepts import Vae, blend, blend_concept, closest, encode, ksampler, learn, learned, photos, samples
 from oracle import alphas_cumprod, relative_error
 from small_models import LAYOUTS, comfy_model, diffusers_unet, small_clip
 from stand_ins import learned_with_demo_model
 from workflow_files import LEARN, WITHOUT_DOWNLOADS, read, to_api
-
-
-class Vae:
-    """Cells of 8 × 8 pixels, their mean colour and a fourth channel."""
-
-    def encode(self, pixels):
-        colour = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
-        return torch.cat([colour, colour.mean(1, keepdim=True)], 1)
 
 
 class Case:
@@ -41,28 +33,13 @@ def case():
     return Case("SD 1.x")
 
 
-def photos(count: int = 2, size: int = 64, seed: int = 0) -> torch.Tensor:
-    return torch.rand(count, size, size + 8, 3, generator=torch.Generator().manual_seed(seed))
-
-
-def learn(graph: Graph, case, **settings) -> list:
-    inputs = dict(images=photos(), noun="dog", steps=3, learning_rate=1e-3, resolution=64, rank=0, seed=5)
-    inputs |= dict(augment=True, prior_weight=1.0, dtype="fp32", name="") | settings
-    return graph.add("PnPMixTrainConcept", model=case.model, clip=case.clip, vae=Vae(), **inputs)
-
-
 def learned_by(case, **settings):
     graph = Graph()
-    return graph.run(learned=learn(graph, case, **settings))["learned"]
+    return graph.run(learned=learn(graph, case.model, case.clip, **settings))["learned"]
 
 
 def equal(one, other) -> bool:
     return all(torch.equal(x, y) for k in one.features for x, y in zip(one.features[k], other.features[k], strict=True))
-
-
-def closest(one, other) -> float:
-    pairs = [(x, y) for k in one.features for x, y in zip(one.features[k], other.features[k], strict=True)]
-    return max(float((x - y).abs().max()) for x, y in pairs)
 
 
 @pytest.mark.parametrize("layout", ["SD 1.x", pytest.param("SDXL", marks=pytest.mark.oldest)])
@@ -70,7 +47,7 @@ def test_learning_leaves_model_and_clip_as_they_are(layout):
     case = Case(layout)
     before, options = case.hashes(), repr(case.model.model_options)
     graph = Graph()
-    link = learn(graph, case, class_images=photos(3, seed=1))
+    link = learn(graph, case.model, case.clip, class_images=photos(3, seed=1))
     results = graph.run(learned=link, losses=output(link, 1), loss_map=output(link, 2))
     concept = results["learned"]
     assert case.hashes() == before and repr(case.model.model_options) == options
@@ -114,7 +91,7 @@ def test_checkpointing_changes_nothing(case, rank):
 @pytest.mark.oldest
 def test_learning_goes_on_where_a_file_ends(case):
     graph = Graph()
-    first = graph.run(learned=learn(graph, case, steps=2, resumable=True))["learned"]
+    first = graph.run(learned=learn(graph, case.model, case.clip, steps=2, resumable=True))["learned"]
     files = pack_module("latexblend.concept_files")
     tensors = safetensors.torch.load(files.file_bytes(first))
     assert any(name.startswith("training.") for name in tensors)
@@ -336,7 +313,7 @@ def test_photos_come_from_the_hosts_own_dataset_and_losses_go_into_its_plot(case
         Image.new("RGB", size, (60 * k, 90, 120)).save(folder / f"{k}.png")
     graph = Graph()
     images = graph.add("LoadImageDataSetFromFolder", folder="my dog")
-    link = learn(graph, case, images=images)
+    link = learn(graph, case.model, case.clip, images=images)
     plot = graph.add("LossGraphNode", loss=output(link, 2), filename_prefix="loss")
     assert graph.run(learned=link)["learned"].settings["steps"] == "3"
     assert plot[0] in graph.prompt, "it ran, as every node with a result of its own"
@@ -373,7 +350,9 @@ def test_photos_to_picture(case):
     import folder_paths
 
     graph = Graph()
-    saved = graph.add("PnPMixSaveConcept", learned=learn(graph, case, name="Rex"), filename_prefix="test/rex")
+    saved = graph.add(
+        "PnPMixSaveConcept", learned=learn(graph, case.model, case.clip, name="Rex"), filename_prefix="test/rex"
+    )
     concept = graph.run(learned=saved)["learned"]
     folder_paths.filename_list_cache.clear()
     graph = Graph()

@@ -15,6 +15,9 @@ import pytest
 PACK = Path(__file__).resolve().parents[2]
 COMFYUI: Path | None = runpy.run_path(str(PACK / "run.py"))["find_comfyui"]()
 
+# of ComfyUI, in its process and as a server; TESTS_ON_GPU=1 leaves the choice of the device to it
+DEVICE = () if os.environ.get("TESTS_ON_GPU") else ("--cpu",)
+
 
 def boot(base_directory: Path, *options: str) -> None:
     """Imports ComfyUI, with models, input and output below `base_directory`, and loads the pack."""

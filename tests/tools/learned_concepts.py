@@ -66,3 +66,26 @@ def ksampler(graph: Graph, model, positive, negative, seed: int = 3, batch: int 
 def samples(graph: Graph, *links: list) -> list[torch.Tensor]:
     results = graph.run(**{str(i): link for i, link in enumerate(links)})
     return [results[str(i)]["samples"] for i in range(len(links))]
+
+
+class Vae:
+    """Cells of 8 × 8 pixels, their mean colour and a fourth channel."""
+
+    def encode(self, pixels):
+        colour = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
+        return torch.cat([colour, colour.mean(1, keepdim=True)], 1)
+
+
+def photos(count: int = 2, size: int = 64, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, size, size + 8, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def learn(graph: Graph, model, clip, **settings) -> list:
+    inputs = dict(images=photos(), noun="dog", steps=3, learning_rate=1e-3, resolution=64, rank=0, seed=5)
+    inputs |= dict(augment=True, prior_weight=1.0, dtype="fp32", name="") | settings
+    return graph.add("PnPMixTrainConcept", model=model, clip=clip, vae=Vae(), **inputs)
+
+
+def closest(one, other) -> float:
+    pairs = [(x, y) for k in one.features for x, y in zip(one.features[k], other.features[k], strict=True)]
+    return max(float((x - y).abs().max()) for x, y in pairs)

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from comfy_host import COMFYUI, PACK
+from comfy_host import COMFYUI, DEVICE, PACK
 
 
 class Server:
@@ -24,7 +24,7 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "main.py", "--cpu", "--port", str(port), "--base-directory", str(base), *options]
+        command = [sys.executable, "main.py", *DEVICE, "--port", str(port), "--base-directory", str(base), *options]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=COMFYUI, stdout=log, stderr=log, env=environment)
 
