@@ -18,7 +18,7 @@ import torch
 
 TESTS = Path(__file__).resolve().parents[1] / "tests" / "tools"
 RESULTS = Path(__file__).parent / "results"
-SIZES = {"small": 128, "sd21": 512, "sdxl": 1024}  # of the square pictures, in pixels
+SIZES = {"small": 128, "sd21": 512, "sdxl": 1024, "flux": 1024}  # of the square pictures, in pixels
 
 
 def read_options() -> argparse.Namespace:
@@ -30,7 +30,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--skip-steps", type=int, default=32)
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16" if gpu else "float32")
-    parser.add_argument("--loop-up-to", type=int, default=2, help="concepts; the plain loop is slow")
+    parser.add_argument(
+        "--loop-up-to", type=int, default=2, help="concepts; the plain loop is slow, and of UNets alone"
+    )
     parser.add_argument("--memory", type=float, help="GiB that the GPU's allocator may take")
     parser.add_argument("--compile", action="store_true", help="through ComfyUI's TorchCompileModel")
     parser.add_argument("--profile", action="store_true", help="also where one step of two concepts spends its time")
@@ -186,7 +188,8 @@ def run_plain_loop(task: Task, stage: Callable[[str], None]) -> torch.Tensor:
 def draw_task(model, layout: str, size: int, count: int, steps: int, skip_steps: int) -> Task:
     from benchmarks.unets import random_prompt
 
-    latents = torch.randn(count + 2, 4, size // 8, size // 8, generator=torch.Generator().manual_seed(0))
+    channels = model.model.latent_format.latent_channels
+    latents = torch.randn(count + 2, channels, size // 8, size // 8, generator=torch.Generator().manual_seed(0))
     across = -(-count // 2)
     masks = torch.zeros(count, size, size)
     for k in range(count):  # in two rows
@@ -194,7 +197,9 @@ def draw_task(model, layout: str, size: int, count: int, steps: int, skip_steps:
         masks[
             k, top + size // 16 : top + size * 7 // 16, left + size // across // 8 : left + size // across * 7 // 8
         ] = 1
-    return Task(model, random_prompt(layout, 1), random_prompt(layout, 2), latents, masks, steps, skip_steps)
+    inverting = {"scheduler": "simple", "cfg": 1.0} if layout == "flux" else {}
+    prompts = random_prompt(layout, 1), random_prompt(layout, 2)
+    return Task(model, *prompts, latents, masks, steps, skip_steps, inverting)
 
 
 def flops_per_row(meter: Meter, model, layout: str, size: int) -> float:
@@ -305,7 +310,7 @@ def report(options: argparse.Namespace, model, device: torch.device, dtype: torc
         meter.measure(run_pack, few)  # warms up
         stages, result = meter.measure(run_pack, task)
         rows.append(row(count, "pack", stages, flops, rate))
-        if count <= options.loop_up_to:
+        if count <= options.loop_up_to and options.layout != "flux":
             stages, expected = meter.measure(run_plain_loop, task)
             rows.append(row(count, "plain loop", stages, flops, rate))
             distances[count] = float((result - expected).norm() / expected.norm())

@@ -1,4 +1,4 @@
-"""UNets with random weights for the benchmarks: small ones, and the full size of SD 1.5, SD 2.1 and SDXL."""
+"""Models with random weights for the benchmarks: small UNets, and the full size of SD 1.5, SD 2.1, SDXL and Flux.1."""
 
 import torch
 
@@ -28,7 +28,25 @@ _SDXL = dict(
     adm_in_channels=2816,
     num_classes="sequential",
 )
-# name → class in comfy.supported_models, and its UNet
+_FLUX = dict(
+    image_model="flux",
+    in_channels=16,
+    out_channels=16,
+    vec_in_dim=768,
+    context_in_dim=4096,
+    hidden_size=3072,
+    mlp_ratio=4.0,
+    num_heads=24,
+    depth=19,
+    depth_single_blocks=38,
+    axes_dim=[16, 56, 56],
+    theta=10000,
+    patch_size=2,
+    qkv_bias=True,
+    guidance_embed=True,
+    txt_ids_dims=[],
+)
+# name → class in comfy.supported_models, and its network
 LAYOUTS = {
     "small": ("SD20", _COMMON | _SD | dict(model_channels=64, num_head_channels=32, context_dim=64)),
     "narrow sdxl": ("SDXL", _COMMON | _SDXL | dict(model_channels=32, num_head_channels=32, context_dim=64)),
@@ -40,20 +58,25 @@ LAYOUTS = {
     ),
     "sd21": ("SD20", _COMMON | _SD | dict(model_channels=320, num_head_channels=64, context_dim=1024)),
     "sdxl": ("SDXL", _COMMON | _SDXL | dict(model_channels=320, num_head_channels=64, context_dim=2048)),
+    "flux": ("Flux", _FLUX),
 }
 
 
 def random_model(layout: str, dtype: torch.dtype, device: torch.device):
     """A ModelPatcher of one of LAYOUTS, with weights that keep activations in range."""
+    import comfy.ldm.flux.model
     import comfy.model_base
     import comfy.model_patcher
     import comfy.supported_models
 
     name, unet = LAYOUTS[layout]
+    if name == "Flux":  # whose parameters the oldest ComfyUI has but for one
+        known = {"image_model", *comfy.ldm.flux.model.FluxParams.__dataclass_fields__}
+        unet = {key: x for key, x in unet.items() if key in known}
     config = getattr(comfy.supported_models, name)(dict(unet))
     config.unet_config.update(unet)
     config.set_inference_dtype(dtype, None)
-    base = comfy.model_base.SDXL if name == "SDXL" else comfy.model_base.BaseModel
+    base = getattr(comfy.model_base, name, comfy.model_base.BaseModel)
     torch.manual_seed(0)
     model = base(config, device=device)
     for parameter in model.diffusion_model.parameters():
@@ -62,14 +85,17 @@ def random_model(layout: str, dtype: torch.dtype, device: torch.device):
         else:
             parameter.data.normal_(std=parameter[0].numel() ** -0.5)
     for module in model.diffusion_model.modules():
-        if type(module).__name__ in ("GroupNorm", "LayerNorm"):
-            module.weight.data.fill_(1)
+        if type(module).__name__ in ("GroupNorm", "LayerNorm", "RMSNorm"):
+            scale = getattr(module, "weight", getattr(module, "scale", None))
+            if scale is not None:
+                scale.data.fill_(1)
     model.eval().requires_grad_(False)
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
 
 
 def random_prompt(layout: str, seed: int) -> list:
-    """A CONDITIONING of 77 random tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randn(1, 77, LAYOUTS[layout][1]["context_dim"], generator=generator)
-    return [[tokens, {"pooled_output": torch.randn(1, 1280, generator=generator)}]]
+    """A CONDITIONING of as many random tokens as a short prompt has."""
+    generator, own = torch.Generator().manual_seed(seed), LAYOUTS[layout][1]
+    count, width, pooled = (256, own["context_in_dim"], 768) if layout == "flux" else (77, own["context_dim"], 1280)
+    tokens = torch.randn(1, count, width, generator=generator)
+    return [[tokens, {"pooled_output": torch.randn(1, pooled, generator=generator), "guidance": 3.5}]]
