@@ -89,6 +89,7 @@ class Case:
         self.model, self.clip = random_model(layout, dtype, device), random_clip(layout)
         self.prompts = [random_prompt(layout, k) for k in range(6)]
         self.cells = size // 8
+        self.held: list = []  # models of graphs that are done: ComfyUI searches for leaks once one of them is gone
         self.loras = [random_lora(self.model, k) for k in range(len(NOUNS))]
 
     def latent(self, seed: int = 0) -> dict:
@@ -117,7 +118,8 @@ class Case:
         common = dict(
             positive=self.prompts[0], negative=self.prompts[1], latent={"samples": self.latent()["samples"] * 0}
         )
-        graph.run(latent=conductor(graph, model, link, steps=self.steps, cfg=7.5, **common))
+        results = dict(latent=conductor(graph, model, link, steps=self.steps, cfg=7.5, **common))
+        self.held.append(graph.run(**results | ({"model": model} if aligned else {})))
 
     # LaTexBlend
 
@@ -181,7 +183,8 @@ class Case:
         if scale:
             model = guidance(graph, model, scale=scale)
         ends = dict(model=model, positive=positive, negative=negative, latent_image=self.latent())
-        graph.run(latent=graph.add("KSampler", steps=self.steps, **ends, **SAMPLING))
+        results = dict(latent=graph.add("KSampler", steps=self.steps, **ends, **SAMPLING))
+        self.held.append(graph.run(**results | ({"model": model} if learned else {})))
 
 
 def table(results: dict[str, dict[str, float]]) -> str:

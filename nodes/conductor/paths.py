@@ -32,7 +32,6 @@ def kept_resident(model):
         return RESIDENT[model]
     own = resident(NODE, model)
     if own is not model:
-        own.parent = None  # else it would hold the MODEL for ever
         RESIDENT[model] = own
     return own
 

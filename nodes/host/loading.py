@@ -152,7 +152,9 @@ def resident(node: str, patcher: ModelPatcher, name: str = "model") -> ModelPatc
     if patcher.cached_patcher_init is None:
         fault = "its weights are streamed to the GPU, and its loader does not tell how to read them again."
         raise BadInput(node, name, fault, "Use ComfyUI's own loader, or start ComfyUI with --disable-dynamic-vram.")
-    return patcher.clone(disable_dynamic=True)
+    own = patcher.clone(disable_dynamic=True)
+    own.parent = None  # they have no weights in common, as the host takes it of a clone and what it was made from
+    return own
 
 
 def resident_clip(node: str, clip):

@@ -13,7 +13,9 @@ from .layers import cross_attentions, plain_attention
 
 NODE, KEY = "Blend", "pnpmix_blend"
 PLAN = "pnpmix_blend_plan"  # in a conditioning
-ACTIVE = "pnpmix_blend_active"  # in transformer_options, for the length of one call
+# In transformer_options, for the length of one call: plans by conditioning; the noise level, which is read here once,
+# because each look at a number waits for the GPU
+ACTIVE, SIGMA = "pnpmix_blend_active", "pnpmix_blend_sigma"
 MAPS = "pnpmix_blend_maps"  # in transformer_options, while Blending Guidance looks
 # Of the mixer's batches: in transformer_options for each row the concept that it belongs to, None where it has another
 # prompt; in a conditioning that holds several prompts, the one that is blended
@@ -68,7 +70,8 @@ class TellRows:
             check_installed(model_options)
             self.known = {entry["uuid"]: activate(entry, own, model, x_in.device) for entry, own in entries}
         active = {uuid: x for uuid, x in self.known.items() if x is not None}
-        options = {**model_options.get("transformer_options", {}), ACTIVE: active}
+        told = {ACTIVE: active, SIGMA: float(timestep.max())}
+        options = {**model_options.get("transformer_options", {}), **told}
         return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": options})
 
 
@@ -155,7 +158,7 @@ class BlendAttention:
         plan, tokens = active.plan, key.shape[1]
         repeats = range(0, tokens - active.tokens + 1, active.tokens)
         own_key, own_value = key[rows], value[rows]
-        if float(extra_options["sigmas"].max()) <= active.start:
+        if extra_options[SIGMA] <= active.start:
             blend(own_key, own_value, self.name, slots, repeats)
         grid = tuple(extra_options["activations_shape"][2:])
         if MAPS in extra_options:

@@ -184,8 +184,11 @@ class LearnSampler(comfy.samplers.Sampler):
                 self.base_model.process_latent_in(x.clone().to(self.device)) for x in (self.views, self.class_pictures)
             )
             self.masks = self.masks.clone().to(self.device)
-            self.prepare()
-            self.learn()
+            try:
+                self.prepare()
+                self.learn()
+            finally:
+                self.options = {}  # whose attention holds this sampler: both go with the node, and the model with them
         return latent_image
 
     def processed(self, cond) -> Tensor:

@@ -49,10 +49,9 @@ def blend(key: Tensor, value: Tensor, layer: str, slots: Sequence[Slot], repeats
         if slot.strength == 0:
             continue
         for x, learned in zip((key, value), slot.features[layer], strict=True):
-            learned = learned.to(x)
             for offset in repeats:
                 own = slice(offset + slot.first, offset + slot.first + slot.length)
-                x[:, own] = learned if slot.strength == 1 else torch.lerp(x[:, own], learned, slot.strength)
+                x[:, own] = learned if slot.strength == 1 else torch.lerp(x[:, own], learned.to(x), slot.strength)
 
 
 def bind(key: Tensor, slots: Sequence[Slot], repeats: Sequence[int] = (0,)) -> None:

@@ -311,8 +311,9 @@ def subjects(encoder, segmenter, picture: torch.Tensor, *boxes) -> torch.Tensor:
         square = np.tile(np.float32(CLIP_MEAN), (side, side, 1))
         y, x = (side - alone.shape[0]) // 2, (side - alone.shape[1]) // 2
         square[y : y + alone.shape[0], x : x + alone.shape[1]] = alone
-        embeddings.append(encoder.encode_image(torch.from_numpy(square)[None])["image_embeds"][0])
-    return torch.stack(embeddings).detach()
+        with torch.inference_mode():
+            embeddings.append(encoder.encode_image(torch.from_numpy(square)[None])["image_embeds"][0])
+    return torch.stack(embeddings)
 
 
 def best(own: torch.Tensor, found: torch.Tensor) -> float:

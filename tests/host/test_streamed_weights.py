@@ -54,6 +54,20 @@ def test_learning(models):
     assert closest(learned_by(model, clips[0]), learned_by(models[2], clips[2])) == 0
 
 
+def test_what_was_read_to_learn_with_goes_with_the_node(models):
+    read = []
+
+    def again(disable_dynamic: bool):
+        read.append(weakref.ref(models[1].model))
+        return models.pop(1)
+
+    model = streamed(models[0])
+    model.cached_patcher_init = (again, ())
+    learned_by(model, small_clip("SD 1.x"))
+    gc.collect()
+    assert [own() for own in read] == [None]
+
+
 def test_blending_guidance(models):
     def picture(model) -> torch.Tensor:
         graph, clip = Graph(), small_clip("SD 1.x")
