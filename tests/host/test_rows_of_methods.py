@@ -9,13 +9,38 @@ from PIL import Image
 
 # isort: off
 import packages  # noqa: F401 makes the next ones known
-from headless import methods
-from headless.jobs import Job
+from demo.loras import FOLDER
+from headless import graphs, methods
+from headless.drawn import draw_jobs
+from headless.jobs import Job, Work, read_table
 from headless.variants import OTHER_METHODS, change
+
 # isort: on
+from comfy_host import Graph
 
 NAMED = {"CheckpointLoaderSimple": ("ckpt_name", "checkpoints"), "LoraLoader": ("lora_name", "loras")}
 NAMED |= {"PnPMixConceptLora": ("lora_name", "loras"), "PnPMixLoadConcept": ("file", "concepts")}
+
+
+def send(work: Work) -> None:
+    """Where the graph looks for its pictures."""
+    import folder_paths
+
+    for name, path in work.files.items():
+        target = Path(folder_paths.get_input_directory(), "pnp-mix", name)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(path, target)
+
+
+def in_models(name: str) -> str:
+    """A LoRA of the demo model, for ComfyUI's own loader."""
+    import folder_paths
+
+    file = name.removeprefix("demo model: ")
+    target = Path(folder_paths.get_folder_paths("loras")[0], file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(FOLDER / file, target)
+    return file
 
 
 @pytest.mark.newest
@@ -30,10 +55,7 @@ def test_the_graph_of_each_row_is_valid_in_this_comfyui(variant, tmp_path):
     files = dict(loras=("a.safetensors", "b.safetensors"), learned=("c.safetensors", "d.safetensors"))
     job = Job(paths[0], tuple(paths[1:3]), ("dog", "cat"), masks=tuple(paths[3:]), **files)
     work = methods.work_of(job, variant.steps, variant.template, lambda prompt: change(variant, prompt))
-    for name, path in work.files.items():
-        target = Path(folder_paths.get_input_directory(), "pnp-mix", name)
-        target.parent.mkdir(exist_ok=True)
-        shutil.copy(path, target)
+    send(work)
     for node in work.prompt.values():
         if node["class_type"] in NAMED:
             name, folder = NAMED[node["class_type"]]
@@ -42,3 +64,33 @@ def test_the_graph_of_each_row_is_valid_in_this_comfyui(variant, tmp_path):
             target.touch()
     valid, error, outputs, node_errors = asyncio.run(execution.validate_prompt("test", work.prompt, None))
     assert valid and len(outputs) == 1, (error, node_errors)
+
+
+RUN = ("LoRAs merged", "Concept Conductor", "LaTexBlend, binding and regions")
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("name", RUN)
+def test_a_row_gives_a_picture_with_the_demo_model(name, tmp_path):
+    """Its own LoRAs and learned concepts, in the fewest steps."""
+    (variant,) = (x for x in OTHER_METHODS if x.name == name)
+    table = draw_jobs(tmp_path, 1)
+    drawn = read_table(table, Job(None, (), ()))[0]
+    words = ("cup", "star") if variant.needs == "loras" else ("cup", "fish")
+    files = {variant.needs: tuple(f"demo model: {word}.safetensors" for word in words)}
+    job = drawn._replace(words=words, prompt=", ".join((*words, "meadow")), **files)
+    work = methods.work_of(job, 4, variant.template, lambda prompt: change(variant, prompt))
+    graphs.for_demo_model(work.prompt)
+    few = {"PnPMixLayoutReference": {"steps": 4}, "PnPMixMaskRefinement": {"updates": 1, "restarts": 2}}
+    few |= {"EmptyLatentImage": {"width": 64, "height": 64}, "PnPMixConceptLora": {"negative_text": ""}}
+    for node in work.prompt.values():
+        node["inputs"] |= few.get(node["class_type"], {})
+        if node["class_type"] == "CLIPTextEncode" and "blurry" in str(node["inputs"]["text"]):
+            node["inputs"]["text"] = ""  # no words of the demo model
+        if node["class_type"] == "LoraLoader":
+            node["inputs"]["lora_name"] = in_models(node["inputs"]["lora_name"])
+    send(work)
+    graph = Graph()
+    graph.prompt = work.prompt
+    picture = graph.run(picture=work.prompt[work.save]["inputs"]["images"])["picture"]
+    assert picture.shape == (1, 64, 64, 3) and picture.std() > 0.05

@@ -82,6 +82,14 @@ def test_a_bad_loss_is_named_by_its_step():
     assert error.value.step == 5
 
 
+def test_a_learning_rate_that_is_too_high_is_found_out():
+    """Far beyond what Learn Concept takes, whose highest, 1, leaves its losses finite."""
+    x, seen = torch.ones(3), []
+    with pytest.raises(training.Diverged) as error:
+        training.fit({"x": x}, lambda step: (x**2).sum(), range(9), 1e25, callback=lambda *told: seen.append(told))
+    assert error.value.step == 2 and seen == [(1, 3.0)]
+
+
 def test_views_are_photo_where_the_mask_says_so():
     photo, generator = torch.rand(3, 48, 48) * 0.5 + 0.5, torch.Generator().manual_seed(0)
     kinds = set()
