@@ -97,7 +97,7 @@ def main() -> None:
         text = json.dumps(results).replace("}, ", "},\n")
         path.with_suffix(".new").write_text(text + "\n", encoding="utf-8")
         os.replace(path.with_suffix(".new"), path)
-    print(table({row: results[row] for row in rows if len(results[row]) > 1}, options.concepts))
+    print(table({row: results[row] for row in ROWS if len(results.get(row, ())) > 1}, options.concepts))
 
 
 if __name__ == "__main__":

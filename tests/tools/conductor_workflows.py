@@ -162,11 +162,14 @@ def own_words(noun: str, alone: bool) -> str:
     return ONE.replace(f"a {noun}", own) if alone else f"a photo of {own} and {own} on a beach"
 
 
-def conduct(info: dict, number: int, side: int, prompt: str, into_photo: bool, fits: bool = False) -> Subgraph:
+def conduct(
+    info: dict, number: int, side: int, prompt: str, into_photo: bool, fits: bool = False, more: bool = False
+) -> Subgraph:
     """From the layout and the concepts to the finished picture.
 
     into_photo: the concept comes into a photo, which changes where a mask says alone.
     fits: the pictures are brought to the model's size here.
+    more: also the latent, and the first concept's mask in it, for what comes after.
     """
     graph = Subgraph(info, "Conduct", number)
     model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
@@ -199,6 +202,10 @@ def conduct(info: dict, number: int, side: int, prompt: str, into_photo: bool, f
     drawn = graph.add("MaskToImage", "Refined masks", mask=conductor[1])[0]
     graph.output("finished picture", finished)
     graph.output("look inside", graph.add("ImageBatch", "Look inside", image1=layout, image2=drawn)[0])
+    if more:
+        graph.output("latent", conductor[0])
+        first = graph.add("ImageFromBatch", "Of the first concept", image=drawn, batch_index=0, length=1)[0]
+        graph.output("where 1 goes", graph.add("ImageToMask", "Its mask", image=first, channel="red")[0])
     return graph
 
 

@@ -6,6 +6,7 @@ As `workflow_files.with_demo_model` does for PnP-MIX; the rest of the graph is t
 # isort: off
 from workflow_files import needed  # makes the next one known
 from demo.conducting import ConductorSettings
+from headless.graphs import SMALL
 
 # isort: on
 CONDUCTED, LEARNED = 101, 2  # seeds of scenes with things that there are LoRAs for, or with looks that are learned well
@@ -27,7 +28,7 @@ SETTINGS = {
     "PnPMixBlend": {"start_percent": 0.0},
     "KSampler": {"steps": 20, "cfg": 3.0, "seed": 1},
     "ImageScale": {"width": 64, "height": 64},
-    "PnPMixPasteBack": {"expand": 1, "feather": 1},
+    **{kind: SMALL[kind] for kind in ("PnPMixPasteBack", "PnPMixInpaintBackground", "PnPMixDilution")},
 }  # fmt: skip
 
 
@@ -45,14 +46,21 @@ def conducted_with_demo_model(prompt: dict) -> dict:
         own = {"lora_name": f"demo model: {thing}.safetensors", "text": text, "negative_text": ""}
         own["strength"] = CONDUCTING.strength
         lora["inputs"] |= own
-    layouts, masks = 0, 0
+    layouts, masks, mixes = 0, 0, any(x["class_type"] == "PnPMixSampler" for x in prompt.values())
     stands_in: dict = {}
     for node_id, x in prompt.items():
         if x["class_type"] == "LoadImage":
+            if x["_meta"]["title"].startswith("Your picture of"):
+                stands_in[node_id, 0] = [SCENE, 1]
+                continue
             photo = x["_meta"]["title"] == "Your photo"
             stands_in[node_id, 0] = ["emptied", 0] if photo else [SCENE, 0]
             stands_in[node_id, 1] = [SCENE, 4 + layouts]
             layouts += not photo
+        elif x["class_type"] == "PnPMixMaskRefinement" and mixes:
+            stands_in[node_id, 0] = x["inputs"]["model"]  # of this model's attention it makes boxes
+        elif x["_meta"]["title"] == "In your picture":
+            stands_in[node_id, 0] = [SCENE, 8]
         elif x["class_type"] == "PnPMixGroundedMask":
             stands_in[node_id, 0] = [SCENE, 4 + masks]
             masks += 1

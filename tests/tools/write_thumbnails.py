@@ -14,12 +14,13 @@ from torch import Tensor
 
 import score_thumbnail
 from comfy_host import PACK, Graph, boot
-from stand_ins import KEPT, learned_with_demo_model
+from stand_ins import KEPT, conducted_with_demo_model, learned_with_demo_model
 from workflow_files import (
     CONDUCTOR,
     FOLDER,
     LEARN,
     TOGETHER,
+    TOGETHER_OWN,
     WITHOUT_DOWNLOADS,
     read,
     to_api,
@@ -66,9 +67,9 @@ def thumbnail(name: str) -> Image.Image:
         concepts = sum(node["class_type"] == "PnPMixConcept" for node in graph.prompt.values())
         first = int(name in LEARN)  # whose pictures are not of the scene
         shown |= {f"picture {k}": [scene, k] for k in range(first, concepts + 1)}
-    if name in TOGETHER and "PnPMixConductor" in nodes:  # what the one method has made for the other
+    if name in (*TOGETHER, TOGETHER_OWN) and "PnPMixConductor" in nodes:  # what the one method has made for the other
         between = nodes["PreviewImage"][1]["inputs"]["images"]
-        shown["between"] = graph.prompt[between[0]]["inputs"]["image"]
+        shown["between"] = graph.prompt[between[0]]["inputs"].get("image", between)
     pictures = graph.run(**shown)
     column = [picture for key in shown if key != "result" for picture in pictures[key]]
     if not column:  # concepts that were learned before
@@ -103,6 +104,8 @@ def conductor_thumbnail() -> Image.Image:
 
 def in_its_place(name: str, prompt: dict) -> dict:
     """The graph with the demo model in the place of files."""
+    if name == TOGETHER_OWN:
+        return conducted_with_demo_model(prompt)
     return learned_with_demo_model(prompt) if name in LEARN else with_demo_model(prompt, SCENES[name])
 
 
@@ -127,7 +130,7 @@ def enlarged(picture: Tensor, size: int) -> Image.Image:
 if __name__ == "__main__":
     wanted = sys.argv[1:]  # the first words of templates' names; all without any
     boot(Path(tempfile.mkdtemp()), "--cpu")
-    for name in (*SCENES, *DEMOS, *CONDUCTOR, *LEARN, *TOGETHER):
+    for name in (*SCENES, *DEMOS, *CONDUCTOR, *LEARN, *TOGETHER, TOGETHER_OWN):
         if wanted and not name.startswith(tuple(wanted)):
             continue
         picture = conductor_thumbnail() if name in CONDUCTOR else thumbnail(name)

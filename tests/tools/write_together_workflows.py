@@ -1,8 +1,10 @@
-"""The templates of several methods in one graph, without downloads. Written by write_workflows.py."""
+"""The templates of several methods in one graph. Written by write_workflows.py."""
 
+import conductor_workflows as conductor
+from conductor_workflows import PICTURE, PROMPT, YOUR, fitted, model_files, square
 from graph_files import Graph, Node, Output, Subgraph, workflow
 from stand_ins import CONDUCTING, SETTINGS
-from template_models import FILES, RESULT, YOURS
+from template_models import BERT, DINO, FILES, RESULT, SAM, SD, SD15, YOURS, add_finding, listed
 
 SCENE, NOUN = 2, "cup"  # the demo's cup with a look of its own
 CONDUCTED, THINGS, PLACE = 101, ("cup", "star"), "meadow"  # a scene with things for which there are LoRAs
@@ -15,14 +17,15 @@ def together_templates(info: dict) -> dict[str, dict]:
         "Together 1 A learned concept and a photo": learned_template(info),
         "Together 2 A photo into what LoRAs drew": refined_template(info),
         "Together 3 LoRAs in the layout of a blend": layout_template(info),
+        "Together 4 Your photo into what your LoRAs drew": own_template(info),
     }
 
 
 # --- The steps
 
 
-def add_words(graph: Graph, clip: Output, words) -> list[Output]:
-    titles = (("The whole picture", words), ("Not in it", ""))
+def add_words(graph: Graph, clip: Output, words, unwanted: str = "") -> list[Output]:
+    titles = (("The whole picture", words), ("Not in it", unwanted))
     return [graph.add("CLIPTextEncode", title, text=text, clip=clip)[0] for title, text in titles]
 
 
@@ -30,7 +33,12 @@ def enlarged(graph: Graph, picture: Output) -> Output:
     return graph.add("ImageScaleBy", "Enlarge", image=picture, upscale_method="nearest-exact", scale_by=8.0)[0]
 
 
-def photos(info: dict, number: int, name: str, count: int, learned: bool = False, into: str = "photo") -> Subgraph:
+SMALL = {"holes": {"expand": 3, "feather": 1}, "dilution": {"expand": 4}, "rim": {"expand": 1, "feather": 1}}
+
+
+def photos(
+    info: dict, number: int, name: str, count: int, learned: bool = False, into: str = "photo", small: bool = True
+) -> Subgraph:
     """PnP-MIX.
 
     Args:
@@ -38,22 +46,25 @@ def photos(info: dict, number: int, name: str, count: int, learned: bool = False
         count: of photos; the first is of the first thing.
         learned: whether the first thing is a learned concept too.
         into: "photo", which comes back whole, or "latent".
+        small: for the demo model's pictures of 64 pixels.
     """
+    pixels = SMALL if small else {key: {} for key in SMALL}
     graph = Subgraph(info, name, number)
     model, clip, vae = (graph.input(end, end.upper()) for end in ENDS)
     begun = graph.input("background", "IMAGE" if into == "photo" else "LATENT")
     kinds = {"where {} goes": "MASK", "your picture {}": "IMAGE", "your object {}": "MASK"}
     things = [[graph.input(name.format(k), kind) for name, kind in kinds.items()] for k in range(1, count + 1)]
     known = {"learned": graph.input("learned 1", "PNPMIX_LEARNED")} if learned else {}
-    words, seed = graph.input("prompt", "STRING", WORDS), graph.input("seed", "INT", 0)
+    words = graph.input("prompt", "STRING", WORDS if small else PROMPT)
+    seed = graph.input("seed", "INT", 0)
     background = begun if into == "photo" else graph.add("VAEDecode", "Background", samples=begun, vae=vae)[0]
     scene = begun if into == "latent" else graph.add("VAEEncode", "Background", pixels=begun, vae=vae)[0]
     every = things[0][0]
     for other in things[1:]:
         every = graph.add("MaskComposite", "All things", destination=every, source=other[0], operation="add")[0]
-    emptied = graph.add("PnPMixInpaintBackground", image=background, mask=every, expand=3, feather=1)[0]
+    emptied = graph.add("PnPMixInpaintBackground", image=background, mask=every, **pixels["holes"])[0]
     around = graph.add("VAEEncode", "Emptied background", pixels=emptied, vae=vae)[0]
-    positive, negative = add_words(graph, clip, words)
+    positive, negative = add_words(graph, clip, words, "" if small else "blurry, distorted")
     settings = dict(seed=seed, steps=50, skip_steps=16, cfg=1.0)
     inverted = graph.add(
         "PnPMixDDPMInvert", model=model, positive=positive, negative=negative, latent=scene, **settings
@@ -68,14 +79,14 @@ def photos(info: dict, number: int, name: str, count: int, learned: bool = False
         inputs = dict(latent=latent, mask=where, object_mask=own, seed=k, **concepts)
         concepts = {"concepts": graph.add("PnPMixConcept", f"Your thing {k}", **inputs, **(known if k == 1 else {}))[0]}
     model = graph.add("PnPMixAppearance", model=model, adain=True)[0]
-    model = graph.add("PnPMixDilution", model=model, latent=around, expand=4)[0]
+    model = graph.add("PnPMixDilution", model=model, latent=around, **pixels["dilution"])[0]
     mixed = graph.add(
         "PnPMixSampler", model=model, inversion=inverted, positive=positive, negative=negative, **concepts
     )
     decoded = graph.add("VAEDecode", "Finished", samples=mixed[0], vae=vae)[0]
     if into == "photo":
-        decoded = graph.add("PnPMixPasteBack", original=begun, image=decoded, mask=mixed[2], expand=1, feather=1)[0]
-    graph.output("picture", enlarged(graph, decoded))
+        decoded = graph.add("PnPMixPasteBack", original=begun, image=decoded, mask=mixed[2], **pixels["rim"])[0]
+    graph.output("picture", enlarged(graph, decoded) if small else decoded)
     graph.output("latent", mixed[0])
     return graph
 
@@ -191,6 +202,52 @@ def layout_template(info: dict) -> dict:
     return workflow(graph, [mixing, conducting])
 
 
+def own_picture(info: dict, number: int, noun: str) -> Subgraph:
+    """A picture in the model's size, and the mask of what it shows."""
+    graph = Subgraph(info, f"Your picture of the {noun}", number)
+    picture = graph.input("picture", "IMAGE")
+    finder = [graph.input("detector", "PNPMIX_DETECTOR"), graph.input("segmenter", "PNPMIX_SEGMENTER")]
+    word = graph.input("what it is", "STRING", noun)
+    scaled = graph.add("ImageScale", "In the model's size", image=picture, **square(SD))[0]
+    (mask,) = add_finding(graph, [("In your picture", scaled)], word, finder)
+    graph.output("your picture", scaled)
+    graph.output("your object", mask)
+    return graph
+
+
+def own_template(info: dict) -> dict:
+    """`refined_template` with a checkpoint, the person's LoRAs and a photo of one of the things."""
+    graph, files, sizing, noun = Graph(info), model_files(info), fitted(info, 2, ["layout"], SD), YOUR[0]
+    concepts = [conductor.concept(info, 3 + k, word, found=True, first=k == 0) for k, word in enumerate(YOUR)]
+    conducting = conductor.conduct(info, 5, SD, PROMPT, into_photo=False, more=True)
+    looking = own_picture(info, 6, noun)
+    mixing = photos(info, 7, "A photo into it", 1, into="latent", small=False)
+    graph.note(OWN_NOTE, [0, -32], [310, 860])
+    loaded = graph.add_subgraph(files, [360, 0], [240, 216])
+    graph.group("Model files", FILES, loaded)
+    layout = graph.add("LoadImage", "Layout: a picture with a dog and a cat", [360, 310], [240, 290], image=PICTURE)
+    photo = graph.add("LoadImage", f"Your picture of the {noun}", [360, 650], [240, 290], image=PICTURE)
+    graph.group("1 · Your pictures", YOURS, layout, photo)
+    scaled = graph.add_subgraph(sizing, [660, 600], [280, 60], layout=layout[0])
+    ends = {"clip": loaded[1], "layout": scaled[0], "detector": loaded[3], "segmenter": loaded[4]}
+    chain, nodes = {}, []
+    for k, step in enumerate(concepts):
+        node = graph.add_subgraph(step, [660, 300 * k], [280, 240], **ends, **chain)
+        chain = {"concepts": node[0]}
+        nodes.append(node)
+    graph.group("2 · Your LoRAs", YOURS, *nodes)
+    found = {name: ends[name] for name in ("detector", "segmenter")}
+    looked = graph.add_subgraph(looking, [660, 720], [280, 150], picture=photo[0], **found)
+    ends = {name: loaded[k] for k, name in enumerate(ENDS)}
+    drawn = graph.add_subgraph(conducting, [990, 0], [270, 300], **ends, layout=scaled[0], **chain)
+    graph.group("3 · In words", YOURS, drawn)
+    thing = {"where 1 goes": drawn[3], "your picture 1": looked[0], "your object 1": looked[1]}
+    mixed = graph.add_subgraph(mixing, [990, 390], [270, 290], **ends, **thing, background=drawn[2])
+    graph.group("4 · Your photo", YOURS, mixed)
+    add_result(graph, 1310, mixed[0], drawn[0], "What the LoRAs drew")
+    return workflow(graph, [files, sizing, *concepts, conducting, looking, mixing])
+
+
 LEARNED_NOTE = """# A learned concept and a photo
 
 Press **Run**: everything comes with the pack, and it takes one to three minutes on a CPU.
@@ -242,4 +299,28 @@ The blend's latent goes straight in, without a trip through the VAE.
 
 - Less of the layout: lower *weight* or *end* of **Layout Alignment** in **Conduct**.
 - The demo model is tiny, and Concept Conductor is at its limit with it.
+"""
+OWN_NOTE = f"""# Your photo into what your LoRAs drew
+
+Concept Conductor draws a new picture in the layout of another one, each thing by a LoRA of its own; then PnP-MIX \
+gives the first of them the look of your photo. When a LoRA has the kind of a thing right and its details wrong, one \
+photo of it does.
+
+**Files**, once:
+{listed(SD15, DINO, SAM)}
+{BERT}
+
+**Then**
+1. **Layout**: any picture with such things; **Your picture**: your own dog.
+2. In each **Your …**: your LoRA, what the thing is called in the layout, and the picture in the words that the LoRA \
+was taught, such as *a sks dog*.
+3. The picture in plain words, in both steps.
+
+**Run.** *What the LoRAs drew* shows the first step; the masks that it refined are the targets of the second.
+
+- The mask misses the thing: paint one over **What the LoRAs drew**, or find it by words with **Grounded Mask**.
+- Both things: a second **Concept** in **A photo into it**, with the second mask of the batch.
+- More of the photo: *alpha* of **Guided Appearance Attention**, *swap_guidance* of **Mask Noise Mixer**.
+
+Nobody has run this template with trained weights yet; its values are those of the two methods' own templates.
 """
