@@ -37,13 +37,18 @@ function addPicker(node) {
     if (!naturalHeight) return;
     const { columns, size } = grid(buttons.length, naturalWidth / naturalHeight, panel.clientWidth, panel.clientHeight);
     list.style.gridTemplateColumns = `repeat(${columns}, minmax(0, ${size}))`;
+    buttons.filter((button) => button === document.activeElement).forEach(bring);
   }
   new ResizeObserver(arrange).observe(panel);
 
-  function focus(button) {
-    button.focus({ preventScroll: true }); // which would move the canvas too
+  function bring(button) {
     const { offsetTop, offsetHeight } = button;
     list.scrollTop = Math.min(offsetTop, Math.max(list.scrollTop, offsetTop + offsetHeight - list.clientHeight));
+  }
+
+  function focus(button) {
+    button.focus({ preventScroll: true }); // which would move the canvas too
+    bring(button);
   }
 
   function mark(chosen) {
@@ -75,13 +80,13 @@ function addPicker(node) {
       picture.src = pictureUrl(file);
       picture.alt = "";
       picture.draggable = false;
+      picture.addEventListener("load", arrange); // until then its height is not known
       const number = document.createElement("span");
       number.textContent = k;
       button.append(picture, number);
       button.addEventListener("click", () => choose(k));
       return button;
     });
-    buttons[0].firstChild.addEventListener("load", arrange);
     const { scrollTop } = list;
     list.replaceChildren(...buttons);
     list.scrollTop = scrollTop;

@@ -175,8 +175,13 @@ def test_the_keyboard_goes_on_choosing_after_a_run(editor, picker):
     assert candidates(editor).nth(5).evaluate("button => button === document.activeElement")
     editor.page.keyboard.press("ArrowRight")
     assert chosen(editor) == [6] and editor.widget(picker, "index") == 6
-    shown, box = candidates(editor).nth(6).bounding_box(), editor.page.locator(".pnpmix-candidates").bounding_box()
-    assert box["y"] <= shown["y"] and shown["y"] + shown["height"] <= box["y"] + box["height"] + 1, "in sight"
+    editor.wait_until(
+        """() => {
+            const shown = document.activeElement.getBoundingClientRect();
+            const box = document.querySelector(".pnpmix-candidates").getBoundingClientRect();
+            return box.top <= shown.top && shown.bottom <= box.bottom + 1;
+        }"""
+    )
 
 
 @pytest.mark.newest

@@ -190,7 +190,9 @@ def management(monkeypatch):
         return (1e12, 1e12) if torch_free_too else 1e12
 
     monkeypatch.setattr(management, "get_free_memory", free_memory)
-    return management
+    yield management
+    books = management.current_loaded_models  # in which other tests are not to find what is on that GPU
+    books[:] = [x for x in books if x.device.type != "meta"]
 
 
 def test_models_run_where_the_host_leaves_their_weights(detector_of, segmenter, management, monkeypatch):
