@@ -92,7 +92,7 @@ class PnPMixBlendingGuidance(io.ComfyNode):
         check_model(NODE, model)
         if "multigpu_clones" in model.model_options or getattr(model, "additional_models", {}).get("multigpu"):
             raise BadInput(NODE, "model", "several GPUs share it.", "Bypass the node that shares it.")
-        guided = resident(NODE, model).clone()
+        guided = (resident(NODE, model) if scale else model).clone()
         sampling = model.get_model_object("model_sampling")
         start, end = (float(sampling.percent_to_sigma(percent)) for percent in (start_percent, end_percent))
 
