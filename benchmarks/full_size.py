@@ -15,21 +15,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from benchmarks.speed import RESULTS, TESTS, table
 from torch import Tensor, nn
 
-TESTS = Path(__file__).resolve().parents[1] / "tests" / "tools"
-RESULTS = Path(__file__).parent / "results"
 SIZES = {"sd15": 512, "sdxl": 1024}  # of the square pictures, in pixels
 NOUNS, TEXT = ("dog", "cat"), "a photo of a dog and a cat"
 SAMPLING = dict(seed=1, sampler_name="euler", scheduler="normal", denoise=1.0, cfg=7.5)
 RANK, RATE = 16, 2e-5
 
 
-def measured(run: Callable[[], object], steps: int, warms_up: bool = True) -> dict[str, float]:
+def measured(run: Callable[[], object], steps: int) -> dict[str, float]:
     """Seconds of a step of all that `run` does, and what the GPU's allocator held at its highest."""
     gpu = torch.cuda.is_available()
-    if warms_up:
-        run()
+    run()  # warms up
     if gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -187,13 +185,6 @@ class Case:
         self.held.append(graph.run(**results | ({"model": model} if learned else {})))
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
-    names = list(next(iter(results.values())))
-    lines = [["", *names], ["---", *["---:"] * len(names)]]
-    lines += [[name, *(str(own[x]) for x in names)] for name, own in results.items()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def main() -> None:
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size", description=__doc__)
@@ -233,7 +224,7 @@ def main() -> None:
     told = {"machine": machine, "torch": torch.__version__, "command": command, "size": size, "results": results}
     path = options.output or RESULTS / f"full-size-{options.layout}.json"
     path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    print(table(results))
+    print(table([{"": name, **own} for name, own in results.items()]))
 
 
 if __name__ == "__main__":

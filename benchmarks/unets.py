@@ -62,17 +62,21 @@ LAYOUTS = {
 }
 
 
+def known_of_flux(network: dict) -> dict:
+    """What of a Flux's parameters this ComfyUI knows; older ones have fewer."""
+    from comfy.ldm.flux.model import FluxParams
+
+    return {name: x for name, x in network.items() if name in FluxParams.__dataclass_fields__ or name == "image_model"}
+
+
 def random_model(layout: str, dtype: torch.dtype, device: torch.device):
     """A ModelPatcher of one of LAYOUTS, with weights that keep activations in range."""
-    import comfy.ldm.flux.model
     import comfy.model_base
     import comfy.model_patcher
     import comfy.supported_models
 
     name, unet = LAYOUTS[layout]
-    if name == "Flux":  # whose parameters the oldest ComfyUI has but for one
-        known = {"image_model", *comfy.ldm.flux.model.FluxParams.__dataclass_fields__}
-        unet = {key: x for key, x in unet.items() if key in known}
+    unet = known_of_flux(unet) if name == "Flux" else unet
     config = getattr(comfy.supported_models, name)(dict(unet))
     config.unet_config.update(unet)
     config.set_inference_dtype(dtype, None)

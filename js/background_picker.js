@@ -37,7 +37,7 @@ function addPicker(node) {
     if (!naturalHeight) return;
     const { columns, size } = grid(buttons.length, naturalWidth / naturalHeight, panel.clientWidth, panel.clientHeight);
     list.style.gridTemplateColumns = `repeat(${columns}, minmax(0, ${size}))`;
-    buttons.filter((button) => button === document.activeElement).forEach(bring);
+    if (buttons.includes(document.activeElement)) bring(document.activeElement);
   }
   new ResizeObserver(arrange).observe(panel);
 

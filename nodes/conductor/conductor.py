@@ -134,9 +134,8 @@ class PnPMixConductor(io.ComfyNode):
             with at_fault(concept.node_id):
                 check_concept(concept, model)
         samples = check_batch(NODE, "latent", latent)
-        # what newer hosts' empty latents say of themselves: for which ratio they were made
-        made_for = [latent[name] for name in ("downscale_ratio_spacial",) if name in latent]
-        samples = comfy.sample.fix_empty_latent_channels(model, samples, *made_for)
+        ratio = latent.get("downscale_ratio_spacial")  # for which newer hosts' empty latents say that they were made
+        samples = comfy.sample.fix_empty_latent_channels(model, samples, *([] if ratio is None else [ratio]))
         check_channels(NODE, "latent", samples, model)
         guidance: LayoutGuidance | None = model.model_options.get(LAYOUT_GUIDANCE)
         if guidance is not None:

@@ -1,6 +1,6 @@
 """The templates of Concept Conductor, for write_workflows.py."""
 
-from graph_files import Graph, Output, Subgraph, workflow
+from graph_files import Graph, Node, Output, Subgraph, workflow
 from stand_ins import CONDUCTING, SETTINGS
 from template_models import (
     BERT,
@@ -42,12 +42,9 @@ def demo_template(info: dict) -> dict:
     graph.group("Comes with the pack", FILES, loaded, scene)
     model, clip, vae = (loaded[k] for k in range(3))
     worded = graph.add_subgraph(wording, [300, 0], [240, 130], clip=clip, vae=vae, layout=scene[0])
-    chain, nodes = {}, []
-    for k, step in enumerate(concepts):
-        ends = {"clip": clip, "where it goes": scene[4 + k]}
-        node = graph.add_subgraph(step, [300, 190 + 210 * k], [240, 150], **ends, **chain)
-        chain = {"concepts": node[0]}
-        nodes.append(node)
+    steps = [(step, {"clip": clip, "where it goes": scene[4 + k]}) for k, step in enumerate(concepts)]
+    nodes = add_chain(graph, steps, [300, 190], 210, [240, 150])
+    chain = {"concepts": nodes[-1][0]}
     graph.group("Words and concepts", YOURS, worded, *nodes)
     positive, negative, layout = (worded[k] for k in range(3))
     reference = graph.add(
@@ -71,6 +68,17 @@ def demo_template(info: dict) -> dict:
     save = graph.add("SaveImage", "Finished picture", [1240, 120], [260, 320], images=enlarged[0])
     graph.group("Finished picture", RESULT, enlarged, save)
     return workflow(graph, [wording, *concepts, larger])
+
+
+def add_chain(
+    graph: Graph, steps: list[tuple[Subgraph, dict[str, Output]]], at: list[int], down: int, size: list[int]
+) -> list[Node]:
+    """Concepts below each other, from `at` on, each wired to the one before it; with what else comes into them."""
+    nodes: list[Node] = []
+    for k, (step, ends) in enumerate(steps):
+        chain = {"concepts": nodes[-1][0]} if nodes else {}
+        nodes.append(graph.add_subgraph(step, [at[0], at[1] + down * k], size, **ends, **chain))
+    return nodes
 
 
 def words_and_layout(info: dict) -> Subgraph:
@@ -240,13 +248,10 @@ def layout_template(info: dict) -> dict:
     scaled = graph.add_subgraph(sizing, [360, 690], [240, 60], layout=layout[0])
     graph.group("1 · Layout", YOURS, layout, scaled)
     ends = {"clip": loaded[1], "layout": scaled[0], "detector": loaded[3], "segmenter": loaded[4]}
-    chain, nodes = {}, []
-    for k, step in enumerate(concepts):
-        node = graph.add_subgraph(step, [660, 330 * k], [280, 260], **ends, **chain)
-        chain = {"concepts": node[0]}
-        nodes.append(node)
+    nodes = add_chain(graph, [(step, ends) for step in concepts], [660, 0], 330, [280, 260])
     graph.group("2 · Your concepts", YOURS, *nodes)
-    return finish(graph, loaded, mixing, [files, sizing, *concepts, mixing], 990, layout=scaled[0], **chain)
+    given = {"layout": scaled[0], "concepts": nodes[-1][0]}
+    return finish(graph, loaded, mixing, [files, sizing, *concepts, mixing], 990, **given)
 
 
 def finish(graph: Graph, loaded, mixing: Subgraph, subgraphs: list[Subgraph], x: int, **ends: Output) -> dict:
@@ -277,14 +282,11 @@ def painted_template(info: dict) -> dict:
     ]
     graph.group("1 · Layout, the same in both", YOURS, *painted)
     scaled = graph.add_subgraph(sizing, [660, 490], [280, 60], layout=painted[0][0])
-    chain, nodes = {}, []
-    for k, step in enumerate(concepts):
-        ends = {"clip": loaded[1], "where it goes": painted[k][1]}
-        node = graph.add_subgraph(step, [660, 220 * k], [280, 160], **ends, **chain)
-        chain = {"concepts": node[0]}
-        nodes.append(node)
+    steps = [(step, {"clip": loaded[1], "where it goes": painted[k][1]}) for k, step in enumerate(concepts)]
+    nodes = add_chain(graph, steps, [660, 0], 220, [280, 160])
     graph.group("2 · Your concepts", YOURS, *nodes)
-    return finish(graph, loaded, mixing, [sizing, *concepts, mixing], 990, layout=scaled[0], **chain)
+    given = {"layout": scaled[0], "concepts": nodes[-1][0]}
+    return finish(graph, loaded, mixing, [sizing, *concepts, mixing], 990, **given)
 
 
 def added_template(info: dict, side: int) -> dict:

@@ -27,8 +27,7 @@ SETTINGS = {
     },
     "PnPMixBlend": {"start_percent": 0.0},
     "KSampler": {"steps": 20, "cfg": 3.0, "seed": 1},
-    "ImageScale": {"width": 64, "height": 64},
-    **{kind: SMALL[kind] for kind in ("PnPMixPasteBack", "PnPMixInpaintBackground", "PnPMixDilution")},
+    **{kind: SMALL[kind] for kind in ("ImageScale", "PnPMixPasteBack", "PnPMixInpaintBackground", "PnPMixDilution")},
 }  # fmt: skip
 
 

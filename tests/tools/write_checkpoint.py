@@ -40,24 +40,6 @@ def fill(tensors: dict, generator: torch.Generator) -> dict:
     return {name: values(name, tensor.shape).half() for name, tensor in tensors.items()}
 
 
-FLUX = dict(
-    in_channels=16,
-    out_channels=16,
-    vec_in_dim=768,
-    context_in_dim=4096,
-    hidden_size=3072,
-    mlp_ratio=4.0,
-    num_heads=24,
-    depth=1,
-    depth_single_blocks=1,
-    axes_dim=[16, 56, 56],
-    theta=10000,
-    patch_size=2,
-    qkv_bias=True,
-    guidance_embed=True,
-)
-
-
 def save(tensors: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
@@ -67,10 +49,12 @@ def write_flux(models: Path) -> None:
     import comfy.ldm.flux.model
     import comfy.ldm.models.autoencoder
     import comfy.ops
+    from benchmarks.unets import LAYOUTS, known_of_flux
 
+    flux = known_of_flux(LAYOUTS["flux"][1] | dict(depth=1, depth_single_blocks=1))
     meta, generator = torch.device("meta"), torch.Generator().manual_seed(0)
     operations = comfy.ops.disable_weight_init
-    network = comfy.ldm.flux.model.Flux(device=meta, dtype=torch.float16, operations=operations, **FLUX)
+    network = comfy.ldm.flux.model.Flux(device=meta, dtype=torch.float16, operations=operations, **flux)
     with meta:
         vae = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=VAE | {"z_channels": 16}, embed_dim=16)
     own = {name: x for name, x in vae.state_dict().items() if "quant_conv" not in name}  # which Flux's VAE lacks

@@ -3,7 +3,7 @@
 import conductor_workflows as conductor
 from conductor_workflows import PICTURE, PROMPT, YOUR, fitted, model_files, square
 from graph_files import Graph, Node, Output, Subgraph, workflow
-from stand_ins import CONDUCTING, SETTINGS
+from stand_ins import CONDUCTING, SETTINGS, SMALL
 from template_models import BERT, DINO, FILES, RESULT, SAM, SD, SD15, YOURS, add_finding, listed
 
 SCENE, NOUN = 2, "cup"  # the demo's cup with a look of its own
@@ -33,9 +33,6 @@ def enlarged(graph: Graph, picture: Output) -> Output:
     return graph.add("ImageScaleBy", "Enlarge", image=picture, upscale_method="nearest-exact", scale_by=8.0)[0]
 
 
-SMALL = {"holes": {"expand": 3, "feather": 1}, "dilution": {"expand": 4}, "rim": {"expand": 1, "feather": 1}}
-
-
 def photos(
     info: dict, number: int, name: str, count: int, learned: bool = False, into: str = "photo", small: bool = True
 ) -> Subgraph:
@@ -48,7 +45,7 @@ def photos(
         into: "photo", which comes back whole, or "latent".
         small: for the demo model's pictures of 64 pixels.
     """
-    pixels = SMALL if small else {key: {} for key in SMALL}
+    pixels = {kind: SMALL[kind] if small else {} for kind in SMALL}
     graph = Subgraph(info, name, number)
     model, clip, vae = (graph.input(end, end.upper()) for end in ENDS)
     begun = graph.input("background", "IMAGE" if into == "photo" else "LATENT")
@@ -62,7 +59,7 @@ def photos(
     every = things[0][0]
     for other in things[1:]:
         every = graph.add("MaskComposite", "All things", destination=every, source=other[0], operation="add")[0]
-    emptied = graph.add("PnPMixInpaintBackground", image=background, mask=every, **pixels["holes"])[0]
+    emptied = graph.add("PnPMixInpaintBackground", image=background, mask=every, **pixels["PnPMixInpaintBackground"])[0]
     around = graph.add("VAEEncode", "Emptied background", pixels=emptied, vae=vae)[0]
     positive, negative = add_words(graph, clip, words, "" if small else "blurry, distorted")
     settings = dict(seed=seed, steps=50, skip_steps=16, cfg=1.0)
@@ -79,13 +76,15 @@ def photos(
         inputs = dict(latent=latent, mask=where, object_mask=own, seed=k, **concepts)
         concepts = {"concepts": graph.add("PnPMixConcept", f"Your thing {k}", **inputs, **(known if k == 1 else {}))[0]}
     model = graph.add("PnPMixAppearance", model=model, adain=True)[0]
-    model = graph.add("PnPMixDilution", model=model, latent=around, **pixels["dilution"])[0]
+    model = graph.add("PnPMixDilution", model=model, latent=around, **pixels["PnPMixDilution"])[0]
     mixed = graph.add(
         "PnPMixSampler", model=model, inversion=inverted, positive=positive, negative=negative, **concepts
     )
     decoded = graph.add("VAEDecode", "Finished", samples=mixed[0], vae=vae)[0]
     if into == "photo":
-        decoded = graph.add("PnPMixPasteBack", original=begun, image=decoded, mask=mixed[2], **pixels["rim"])[0]
+        decoded = graph.add(
+            "PnPMixPasteBack", original=begun, image=decoded, mask=mixed[2], **pixels["PnPMixPasteBack"]
+        )[0]
     graph.output("picture", enlarged(graph, decoded) if small else decoded)
     graph.output("latent", mixed[0])
     return graph
@@ -230,16 +229,12 @@ def own_template(info: dict) -> dict:
     graph.group("1 · Your pictures", YOURS, layout, photo)
     scaled = graph.add_subgraph(sizing, [660, 600], [280, 60], layout=layout[0])
     ends = {"clip": loaded[1], "layout": scaled[0], "detector": loaded[3], "segmenter": loaded[4]}
-    chain, nodes = {}, []
-    for k, step in enumerate(concepts):
-        node = graph.add_subgraph(step, [660, 300 * k], [280, 240], **ends, **chain)
-        chain = {"concepts": node[0]}
-        nodes.append(node)
+    nodes = conductor.add_chain(graph, [(step, ends) for step in concepts], [660, 0], 300, [280, 240])
     graph.group("2 · Your LoRAs", YOURS, *nodes)
     found = {name: ends[name] for name in ("detector", "segmenter")}
     looked = graph.add_subgraph(looking, [660, 720], [280, 150], picture=photo[0], **found)
     ends = {name: loaded[k] for k, name in enumerate(ENDS)}
-    drawn = graph.add_subgraph(conducting, [990, 0], [270, 300], **ends, layout=scaled[0], **chain)
+    drawn = graph.add_subgraph(conducting, [990, 0], [270, 300], **ends, layout=scaled[0], concepts=nodes[-1][0])
     graph.group("3 · In words", YOURS, drawn)
     thing = {"where 1 goes": drawn[3], "your picture 1": looked[0], "your object 1": looked[1]}
     mixed = graph.add_subgraph(mixing, [990, 390], [270, 290], **ends, **thing, background=drawn[2])
