@@ -11,7 +11,7 @@ from ..host.checks import BadInput, check_choice, check_image, check_numbers
 from ..host.types import CATEGORY, EXPERT, DetectorType, SegmenterType, schema
 
 NODE = "Grounded Mask"
-PICK = ["best", "all", "each"]
+PICK = ["best", "all", "each", "in order"]
 
 
 class PnPMixGroundedMask(io.ComfyNode):
@@ -60,13 +60,24 @@ class PnPMixGroundedMask(io.ComfyNode):
                     options=PICK,
                     default="best",
                     tooltip="best: the one with the highest score. all: one mask that joins all objects. each: a mask "
-                    "for each object, from left to right. all and each stop if a phrase finds nothing.",
+                    "for each object, from left to right. in order: a mask for each phrase, in the order of the prompt; "
+                    "a phrase that stands there twice takes two objects, from left to right. All but best stop if a "
+                    "phrase finds nothing.",
                 ),
                 io.Int.Input(
                     "expand", default=0, min=0, max=512, tooltip="Grows the mask on each side, in image pixels."
                 ),
                 io.Int.Input(
                     "feather", default=0, min=0, max=512, tooltip="Softens the mask's border, in image pixels."
+                ),
+                io.Int.Input(
+                    "number",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=100,
+                    tooltip="With each and in order: only the mask with this number, counted from 1. 0: all of them.",
+                    **EXPERT,
                 ),
             ],
             outputs=[
@@ -79,11 +90,12 @@ class PnPMixGroundedMask(io.ComfyNode):
     @classmethod
     @override
     def execute(
-        cls, image, detector, segmenter, prompt, box_threshold, text_threshold, pick, expand, feather
+        cls, image, detector, segmenter, prompt, box_threshold, text_threshold, pick, expand, feather, number=0
     ) -> io.NodeOutput:
         from ...pnpmix.vision.drawing import draw_objects
 
         check_numbers(NODE, box_threshold=box_threshold, text_threshold=text_threshold, expand=expand, feather=feather)
+        check_numbers(NODE, number=number)
         check_image(NODE, "image", image)
         check_choice(NODE, "pick", pick, PICK)
         height, width = image.shape[1:3]
@@ -93,14 +105,15 @@ class PnPMixGroundedMask(io.ComfyNode):
         progress = comfy.utils.ProgressBar(2 * len(image))
         found = []
         for index in range(len(image)):
-            found.append(search(detector, image, index, prompt, box_threshold, text_threshold, pick))
+            objects = search(detector, image, index, prompt, box_threshold, text_threshold, pick)
+            found.append(numbered(objects, number) if number and pick in ("each", "in order") else objects)
             progress.update(1)
 
         masks, previews = [], []
         for index, objects in enumerate(found):
             outlines = segmenter.masks(image, index, torch.stack([x.box for x in objects]))
             previews.append(draw_objects(image[index, ..., :3].float().cpu(), objects, outlines))
-            masks.append(outlines if pick == "each" else outlines.amax(0, keepdim=True))
+            masks.append(outlines.amax(0, keepdim=True) if pick == "all" else outlines)
             if not masks[-1].any((1, 2)).all():
                 fault = f"no outline in the box of '{objects[0].phrase}'."
                 raise BadInput(NODE, "segmenter", fault, "Use other words, or a larger SAM model.")
@@ -112,25 +125,46 @@ class PnPMixGroundedMask(io.ComfyNode):
 
 
 def search(detector, images, index: int, prompt: str, box_threshold: float, text_threshold: float, pick: str) -> list:
-    """The objects in one picture of a batch, from left to right."""
-    phrases, objects, best = look_for(NODE, detector, images, index, prompt, box_threshold, text_threshold)
-    missing = [k for k, score in enumerate(best) if score <= max(box_threshold, text_threshold)]
+    """The objects in one picture of a batch, from left to right, or in the order of the prompt."""
+    from ...pnpmix.vision.detection import in_order_of
+
+    named, objects, best = look_for(NODE, detector, images, index, prompt, box_threshold, text_threshold)
+    missing = [phrase for phrase, score in best.items() if score <= max(box_threshold, text_threshold)]
+    fault = None
     if not objects or (missing and pick != "best"):
-        named = ", ".join(f"'{phrases[k]}' (best score {best[k]:.2f})" for k in missing or range(len(phrases)))
-        fault = f"not found: {named}; box_threshold is {box_threshold:g}, text_threshold {text_threshold:g}."
+        listed = ", ".join(f"'{phrase}' (best score {best[phrase]:.2f})" for phrase in missing or best)
+        fault = f"not found: {listed}; box_threshold is {box_threshold:g}, text_threshold {text_threshold:g}."
+    elif pick == "in order":
+        phrases = list(best)
+        ordered = in_order_of([phrases.index(phrase) for phrase in named], objects)
+        short = next((phrase for phrase, found in zip(named, ordered, strict=True) if found is None), None)
+        if short is not None:
+            there = named.count(short) - sum(x is None for p, x in zip(named, ordered, strict=True) if p == short)
+            fault = f"'{short}' stands there {named.count(short)} times, and {there} of it was found."
+        else:
+            objects = ordered
+    if fault is not None:
         if len(images) > 1:
             fault = f"in picture {index + 1} of {len(images)} {fault}"
         raise BadInput(NODE, "prompt", fault, "Lower the thresholds, or use other words.")
     return [max(objects, key=lambda found: found.score)] if pick == "best" else objects
 
 
+def numbered(objects: list, number: int) -> list:
+    """The one with this number, counted from 1."""
+    if number > len(objects):
+        raise BadInput(NODE, "number", f"it is {number}, and there are {len(objects)} objects.", "Lower it.")
+    return [objects[number - 1]]
+
+
 def look_for(
     node: str, detector, images, index: int, prompt: str, box_threshold: float, text_threshold: float
-) -> tuple[list[str], list, list[float]]:
-    """Phrases of the prompt, all objects found in one picture of a batch, and the best score of each phrase."""
+) -> tuple[list[str], list, dict[str, float]]:
+    """Phrases of the prompt, all objects found in one picture of a batch, and the best score of each phrase, once."""
     from ...pnpmix.vision.detection import MAX_TOKENS, found_objects, split_phrases, tokenize
 
-    phrases = split_phrases(prompt) if isinstance(prompt, str) else []
+    named = split_phrases(prompt) if isinstance(prompt, str) else []
+    phrases = list(dict.fromkeys(named))
     if not phrases:
         raise BadInput(node, "prompt", "it has no words.", "Name what to find, such as: dog")
     tokenizer = detector.model.tokenizer
@@ -144,7 +178,7 @@ def look_for(
     comfy.model_management.throw_exception_if_processing_interrupted()
     scores, boxes = detector.scores_and_boxes(images, index, ids)
     objects, best = found_objects(scores, boxes, tokenizer, phrases, box_threshold, text_threshold)
-    return phrases, objects, best
+    return named, objects, dict(zip(phrases, best, strict=True))
 
 
 NODES = [PnPMixGroundedMask]

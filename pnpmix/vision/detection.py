@@ -12,6 +12,7 @@ from .drawing import Found
 
 MAX_TOKENS = 256
 SAME_OBJECT = 0.8  # intersection over union of two boxes round one object
+PART = 0.8  # share of a box that lies in another one, from which on it is a part of the same object
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -117,5 +118,35 @@ def found_objects(
     kept = ((score > box_threshold) & words.any(1) & solid).nonzero()[:, 0]
     kept = kept[nms(boxes[kept], score[kept], SAME_OBJECT)]
     from_left = sorted(kept.tolist(), key=lambda i: (boxes[i, 0] + boxes[i, 2]).item())
-    objects = [Found(tokenizer.decode(ids[words[i]].tolist()), score[i].item(), boxes[i]) for i in from_left]
+    objects = [
+        Found(tokenizer.decode(ids[words[i]].tolist()), score[i].item(), boxes[i], phrase[i].item()) for i in from_left
+    ]
     return objects, of_phrase.amax(0).tolist()
+
+
+def in_order_of(named: list[int], objects: list[Found]) -> list[Found | None]:
+    """The object of each phrase in the prompt's order: the best one. Of a phrase that is named n times these are its n
+    best, from left to right; a box that lies in a better one is a part of that object.
+
+    Args:
+        named: the phrase of each place in the prompt, as `Found` counts them.
+        objects: from left to right.
+
+    Returns:
+        as many as `named`, with None where no object is left.
+    """
+    waiting = {}
+    for k in set(named):
+        chosen: list[Found] = []
+        for found in sorted((x for x in objects if x.named == k), key=lambda x: -x.score):
+            if len(chosen) < named.count(k) and all(part_in(found.box, x.box) < PART for x in chosen):
+                chosen.append(found)
+        waiting[k] = [found for found in objects if any(found is x for x in chosen)]
+    return [waiting[k].pop(0) if waiting[k] else None for k in named]
+
+
+def part_in(box: Tensor, other: Tensor) -> float:
+    """Share 0..1 of the smaller of two boxes that lies in the larger one."""
+    sides = torch.minimum(box[2:], other[2:]) - torch.maximum(box[:2], other[:2])
+    areas = [(x[2:] - x[:2]).prod() for x in (box, other)]
+    return (sides.clamp(min=0).prod() / min(areas)).item()

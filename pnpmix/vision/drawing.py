@@ -19,6 +19,7 @@ class Found(NamedTuple):
     phrase: str  # the words of the prompt that were recognised
     score: float  # 0..1
     box: Tensor  # (4,) left, top, right, bottom in image pixels
+    named: int = 0  # which phrase of the prompt it belongs to
 
 
 def colour(k: int) -> str:

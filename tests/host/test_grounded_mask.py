@@ -85,6 +85,28 @@ def test_all_joins_what_each_gives_from_left_to_right(detector_of, segmenter):
     assert not torch.equal(cat, dog)
 
 
+TWO_DOGS = [({"dog": 0.5}, LEFT), ({"dog": 0.9}, RIGHT), ({"dog": 0.7}, (0.55, 0.15, 0.8, 0.5)), ({"cat": 0.6}, LEFT)]
+
+
+def test_a_word_that_is_there_twice_takes_two_objects_from_left_to_right(detector_of, segmenter):
+    """Also where the one on the right has the better score, or a part of it has."""
+    ordered = run(photo(), detector_of(TWO_DOGS[:3]), segmenter, "dog . dog", pick="in order")["mask"]
+    left, right = (run(photo(), detector_of([x]), segmenter, "dog")["mask"] for x in TWO_DOGS[:2])
+    assert torch.equal(ordered, torch.cat([left, right]))
+    with refused("'dog' stands there 3 times, and 2 of it was found"):
+        run(photo(), detector_of(TWO_DOGS[:3]), segmenter, "dog . dog . dog", pick="in order")
+
+
+def test_in_order_follows_the_prompt_and_number_takes_one_of_them(detector_of, segmenter):
+    seen = detector_of(DOG_AND_CAT[:2])
+    dog, cat = run(photo(), seen, segmenter, "dog . cat", pick="in order")["mask"]
+    assert torch.equal(torch.stack([cat, dog]), run(photo(), seen, segmenter, "cat . dog", pick="in order")["mask"])
+    assert torch.equal(cat, run(photo(), seen, segmenter, "dog . cat", pick="in order", number=2)["mask"][0])
+    assert torch.equal(cat, run(photo(), seen, segmenter, "dog . cat", pick="each", number=1)["mask"][0])
+    with refused("input 'number': it is 3, and there are 2 objects"):
+        run(photo(), seen, segmenter, "dog . cat", pick="each", number=3)
+
+
 def test_preview_shows_box_words_score_and_mask(detector_of, segmenter):
     image = photo()
     result = run(image, detector_of(DOG_AND_CAT), segmenter, "dog")
@@ -259,7 +281,7 @@ def test_prompt_of_another_node_that_is_no_text(detector_of, segmenter, prompt):
 
 
 def test_prompt_that_is_too_long(detector_of, segmenter):
-    stops(photo(), detector_of(DOG_AND_CAT), segmenter, "dog . " * 200, words=("'prompt'", "402 tokens", "256"))
+    stops(photo(), detector_of(DOG_AND_CAT), segmenter, "dog cat " * 150, words=("'prompt'", "303 tokens", "256"))
 
 
 def test_grey_picture(detector_of, segmenter):
