@@ -288,7 +288,8 @@ def mark(prompt: dict) -> str:
 
 def finder(workflow: dict, prompt: dict, k: int, title: str) -> str:
     """The node of the graph that finds thing k."""
-    inside = f"{graphs.titled(workflow, f'Your thing {k}')['id']}:"
+    step, title = ("Blend", f"{title} {k}") if title == graphs.IN_SCENE else (f"Your thing {k}", title)
+    inside = f"{graphs.titled(workflow, step)['id']}:"
     (node_id,) = (
         node_id
         for node_id, node in prompt.items()

@@ -208,6 +208,7 @@ CONTRACT = {
         "pick": ("COMBO", "best"),
         "expand": ("INT", 0),
         "feather": ("INT", 0),
+        "number": ("INT", 0),
     },
     "PnPMixInpaintModelLoader": {"model_name": ("COMBO", None)},
     "PnPMixInpaintBackground": {
@@ -508,6 +509,8 @@ def test_workflow_keeps_to_the_contract(name):
             if key not in ANY_VALUE and not in_pixels:
                 default = CONTRACT[node["type"]][key][1]
                 better = (BETTER if node["type"] in OF_THE_MIXER else {}) | other_values(name, node["type"])
+                if widget_values(node).get("number"):  # of the words that Grounded Mask looks for
+                    better = {"pick": "in order", "number": int(node["title"].split()[-1])}
                 wanted = default if name in OLD_WORKFLOWS else better.get(key, default)
                 assert value == wanted, "shipped graphs start from the defaults, or from what is measured to be better"
 

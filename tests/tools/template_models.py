@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from graph_files import Graph, Output, Subgraph
+from workflow_files import graphs
 
 FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"  # what a group's colour says
 SD, SDXL = 512, 1024  # sides of the part that the model works on, in pixels
@@ -85,6 +86,21 @@ def add_finding(graph: Graph, pictures: list[tuple[str, Output]], words: Output,
         graph.add("PnPMixGroundedMask", title, image=picture, detector=finder[0], segmenter=finder[1], prompt=words)[0]
         for title, picture in pictures
     ]
+
+
+def add_places(graph: Graph, photo: Output, words: list[Output], finder: list[Output]) -> list[Output]:
+    """The mask of each word's object in the scene. Grounded Mask knows all words: a word that is there twice takes two
+    objects, from left to right."""
+    titles = [f"{graphs.IN_SCENE} {k}" for k in range(1, len(words) + 1)]
+    if finder[0].kind == "MODEL":
+        return [
+            add_finding(graph, [(title, photo)], word, finder)[0] for title, word in zip(titles, words, strict=True)
+        ]
+    every = words[0]
+    for word in words[1:]:
+        every = graph.add("StringConcatenate", "All words", string_a=every, string_b=word, delimiter=" . ")[0]
+    given = {"image": photo, "detector": finder[0], "segmenter": finder[1], "prompt": every, "pick": "in order"}
+    return [graph.add("PnPMixGroundedMask", title, number=k, **given)[0] for k, title in enumerate(titles, 1)]
 
 
 class Kind(NamedTuple):

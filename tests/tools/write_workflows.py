@@ -26,6 +26,7 @@ from template_models import (
     YOURS,
     Kind,
     add_finding,
+    add_places,
     add_loaders,
     loaders,
 )
@@ -136,24 +137,31 @@ def add_guidance(graph: Graph, positive: Output, kind: Kind) -> tuple[Output, Ou
 
 
 def thing(info: dict, k: int, finder: str) -> Subgraph:
-    """Your thing k: its mask in the photo and in the person's own picture, both found by one word."""
+    """Your thing k: its mask in the person's own picture, and the word that finds it there and in the photo."""
     graph = Subgraph(info, f"Your thing {k}", k)
-    photo, picture = graph.input("photo", "IMAGE"), graph.input("your picture", "IMAGE")
+    picture = graph.input("your picture", "IMAGE")
     found_by = [graph.input(name, kind) for name, kind in FINDERS[finder]]
-    words = graph.input("what it replaces", "STRING", WORDS[k - 1])
-    pictures = [("In the photo", photo), ("In your picture", picture)]
-    for name, mask in zip(("where it goes", "your object"), add_finding(graph, pictures, words, found_by), strict=True):
-        graph.output(name, mask)
+    words = graph.add("PrimitiveString", "The word", value=graph.input("what it replaces", "STRING", WORDS[k - 1]))[0]
+    graph.output("your object", add_finding(graph, [("In your picture", picture)], words, found_by)[0])
+    graph.output("word", words)
     return graph
 
 
-def blend(info: dict, count: int, side: int | None, prompt: str, kind: Kind = PLAIN) -> Subgraph:
+def blend(
+    info: dict, count: int, side: int | None, prompt: str, kind: Kind = PLAIN, finder: str | None = None
+) -> Subgraph:
+    """finder: of FINDERS, where words say where the things go; None: masks do."""
     graph = Subgraph(info, "Blend", 4)
     model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
     photo, things = graph.input("photo", "IMAGE"), []
+    found_by = [graph.input(name, sort) for name, sort in FINDERS[finder]] if finder else []
+    where = ("word {}", "STRING") if finder else ("where {} goes", "MASK")
     for k in range(1, count + 1):
-        names = [(f"where {k} goes", "MASK"), (f"your picture {k}", "IMAGE"), (f"your object {k}", "MASK")]
-        things.append([graph.input(*name) for name in names])
+        names = [where, ("your picture {}", "IMAGE"), ("your object {}", "MASK")]
+        things.append([graph.input(name.format(k), sort) for name, sort in names])
+    if finder:
+        masks = add_places(graph, photo, [thing[0] for thing in things], found_by)
+        things = [[mask, *thing[1:]] for mask, thing in zip(masks, things, strict=True)]
     words, seed = graph.input("prompt", "STRING", prompt), graph.input("seed", "INT", 0)
     if not prompt:  # it comes from outside, and the field of one line shows a name there
         words = graph.add("PrimitiveString", "Prompt", value=words)[0]
@@ -208,10 +216,9 @@ def whole(info: dict, count: int) -> Subgraph:
     files = [(*loader, graph.input(label, "COMBO", loader[2]["name"])) for label, loader in finding]
     side = graph.input("side of the part", "INT", SD)
     found_by = add_loaders(graph, files)
-    for k, (picture, word) in enumerate(zip(pictures, words, strict=True), 1):
-        where = [(f"Where {k} goes", photo), (f"Your object {k}", picture)]
-        in_photo, in_picture = add_finding(graph, where, word, found_by)
-        things.append([in_photo, picture, in_picture])
+    wheres = add_places(graph, photo, words, found_by)
+    for k, (where, picture, word) in enumerate(zip(wheres, pictures, words, strict=True), 1):
+        things.append([where, picture, add_finding(graph, [(f"Your object {k}", picture)], word, found_by)[0]])
     finished, shown = add_blend(graph, model, clip, vae, photo, things, prompt, seed, side)
     graph.output("finished picture", finished)
     graph.output("look inside", shown)
@@ -233,7 +240,10 @@ def photo_template(
     app: it opens as an app in editors that know them. kind: a model that is no plain checkpoint.
     """
     graph, prompt = Graph(info), prompt_for(count)
-    files, mixing = model_files(info, side, finder, kind), blend(info, count, side, "" if sampled else prompt, kind)
+    files, mixing = (
+        model_files(info, side, finder, kind),
+        blend(info, count, side, "" if sampled else prompt, kind, finder),
+    )
     steps = [thing(info, k, finder) for k in range(1, count + 1)]
     subgraphs = [files, *steps, mixing]
     graph.note(photo_note(count, side, finder, sampled, kind), [NOTE, -32], [280, 840])
@@ -252,20 +262,19 @@ def photo_template(
     else:
         photo = graph.add("LoadImage", "Your photo", [FILES_AT, 310 + more], [230, 314], image=PICTURE)
         graph.group("1 · Your photo", YOURS, photo)
-    ends["photo"], rows = photo[0], []
+    finders = dict(zip([name for name, _ in FINDERS[finder]], found_by, strict=True))
+    ends |= {"photo": photo[0]} | finders
+    rows = []
     for k, step in enumerate(steps, 1):
         picture_at, thing_at = [PICTURE_AT, ROW * (k - 1)], [THING_AT, ROW * (k - 1)]
         if count == 3:  # a third row would not fit on the screen
             thing_at[1] = 192 * (k - 1)
             picture_at = [THING_AT, 576] if k == 3 else picture_at
         picture = graph.add("LoadImage", f"Your picture {k}", picture_at, [220, 314], image=PICTURE)
-        finders = dict(zip([name for name, _ in FINDERS[finder]], found_by, strict=True))
-        found = graph.add_subgraph(
-            step, thing_at, [210, 130], photo=photo[0], **{"your picture": picture[0]}, **finders
-        )
+        found = graph.add_subgraph(step, thing_at, [210, 130], **{"your picture": picture[0]}, **finders)
         (word,) = [entry for entry in found.data["inputs"] if entry["name"] == "what it replaces"]
         word["label"] = "replaces"  # what a narrow node has room for
-        ends |= {f"where {k} goes": found[0], f"your picture {k}": picture[0], f"your object {k}": found[1]}
+        ends |= {f"word {k}": found[1], f"your picture {k}": picture[0], f"your object {k}": found[0]}
         rows += [picture, found]
     graph.group("2 · Yours, and what each replaces", YOURS, *rows)
     mixed = graph.add_subgraph(mixing, [BLEND_AT, 0], [230, 480], **ends)

@@ -39,6 +39,16 @@ def by_class(prompt: dict) -> dict[str, list[dict]]:
     return found
 
 
+def said(prompt: dict, value) -> str:
+    """The text that an input gets, through the nodes that hold and join texts."""
+    if not isinstance(value, list):
+        return value
+    inputs = prompt[value[0]]["inputs"]
+    if "delimiter" in inputs:
+        return inputs["delimiter"].join(said(prompt, inputs[name]) for name in ("string_a", "string_b"))
+    return said(prompt, inputs["value"])
+
+
 def test_a_table_says_what_the_options_say_for_each_row(tmp_path):
     path = table(
         tmp_path,
@@ -125,12 +135,24 @@ def test_the_template_is_filled_in(job):
     ((inverted,), (loaded,)) = nodes["PnPMixDDPMInvert"], nodes["CheckpointLoaderSimple"]
     assert (inverted["seed"], inverted["steps"], inverted["skip_steps"]) == (5, 25, 8), "the template's share is 16/50"
     assert loaded["ckpt_name"] == "mine.safetensors"
-    assert sorted(x["prompt"] for x in nodes["PnPMixGroundedMask"]) == ["cup", "cup", "fish", "fish"]
+    assert sorted(said(work.prompt, x["prompt"]) for x in nodes["PnPMixGroundedMask"]) == [
+        "cup",
+        "cup . fish",
+        "cup . fish",
+        "fish",
+    ]
     assert {"cup, fish"} < {x["text"] for x in nodes["CLIPTextEncode"]}
     assert {x["image"] for x in nodes["LoadImage"]} == {f"pnp-mix/{name}" for name in work.files}
     assert [path.stem for path in work.files.values()] == ["scene", "dog", "cat"]
     assert "PreviewImage" not in nodes, "nobody looks"
     assert graphs.to_api(work.workflow).items() >= work.prompt.items(), "the metadata is the graph that ran"
+
+
+def test_two_of_a_kind_each_take_an_object_of_their_own(job):
+    """Two dogs, from left to right in the order of the things."""
+    work = work_of(job._replace(words=("dog", "dog"), masks=(), object_masks=()))
+    asked = [x for x in by_class(work.prompt)["PnPMixGroundedMask"] if x["pick"] == "in order"]
+    assert [(said(work.prompt, x["prompt"]), x["number"]) for x in asked] == [("dog . dog", 1), ("dog . dog", 2)]
 
 
 def test_masks_from_files_take_the_place_of_what_finds_things(job):
