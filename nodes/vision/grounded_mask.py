@@ -60,7 +60,7 @@ class PnPMixGroundedMask(io.ComfyNode):
                     options=PICK,
                     default="best",
                     tooltip="best: the one with the highest score. all: one mask that joins all objects. each: a mask "
-                    "for each object, from left to right. in order: a mask for each phrase, in the order of the prompt; "
+                    "for each object, from left to right. in order: a mask for each phrase, as the prompt orders them; "
                     "a phrase that stands there twice takes two objects, from left to right. All but best stop if a "
                     "phrase finds nothing.",
                 ),

@@ -26,8 +26,8 @@ from template_models import (
     YOURS,
     Kind,
     add_finding,
-    add_places,
     add_loaders,
+    add_places,
     loaders,
 )
 from workflow_files import API, FOLDER, LIBRARY, SIDE, graphs, to_api
