@@ -411,7 +411,7 @@ thing's branch.
 
 {SIZES.format(side=side)}
 
-- Not found, or the wrong one: be more precise, such as: dog on the left. Or lower {found} in **Your thing**.
+- Not found, or the wrong one: be more precise, such as: dog on the left. Or lower {found} in **Blend**.
 
 {INSIDE}
 {kind.hints}{HINTS if kind == PLAIN else LOOKS}
