@@ -7,12 +7,21 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_sampling import EPS, IMG_TO_IMG
 from torch import Tensor
 
+from ...pnpmix.files.texts import MAX_NAME, odd_character, printable
 from ...pnpmix.masks import to_image_size
 
 
 class BadInput(Exception):
     def __init__(self, node: str, name: str, fault: str, remedy: str):
-        super().__init__(f"{node}, input '{name}': {fault} {remedy}")
+        super().__init__(printable(f"{node}, input '{name}': {fault} {remedy}"))
+
+
+def check_name(node: str, name: str, text: str) -> None:
+    """Refuses what no file and no log takes: a text from a widget may hold anything that JSON has."""
+    odd = odd_character(text)
+    if odd is not None or len(text) > MAX_NAME:
+        fault = f"it has {len(text)} characters." if odd is None else f"it contains {odd!r}."
+        raise BadInput(node, name, fault, "Use a plain name.")
 
 
 def check_model(node: str, model, remedy: str = "Load an SD 1.x, SD 2.x or SDXL checkpoint.") -> None:

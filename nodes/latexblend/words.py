@@ -139,6 +139,7 @@ def place(
         length, starts = len(own[0]), []
         for concept in wanted:
             ids = noun_ids(node, clip, concept.learned.noun)[encoder]
+            check_length(concept, len(ids))
             starts.append((*occurrence(concept, text, find(clip, encoder, own, ids)), len(ids)))
         order = sorted(range(len(starts)), key=lambda k: starts[k])
         for one, next_one in pairwise(order):
@@ -169,6 +170,17 @@ def place(
         raise BadInput(node, "text", "the two encoders cut it into different tokens.", "Use plain words.")
     own = next(iter(chunks.values()))
     return chunks, firsts, sum(map(len, own))
+
+
+def check_length(concept: BlendedConcept, tokens: int) -> None:
+    """Of the noun in this CLIP, so many tokens."""
+    learned = concept.learned
+    length = len(next(iter(learned.features.values()))[0])
+    if length != 1 + tokens:
+        fault = (
+            f"'{learned.name}' has keys and values of {length} tokens, with '{learned.noun}' it should be {1 + tokens}."
+        )
+        raise BadInput(f"Blend Concept '{learned.name}'", "learned", fault, "Use a concept of this noun.")
 
 
 def occurrence(concept: BlendedConcept, text: str, places: list[tuple[int, int]]) -> tuple[int, int]:
