@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from node_helpers import conditioning_set_values
 from typing_extensions import override
 
-from ..host.checks import BadInput, check_mask, check_numbers
+from ..host.checks import BadInput, check_mask, check_numbers, check_text
 from ..host.messages import show
 from ..host.types import (
     CATEGORY,
@@ -72,6 +72,8 @@ class PnPMixConceptLora(io.ComfyNode):
     def execute(cls, clip, lora_name, strength, text, negative_text="") -> io.NodeOutput:
         node = "Concept LoRA"
         check_numbers(node, strength=strength)
+        for name, words in (("text", text), ("negative_text", negative_text)):
+            check_text(node, name, words)
         file = lora_files.read(node, lora_name)
         layers = check_tokens(node, file, clip, text)
         clip, in_clip, messages = with_weights(node, clip, file, lora_name, strength)

@@ -159,12 +159,12 @@ class PnPMixImportConcept(io.ComfyNode):
                 io.String.Input("noun", default="", tooltip="The noun that it was learned with, such as dog."),
                 io.String.Input("name", default="", tooltip="A name for messages. Without it the file's."),
                 io.Clip.Input(
-                    "clip", optional=True, tooltip="The CLIP that it was learned with; learned weights (.bin) need it."
+                    "clip", optional=True, tooltip="The CLIP that it was learned with, for learned weights (.bin)."
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The checkpoint that it was learned with; learned weights (.bin) need it. Unwired: an SDXL one.",
+                    tooltip="The checkpoint that it was learned with, for learned weights (.bin). Unwired: SDXL.",
                 ),
             ],
             outputs=[LearnedType.Output(display_name="learned", tooltip="For Save Concept or Blend Concept.")],

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 
 from ...demo.model import VOCABULARY
-from ..host.checks import BadInput
+from ..host.checks import BadInput, check_text
 from ..host.types import BlendedConcept
 
 ARTICLES = {"a", "an", "the", "my", "your", "his", "her", "its", "our", "their", "one", "this", "that"}
@@ -21,6 +21,7 @@ def read(node: str, clip, text: str) -> dict[str, Chunks]:
     """The chunks of each encoder."""
     if clip is None:
         raise BadInput(node, "clip", "it is empty.", "Wire the CLIP of an SD 1.x, SD 2.x or SDXL checkpoint.")
+    check_text(node, "text", text)
     tokens = clip.tokenize(text)
     if not tokens.keys() <= KNOWN:
         fault = f"its encoders are {', '.join(tokens)}."
