@@ -141,14 +141,13 @@ def reading(node: str, name: str, path: str, remedy: str) -> Iterator[None]:
     except BadInput:
         raise
     except OSError as error:
-        raise BadInput(
-            node, name, f"{file} cannot be read ({error.strerror}).", "Press R, and choose another."
-        ) from error
+        fault = f"{file} cannot be read ({error.strerror or error})."
+        raise BadInput(node, name, fault, "Press R, and choose another.") from None
     except Exception as error:  # damage makes the readers of other packages raise almost anything
         what = first_fault(error) if isinstance(error, ValidationError) else str(error)
         said = what if isinstance(error, ValueError) and what else f"{type(error).__name__}: {what}"
         fault = f"{file} is damaged, cut short or of another kind ({said[:MAX_SAID]})."
-        raise BadInput(node, name, fault, remedy) from error
+        raise BadInput(node, name, fault, remedy) from None  # the log shows it, whose words may be none that it takes
 
 
 def patcher_of(model: torch.nn.Module) -> ModelPatcher:
