@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 import comfy.utils
 import folder_paths
@@ -214,13 +213,20 @@ class PnPMixImportConcept(io.ComfyNode):
 class Described(BaseModel):
     """What a file says of its concept, beside the tensors."""
 
-    version: Literal[VERSION]  # type: ignore[valid-type]
+    version: str
     name: Name
     noun: Name
     family: Label
     checkpoint: Label
     fingerprint: Label
     settings: dict[Label, Text]
+
+    @field_validator("version")
+    @classmethod
+    def known(cls, version: str) -> str:
+        if version != VERSION:
+            raise ValueError(f"this pack reads version {VERSION}, update the pack")
+        return version
 
     @field_validator("settings")
     @classmethod
