@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from .files import write_whole
+from .files import NotWritable, check_writable, write_whole
 from .jobs import BadTable, Job, JobFailed, check, in_order, read_table, work_of
 from .server import Server, ServerEnded, ServerGone, comfyui_server
 
@@ -75,6 +75,7 @@ def jobs_of(options: argparse.Namespace) -> list[Job | JobFailed]:
     if options.demo:
         from .drawn import draw_jobs  # needs torch, which takes seconds to import
 
+        check_writable(options.output)
         return read_table(draw_jobs(options.output / "demo", options.demo), defaults)
     pairs = [thing.partition("=") for thing in options.thing]
     for (word, _, file), thing in zip(pairs, options.thing, strict=True):
@@ -108,7 +109,7 @@ def run_jobs(jobs: Iterable[Job | JobFailed], folder: Path, server: Callable[[],
                 raise job
             work = work_of(job, demo)
             path = folder / work.output
-            if path.exists():
+            if path.is_file():
                 there += 1
                 said = f"{path} is there"
             else:
@@ -134,11 +135,12 @@ def main(arguments: Sequence[str]) -> int:
 
         @cache
         def server() -> Server:
+            check_writable(options.output)
             return stack.enter_context(comfyui_server(options.url, comfyui_options))
 
         try:
             came_out = run_jobs(jobs_of(options), options.output, server, options.demo is not None)
-        except (BadTable, JobFailed, ServerGone) as error:
+        except (BadTable, JobFailed, NotWritable, ServerGone) as error:
             print(f"run.py blend: {error}", flush=True)
             return 2
     return 0 if came_out else 1

@@ -13,11 +13,14 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from PIL import Image
+from pydantic import Field, TypeAdapter
 
 from . import methods
 from .blend import split_options
-from .files import write_whole
+from .files import NotWritable, check_writable, write_whole
 from .jobs import BadTable, Job, JobFailed, Work, masks_work, prompt_of, read_table, scene_work, work_of
 from .server import Server, ServerEnded, ServerGone, comfyui_server
 from .tasks import MAKERS, make_tasks, pictures_of, read_tasks
@@ -98,6 +101,7 @@ def tasks_of(options: argparse.Namespace) -> list[Job | JobFailed]:
     if options.demo:
         from .drawn import draw_jobs
 
+        check_writable(options.output)
         tasks = read_table(draw_jobs(options.output / "demo", options.demo), defaults)
     else:
         tasks = read_tasks(options.tasks, defaults)
@@ -153,8 +157,8 @@ def make(job: Job, variant: Variant, options: argparse.Namespace, server: Callab
         work = work_of(own, options.demo is not None, partial(change, variant))
     path = options.output / "pictures" / work.output
     noted = path.with_suffix(".json")
-    there = path.exists() and noted.exists()
-    values = json.loads(noted.read_text(encoding="utf-8")) if there else {}
+    values = read_notes(noted) if is_picture(path) else {}
+    there = bool(values)
     if not there:
         held: list[int] = []
 
@@ -178,6 +182,25 @@ def make(job: Job, variant: Variant, options: argparse.Namespace, server: Callab
     if not there:
         write_whole(noted, json.dumps(values).encode())
     return Made(path, values), there
+
+
+NOTES = TypeAdapter(dict[str, Annotated[float, Field(allow_inf_nan=False)]])
+
+
+def read_notes(path: Path) -> dict[str, float]:
+    """What an earlier run measured of a picture; nothing where that is missing or damaged, so that it is done again."""
+    try:
+        return NOTES.validate_json(path.read_bytes(), strict=True)
+    except (OSError, ValueError):
+        return {}
+
+
+def is_picture(path: Path) -> bool:
+    try:
+        Image.open(path).load()
+    except Exception:  # of a damaged file Pillow raises almost anything
+        return False
+    return True
 
 
 def evaluate(options: argparse.Namespace, server: Callable[[], Server]) -> list[Evaluated]:
@@ -230,6 +253,7 @@ def main(arguments: Sequence[str]) -> int:
 
             @cache
             def server() -> Server:
+                check_writable(options.output)
                 started = stack.enter_context(comfyui_server(options.url, comfyui_options))
                 about.update(started.about())
                 return started
@@ -238,13 +262,17 @@ def main(arguments: Sequence[str]) -> int:
             if options.demo:
                 about["checkpoint"] = "the demo model, on drawn tasks"
             results = evaluate(options, server)
-    except (BadTable, JobFailed, ServerGone) as error:
+    except (BadTable, JobFailed, NotWritable, ServerGone) as error:
         print(f"run.py evaluate: {error}", flush=True)
         return 2
     from .report import write_report
 
     rows = [row for row in rows_of(options) if not row.needs or any(getattr(x.job, row.needs) for x in results)]
-    path = write_report(options.output, rows, results, about)
+    try:
+        path = write_report(options.output, rows, results, about)
+    except OSError as error:
+        print(f"run.py evaluate: the report cannot be written into {options.output} ({error.strerror})", flush=True)
+        return 2
     failed = sum(len(x.faults) for x in results)
     print(f"{sum(len(x.made) for x in results)} pictures, {failed} failures, in {path}", flush=True)
     return 1 if failed else 0

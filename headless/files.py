@@ -25,6 +25,24 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
+class NotWritable(Exception):
+    """Nothing can be kept where it is to be kept."""
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder; for before the work.
+
+    Raises:
+        NotWritable: it cannot be made, or nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise NotWritable(f"the folder {folder} cannot be written to ({error.strerror})") from error
+
+
 def file_mask() -> int:
     """Of this process: what new files do not allow. It can only be read by setting it."""
     mask = os.umask(0)

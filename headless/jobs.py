@@ -79,11 +79,17 @@ def read_table(
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise BadTable(f"{path} cannot be read as a table in UTF-8 ({error})") from error
-    rows = list(csv.reader(io.StringIO(text)))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        rows = list(reader)
+    except csv.Error as error:  # such as a quote that is never closed, behind which all rows would be one cell
+        raise BadTable(f"{path} cannot be read as a table: line {reader.line_num}: {error}") from error
     header = [name.strip().lower() for name in rows[0]] if rows else []
     missing, unknown = [x for x in must if x not in header], [x for x in header if x not in (*COLUMNS, *more)]
-    if missing or unknown:
-        faults = [f"lacks the columns: {', '.join(missing)}"] * bool(missing)
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if missing or unknown or twice:
+        faults = [f"has columns twice: {', '.join(map(repr, twice))}"] * bool(twice)
+        faults += [f"lacks the columns: {', '.join(missing)}"] * bool(missing)
         faults += [f"has columns that are not known: {', '.join(map(repr, unknown))}"] * bool(unknown)
         known = f"It may have: {', '.join((*COLUMNS, *more))}, with a comma between two of them."
         raise BadTable(f"{path} {' and '.join(faults)}. {known}")
@@ -107,6 +113,9 @@ def job_of(cells: dict[str, str], defaults: Job, folder: Path, must: Sequence[st
         JobFailed: a cell is not right.
     """
     filled = {name: cell for name, cell in cells.items() if cell}
+    for name, cell in filled.items():
+        if "\0" in cell:
+            raise JobFailed(f"the column '{name}' contains the character 0")
 
     def listed(name: str) -> tuple[str, ...]:
         return tuple(x.strip() for x in filled[name].split(BETWEEN)) if name in filled else ()

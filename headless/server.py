@@ -1,6 +1,7 @@
 """ComfyUI's own server: one that is started for the purpose, or one that runs already."""
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -15,6 +16,10 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Any
+
+from pnpmix.files.texts import first_fault
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from .graphs import PACK
 
@@ -53,6 +58,70 @@ class ServerEnded(Exception):
     """The ComfyUI that this program started ended in the middle; it can be started again."""
 
 
+class Refused(JobFailed):
+    """It answered, with an error."""
+
+    def __init__(self, path: str, code: int, body: bytes):
+        super().__init__(f"ComfyUI answered {path.partition('?')[0]} with the error {code}")
+        self.body = body
+
+
+# What of ComfyUI's answers is asked for
+
+
+class System(BaseModel):
+    comfyui_version: str
+    argv: list[str]
+
+
+class Device(BaseModel):
+    name: str
+    type: str
+    torch_vram_total: int
+
+
+class Stats(BaseModel):
+    system: System
+    devices: Annotated[list[Device], Field(min_length=1)]
+
+
+class Named(BaseModel):
+    name: str
+
+
+class Queued(BaseModel):
+    prompt_id: str
+
+
+class Queue(BaseModel):
+    queue_running: list[list[Any]]
+    queue_pending: list[list[Any]]
+
+
+class Status(BaseModel):
+    status_str: str
+    messages: list[tuple[str, dict[str, Any]]]
+
+
+class Done(BaseModel):
+    status: Status
+    outputs: dict[str, dict[str, Any]]
+
+
+class Fault(BaseModel):
+    message: str
+    details: str | None = None
+
+
+class NodeFaults(BaseModel):
+    errors: list[Fault]
+
+
+class Refusal(BaseModel):
+    error: Fault
+    node_errors: dict[str, NodeFaults] | list = {}  # ComfyUI's empty one is a list
+
+
 class Server:
     """A ComfyUI that answers at `url`."""
 
@@ -64,27 +133,43 @@ class Server:
         """
         Raises:
             ServerGone: there is no answer.
-            urllib.error.HTTPError: the answer is a refusal.
+            Refused: the answer is an error.
         """
         try:
             request = urllib.request.Request(self.url + path, body, {"Content-Type": kind} if body else {})
             with urllib.request.urlopen(request, timeout=ASK_SECONDS) as answer:
                 return answer.read()
-        except urllib.error.HTTPError:
-            raise
-        except (OSError, ValueError) as error:  # ValueError: what was given is no address
+        except urllib.error.HTTPError as error:
+            raise Refused(path, error.code, error.read()) from error
+        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: what was given is no address
             raise ServerGone(f"no ComfyUI answers at {self.url} ({getattr(error, 'reason', error)})") from error
+
+    def answer(self, expected: Any, path: str, *body) -> Any:
+        """What it says as JSON, of a type that pydantic knows.
+
+        Raises:
+            ServerGone: also where it says something else.
+        """
+        content = self.ask(path, *body)
+        try:
+            return TypeAdapter(expected).validate_json(content)
+        except ValidationError as error:
+            said = f"{path.partition('?')[0]}: {first_fault(error)}"
+            raise ServerGone(f"another program than ComfyUI answers at {self.url} ({said[:300]})") from error
 
     def choices(self, node: str, name: str) -> list[str]:
         """What an input of a node offers; nothing where the server does not know the node."""
-        known = json.loads(self.ask(f"/object_info/{node}"))
+        known = self.answer(dict[str, Any], f"/object_info/{node}")
         if node not in known:
             return []
         kind, *options = known[node]["input"]["required"][name]
         return kind if isinstance(kind, list) else options[0].get("options", [])
 
     def has_pack(self) -> bool:
-        return "PnPMixSampler" in json.loads(self.ask("/object_info/PnPMixSampler"))
+        try:
+            return "PnPMixSampler" in self.answer(dict[str, Any], "/object_info/PnPMixSampler")
+        except Refused as error:
+            raise ServerGone(f"another program than ComfyUI answers at {self.url} ({error})") from error
 
     def send(self, name: str, path: Path) -> None:
         """Puts a picture into ComfyUI's inputs, as FOLDER/name, if it was not sent before.
@@ -104,7 +189,7 @@ class Server:
         parts = [f'--{edge}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items()]
         parts.append(f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n')
         body = "".join(parts).encode() + path.read_bytes() + f"\r\n--{edge}--\r\n".encode()
-        return json.loads(self.ask("/upload/image", body, f"multipart/form-data; boundary={edge}"))["name"]
+        return self.answer(Named, "/upload/image", body, f"multipart/form-data; boundary={edge}").name
 
     def run(self, prompt: dict, workflow: dict | None, watch: Callable[[], None] = lambda: None) -> dict:
         """Runs a graph and returns the outputs of its nodes.
@@ -119,25 +204,25 @@ class Server:
         extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
         body = json.dumps({"prompt": prompt, "extra_data": extra}).encode()
         try:
-            number = json.loads(self.ask("/prompt", body))["prompt_id"]
-        except urllib.error.HTTPError as error:
-            raise JobFailed(refusal(error.read(), prompt)) from error
+            number = self.answer(Queued, "/prompt", body).prompt_id
+        except Refused as error:
+            raise JobFailed(refusal(error.body, prompt)) from error
         pause, was_queued = 0.05, True
         while True:
             watch()
-            done = json.loads(self.ask(f"/history/{number}")).get(number)
+            done = self.answer(dict[str, Done], f"/history/{number}").get(number)
             if done:
                 break
-            queue = json.loads(self.ask("/queue"))
-            is_queued = any(number in entry for entry in queue["queue_running"] + queue["queue_pending"])
+            queue = self.answer(Queue, "/queue")
+            is_queued = any(number in entry for entry in queue.queue_running + queue.queue_pending)
             if not (is_queued or was_queued):  # twice: between the queue and the history it is in neither
                 raise JobFailed("it was taken out of ComfyUI's queue")
             was_queued = is_queued
             time.sleep(pause)
             pause = min(1.2 * pause, 0.5)
-        if done["status"]["status_str"] != "success":
-            raise JobFailed(stopped(done["status"]["messages"], prompt))
-        return done["outputs"]
+        if done.status.status_str != "success":
+            raise JobFailed(stopped(done.status.messages, prompt))
+        return done.outputs
 
     def pictures(
         self,
@@ -180,13 +265,13 @@ class Server:
 
     def about(self) -> dict[str, str]:
         """What is worth knowing of it, for a report."""
-        said = json.loads(self.ask("/system_stats"))
-        return {"ComfyUI": said["system"]["comfyui_version"], "device": said["devices"][0]["name"]}
+        said = self.answer(Stats, "/system_stats")
+        return {"ComfyUI": said.system.comfyui_version, "device": said.devices[0].name}
 
     def memory(self) -> int | None:
         """Bytes that torch holds on the device now; None where that is the CPU's own."""
-        device = json.loads(self.ask("/system_stats"))["devices"][0]
-        return device["torch_vram_total"] if device["type"] != "cpu" else None
+        device = self.answer(Stats, "/system_stats").devices[0]
+        return device.torch_vram_total if device.type != "cpu" else None
 
     def fetch(self, saved: dict) -> bytes:
         """A picture that a node saved, by what the node says of it."""
@@ -243,8 +328,8 @@ class OwnServer(Server):
     def answers(self) -> bool:
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end and self.process.poll() is None:
-            with contextlib.suppress(ServerGone, ServerEnded, urllib.error.HTTPError):
-                arguments = json.loads(self.ask("/system_stats"))["system"]["argv"]
+            with contextlib.suppress(ServerGone, ServerEnded, Refused):
+                arguments = self.answer(Stats, "/system_stats").system.argv
                 return str(self.scratch / "input") in arguments  # else another server has this port
             time.sleep(0.3)
         return False
@@ -321,15 +406,16 @@ def node_name(node_id: str, prompt: dict) -> str:
 def refusal(answer: bytes, prompt: dict) -> str:
     """Why ComfyUI does not run a graph, in one line for each fault."""
     try:
-        said = json.loads(answer)
-    except ValueError:
+        said = Refusal.model_validate_json(answer)
+    except ValidationError:
         return f"ComfyUI refused the graph: {answer[:200].decode(errors='replace')}"
+    by_node = said.node_errors if isinstance(said.node_errors, dict) else {}
     faults = [
-        f"{node_name(node_id, prompt)}: {fault.get('details') or fault['message']}"
-        for node_id, node in said.get("node_errors", {}).items()
-        for fault in node["errors"]
+        f"{node_name(node_id, prompt)}: {fault.details or fault.message}"
+        for node_id, node in by_node.items()
+        for fault in node.errors
     ]
-    return "\n".join(faults) or said["error"]["message"]
+    return "\n".join(faults) or said.error.message
 
 
 def stopped(messages: list, prompt: dict) -> str:

@@ -2,10 +2,12 @@
 
 import csv
 import io
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from pnpmix.files.texts import first_fault
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from .files import write_whole
 from .jobs import BETWEEN, OF_METHODS, BadTable, Job, JobFailed, read_table
@@ -63,28 +65,49 @@ def row(folder: Path, name: str, things: Sequence[Path], words: Sequence[str], p
 # --- From public data sets, as they lie on the disk
 
 
-def read_json(path: Path) -> list:
+class Pair(BaseModel):
+    """An entry of dreambench_multiip.json."""
+
+    prompt: str
+    image_paths: list[str]
+
+
+class Subject(BaseModel):
+    """A concept in an entry of dataset_multiconcept.json."""
+
+    class_prompt: str
+    instance_data_dir: str
+
+
+class Prompts(BaseModel):
+    """The last of such an entry: a file of prompts with {0} and {1} for the concepts."""
+
+    prompt_filename_compose: str
+
+
+def read_list(path: Path, entry: object) -> list:
+    """A JSON file that is a list of such entries.
+
+    Raises:
+        BadTable: it is none; says which entry is not as it should be.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadTable(f"{path} cannot be read as JSON ({error})") from error
-    if not isinstance(content, list):
-        raise BadTable(f"{path} is no list of pairs")
-    return content
+        return TypeAdapter(list[entry]).validate_json(path.read_bytes())
+    except OSError as error:
+        raise BadTable(f"{path} cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        raise BadTable(f"{path} is not as it is published: {first_fault(error)}") from error
 
 
 def dreambench(source: Path, folder: Path) -> list[dict[str, str]]:
     """Rows from UNO's dreambench_multiip.json: {"prompt", "image_paths"} each, the paths beside it, in DreamBooth's
     folders `dataset/<subject>/`, whose `prompts_and_classes.txt` says what each subject is."""
     rows = []
-    for number, pair in enumerate(read_json(source), 1):
-        try:
-            things, prompt = [source.parent / path for path in pair["image_paths"]], pair["prompt"]
-        except (KeyError, TypeError):
-            raise BadTable(f'{source}: entry {number} has no "prompt" and "image_paths"') from None
+    for number, pair in enumerate(read_list(source, Pair), 1):
+        things = [source.parent / path for path in pair.image_paths]
         words = [subject_class(path) for path in things]
         name = "+".join(path.parent.name for path in things)
-        rows.append(row(folder, f"{number:03} {name}", things, words, prompt))
+        rows.append(row(folder, f"{number:03} {name}", things, words, pair.prompt))
     return rows
 
 
@@ -93,7 +116,7 @@ def subject_class(picture: Path) -> str:
     subject, names = picture.parent.name, picture.parent.parent / "prompts_and_classes.txt"
     try:
         lines = names.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise BadTable(f"{names} cannot be read ({error})") from error
     for line in lines:
         name, _, kind = (x.strip() for x in line.partition(","))
@@ -105,19 +128,16 @@ def subject_class(picture: Path) -> str:
 def customconcept101(source: Path, folder: Path) -> list[dict[str, str]]:
     """Rows from CustomConcept101's dataset_multiconcept.json: two concepts and a file of prompts with {0} and {1}."""
     rows = []
-    for number, pair in enumerate(read_json(source), 1):
+    for number, (*concepts, prompts) in enumerate(read_list(source, tuple[Subject, Subject, Prompts]), 1):
+        words = [concept.class_prompt for concept in concepts]
+        folders = [source.parent / concept.instance_data_dir for concept in concepts]
+        listed = source.parent / prompts.prompt_filename_compose
         try:
-            *concepts, prompts = pair
-            words = [concept["class_prompt"] for concept in concepts]
-            folders = [source.parent / concept["instance_data_dir"] for concept in concepts]
-            listed = source.parent / prompts["prompt_filename_compose"]
             things = [pictures_of(own)[0] for own in folders]
             lines = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
-            said = [line.format(*words) for line in lines]
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise BadTable(f"{source}: entry {number} is no pair of concepts ({error!r})") from error
-        except (OSError, JobFailed) as error:
+        except (OSError, ValueError, JobFailed) as error:
             raise BadTable(f"{source}: entry {number}: {error}") from error
+        said = [line.replace("{0}", words[0]).replace("{1}", words[1]) for line in lines]
         name = "+".join(own.name for own in folders)
         rows += [row(folder, f"{number:03} {name} {k}", things, words, text) for k, text in enumerate(said, 1)]
     return rows
@@ -135,4 +155,7 @@ def make_tasks(kind: str, source: Path, folder: Path, limit: int | None) -> Path
     rows = MAKERS[kind](source.resolve(), folder.resolve())
     if limit is not None and limit < len(rows):
         rows = [rows[k * len(rows) // limit] for k in range(limit)]
-    return write_tasks(folder, rows)
+    try:
+        return write_tasks(folder, rows)
+    except OSError as error:
+        raise BadTable(f"{folder} cannot be written to ({error.strerror})") from error

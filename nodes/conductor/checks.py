@@ -10,6 +10,7 @@ from ..host.checks import BadInput, check_conditioning, check_latent, model_fami
 from ..host.messages import at_fault
 from ..host.types import CONCEPT_FILE, ConceptFile, ConductedConcept, LayoutGuidance
 from .gradients import check_gradients
+from .lora_weights import counted, fitting
 from .taps import layers_of
 
 SPECIAL = {"area", "mask", "gligen", "start_percent", "end_percent"}
@@ -40,7 +41,8 @@ def check_batch(node: str, name: str, latent: dict) -> Tensor:
     return samples.float().cpu()
 
 
-def check_concept(concept: ConductedConcept, model) -> None:
+def check_concept(concept: ConductedConcept, model) -> list[str]:
+    """Returns what there is to say of its weights."""
     node = f"Conducted Concept '{concept.name}'"
     for name, conditioning in (("positive", concept.positive), ("negative", concept.negative)):
         check_conditioning(node, name, conditioning, model)
@@ -49,41 +51,37 @@ def check_concept(concept: ConductedConcept, model) -> None:
     if hooks is not others:
         fault = "it brings other weights along than positive does."
         raise BadInput(node, "negative", fault, "Wire both outputs of the same Concept LoRA.")
-    if hooks is not None:
-        check_weights(concept, hooks, model)
+    return [] if hooks is None else check_weights(concept, hooks, model)
 
 
-def check_weights(concept: ConductedConcept, hooks, model) -> None:
-    """Refuses what ComfyUI would leave out with no more than a line in the log."""
+def check_weights(concept: ConductedConcept, hooks, model) -> list[str]:
+    """Refuses what ComfyUI would leave out with no more than a line in the log, and says how much of it fits."""
     file: ConceptFile = concept.positive[0][1].get(CONCEPT_FILE) or ConceptFile("its weights", 1)
+    remedy, messages = "Use a LoRA of this model's family.", []
     with at_fault(file.node_id):
         count = layers_of(model.model.diffusion_model).count
         if file.layers not in (1, count):
             fault = f"{file.name} has prompts for {file.layers} layers, and this model has {count}."
             raise BadInput("Concept LoRA", "lora_name", fault, "Use an ED-LoRA of this model's family.")
-        loaded, keys = {}, comfy.lora.model_lora_keys_unet(model.model, {})
+        changes, keys = file.changes_words, comfy.lora.model_lora_keys_unet(model.model, {})
         for hook in hooks.get_type(EnumHookType.Weight):
-            own = comfy.lora.load_lora(hook.weights, keys, log_missing=False) if hook.need_weight_init else hook.weights
-            loaded |= own
-        if not loaded:
-            fault = f"{file.name} changes nothing of this model."
-            raise BadInput("Concept LoRA", "lora_name", fault, "Use a LoRA of this model's family.")
-        weights = model.model.state_dict()
-        for key, patch in loaded.items():
-            shape, theirs = weights[key].shape, shape_of(patch)
-            if theirs is not None and theirs != (shape[0], shape.numel() // shape[0]):
-                fault = f"{file.name} is for another model family ({key} is {tuple(shape)} here)."
-                raise BadInput("Concept LoRA", "lora_name", fault, "Use a LoRA of this model's family.")
-
-
-def shape_of(patch) -> tuple[int, int] | None:
-    """Rows and columns of what a patch adds to a weight; None where this is not easily told."""
-    if getattr(patch, "name", None) == "lora" and patch.weights[3] is None and patch.weights[5] is None:
-        up, down = patch.weights[0].flatten(1), patch.weights[1].flatten(1)
-        return up.shape[0], down.shape[1]
-    if isinstance(patch, tuple) and patch[0] == "diff" and patch[1][0].ndim > 0:
-        return patch[1][0].shape[0], patch[1][0].numel() // patch[1][0].shape[0]
-    return None
+            if not hook.need_weight_init:  # of ComfyUI's own nodes, which made it from a checkpoint
+                changes |= bool(hook.weights)
+                continue
+            found, all_layers = counted(hook.weights, keys, of_text=False)
+            try:
+                changes |= bool(fitting(hook.weights, keys, model.model))
+            except ValueError as error:
+                fault = f"{file.name} is for another model family: {error}."
+                raise BadInput("Concept LoRA", "lora_name", fault, remedy) from error
+            if all_layers:
+                messages.append(f"{found} of {all_layers} layers of {file.name} are in this model.")
+                if found < all_layers:
+                    messages[-1] = f"Warning: {messages[-1]}"
+        if not changes:
+            fault = f"{file.name} changes nothing of this model: none of its layers is in it."
+            raise BadInput("Concept LoRA", "lora_name", fault, remedy)
+    return messages
 
 
 def check_guidance(guidance: LayoutGuidance, model, latent: Tensor) -> None:

@@ -7,7 +7,8 @@ from comfy_api.latest import io
 from node_helpers import conditioning_set_values
 from typing_extensions import override
 
-from ..host.checks import BadInput, check_mask, check_numbers
+from ..host.checks import BadInput, check_mask, check_numbers, check_text
+from ..host.messages import show
 from ..host.types import (
     CATEGORY,
     CONCEPT_FILE,
@@ -18,7 +19,8 @@ from ..host.types import (
     schema,
 )
 from . import lora_files
-from .layer_prompts import LayerPrompts, encode_for_each_layer, same_length
+from .layer_prompts import LayerPrompts, encode_for_each_layer, same_length, token_widths
+from .lora_weights import counted, fitting
 
 
 class PnPMixConceptLora(io.ComfyNode):
@@ -70,9 +72,16 @@ class PnPMixConceptLora(io.ComfyNode):
     def execute(cls, clip, lora_name, strength, text, negative_text="") -> io.NodeOutput:
         node = "Concept LoRA"
         check_numbers(node, strength=strength)
+        for name, words in (("text", text), ("negative_text", negative_text)):
+            check_text(node, name, words)
         file = lora_files.read(node, lora_name)
-        layers = check_layers(node, file, text)
-        clip = with_weights(clip, file.weights, strength)
+        layers = check_tokens(node, file, clip, text)
+        clip, in_clip, messages = with_weights(node, clip, file, lora_name, strength)
+        if file.unread:
+            messages.append(
+                f"Warning: ComfyUI does not read {len(file.unread)} entries of {lora_name}, such as {file.unread[0]}."
+            )
+        show(node, cls.hidden.unique_id, messages)
         negative = clip.encode_from_tokens_scheduled(clip.tokenize(negative_text))
         hooks = comfy.hooks.create_hook_lora(file.weights, strength, strength)
         if file.tokens:
@@ -83,26 +92,52 @@ class PnPMixConceptLora(io.ComfyNode):
         else:
             positive = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         # one group for both: ComfyUI tells by its identity which prompts may share a call
-        own = {"hooks": hooks, CONCEPT_FILE: ConceptFile(lora_name, layers, cls.hidden.unique_id)}
-        return io.NodeOutput(*(conditioning_set_values(x, own) for x in (positive, negative)))
+        own = ConceptFile(lora_name, layers, cls.hidden.unique_id, bool(in_clip or file.tokens))
+        named = {"hooks": hooks, CONCEPT_FILE: own}
+        return io.NodeOutput(*(conditioning_set_values(x, named) for x in (positive, negative)))
 
 
-def with_weights(clip, weights: dict, strength: float):
-    """A CLIP with what of a LoRA is for it."""
+def with_weights(node: str, clip, file: lora_files.LoraFile, name: str, strength: float) -> tuple[object, int, list]:
+    """A CLIP with what of a LoRA is for it, of how many layers that is, and what there is to say."""
     keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    try:
+        patches = fitting(file.weights, keys, clip.cond_stage_model)
+    except ValueError as error:
+        fault = f"{name} is for another text encoder: {error}."
+        raise BadInput(node, "lora_name", fault, "Use a LoRA of this checkpoint's family.") from error
+    found, all_layers = counted(file.weights, keys, of_text=True)
     clip = clip.clone()
-    clip.add_patches(comfy.lora.load_lora(weights, keys, log_missing=False), strength)
-    return clip
+    clip.add_patches(patches, strength)
+    said = [f"Warning: {found} of {all_layers} text layers of {name} are in this CLIP."] if found < all_layers else []
+    return clip, len(patches), said
 
 
-def check_layers(node: str, file: lora_files.LoraFile, text: str) -> int:
+MOST_LAYERS = {"l": 16, "g": 70}  # with cross-attention, in UNets of these text encoders
+
+
+def check_tokens(node: str, file: lora_files.LoraFile, clip, text: str) -> int:
     """How many cross-attention layers the file has a prompt for."""
     if not file.tokens:
         return 1
+    remedy = "Use an ED-LoRA of this checkpoint's family, as its trainer saved it."
     sizes = {len(x) for parts in file.tokens.values() for x in parts.values()}
+    widths = token_widths(clip)
+    if not widths:
+        raise BadInput(
+            node, "clip", "it takes no words of an ED-LoRA.", "Wire the CLIP of an SD 1.x or SDXL checkpoint."
+        )
     if len(sizes) != 1:
         fault = f"its tokens are for {' and '.join(map(str, sorted(sizes)))} layers."
-        raise BadInput(node, "lora_name", fault, "Use the file as its trainer saved it.")
+        raise BadInput(node, "lora_name", fault, remedy)
+    most = MOST_LAYERS["g" if "g" in widths else "l"]
+    if max(sizes) > most:
+        raise BadInput(node, "lora_name", f"its tokens are for {max(sizes)} layers, not at most {most}.", remedy)
+    for token, parts in file.tokens.items():
+        for encoder, width in widths.items():
+            own = parts[encoder].shape[1] if encoder in parts else 0
+            if own != width:
+                fault = f"token '{token}' has {own} numbers for the text encoder {encoder}, expected: {width}."
+                raise BadInput(node, "lora_name", fault, remedy)
     missing = [token for token in file.tokens if token not in text]
     if missing:
         fault = f"'{missing[0]}' is not in it, by which this ED-LoRA knows its concept."

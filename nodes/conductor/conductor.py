@@ -26,7 +26,7 @@ from ..host.checks import (
     downscale_ratio,
     falls_to_zero,
 )
-from ..host.messages import at_fault
+from ..host.messages import at_fault, show
 from ..host.overlay import concept_overlay, show_at_once
 from ..host.types import (
     CATEGORY,
@@ -130,9 +130,11 @@ class PnPMixConductor(io.ComfyNode):
         for name, conditioning in (("positive", positive), ("negative", negative)):
             check_conditioning(NODE, name, conditioning, model)
             check_plain_prompt(NODE, name, conditioning)
+        messages = []
         for concept in concepts:
             with at_fault(concept.node_id):
-                check_concept(concept, model)
+                messages += check_concept(concept, model)
+        show(NODE, cls.hidden.unique_id, messages)
         samples = check_batch(NODE, "latent", latent)
         ratio = latent.get("downscale_ratio_spacial")  # for which newer hosts' empty latents say that they were made
         samples = comfy.sample.fix_empty_latent_channels(model, samples, *([] if ratio is None else [ratio]))

@@ -48,12 +48,24 @@ def tokenizer_with(tokenizer, embeddings: list[dict[str, Tensor]]):
         embeddings: of each token, its row for the text encoders "l" and "g".
     """
     result = copy.copy(tokenizer)
-    for name, part in vars(tokenizer).items():
-        if isinstance(part, SDTokenizer):
-            encoder = "g" if part.embedding_key == "clip_g" else "l"
-            known = {f"{PLACEHOLDER}{i}": x[encoder] for i, x in enumerate(embeddings)}
-            setattr(result, name, _with_embeddings(part, known))
+    for name, encoder in encoders_of(tokenizer).items():
+        known = {f"{PLACEHOLDER}{i}": x[encoder] for i, x in enumerate(embeddings)}
+        setattr(result, name, _with_embeddings(getattr(tokenizer, name), known))
     return result
+
+
+def encoders_of(tokenizer) -> dict[str, str]:
+    """The parts that know embeddings, and the text encoder "l" or "g" of each, as ED-LoRA files name them."""
+    parts = {name: part for name, part in vars(tokenizer).items() if isinstance(part, SDTokenizer)}
+    return {name: "g" if part.embedding_key == "clip_g" else "l" for name, part in parts.items()}
+
+
+def token_widths(clip) -> dict[str, int]:
+    """Of each text encoder that takes words of an ED-LoRA, how many numbers a token has."""
+    return {
+        encoder: getattr(clip.cond_stage_model, name).transformer.get_input_embeddings().weight.shape[1]
+        for name, encoder in encoders_of(clip.tokenizer).items()
+    }
 
 
 def _with_embeddings(part: SDTokenizer, known: dict[str, Tensor]) -> SDTokenizer:

@@ -1,17 +1,17 @@
 """LoRA and ED-LoRA files, read as data."""
 
-import os
+import re
 from typing import NamedTuple
 
-import comfy.lora_convert
-import comfy.utils
 import folder_paths
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from ...demo import loras as demo
-from ...pnpmix.vision.checkpoints import check_file
+from ...pnpmix.files.tensors import described, is_plain, read_file
+from ...pnpmix.files.texts import Name
 from ..host.checks import BadInput
-from ..host.loading import check_pickle, is_plain
+from ..host.loading import dictionary_in, reading
 
 DEMO = "demo model: "  # before the names of those that come with this pack
 EMBEDDINGS = {"new_concept_embedding": "l", "new_concept_embedding_2": "g"}  # part of an ED-LoRA file → text encoder
@@ -23,6 +23,7 @@ class LoraFile(NamedTuple):
 
     weights: dict[str, Tensor]  # in names that ComfyUI knows
     tokens: dict[str, dict[str, Tensor]]  # of an ED-LoRA: token → text encoder "l" or "g" → (layers, width)
+    unread: list[str]  # names of entries that are of no kind that ComfyUI reads
 
     @property
     def layers(self) -> int:
@@ -53,27 +54,65 @@ def read(node: str, name: str) -> LoraFile:
         BadInput: it is missing, damaged, no LoRA, or asks for code to be run.
     """
     path = path_of(node, name)
-    try:
-        check_file(path)
-        check_pickle(node, path, "lora_name")
-        content = comfy.utils.load_torch_file(path, safe_load=True)
-        content = content.get("params", content)
-        parts = nested(content) if any(key.split(".")[0] in EMBEDDINGS for key in content) else None
-        flat = of_comfyui(parts) if parts else {key: x for key, x in content.items() if isinstance(x, Tensor)}
-        tokens = tokens_of(parts) if parts else {}
-        odd = [key for key, x in flat.items() if not is_plain(x)]
-        odd += [token for token, own in tokens.items() for x in own.values() if not is_plain(x) or x.ndim != 2]
-        weights = comfy.lora_convert.convert_lora(flat)
-    except BadInput:
-        raise
-    except Exception as error:  # a damaged file makes torch and safetensors raise almost anything
-        fault = f"{os.path.basename(path)} is damaged, cut short or no LoRA ({type(error).__name__})."
-        raise BadInput(node, "lora_name", fault, "Download or train it again.") from error
-    if odd or not (weights or tokens):
-        fault = f"'{odd[0]}' is no plain tensor." if odd else "there are no weights."
-        remedy = "Use the file as its trainer saved it."
-        raise BadInput(node, "lora_name", f"in {os.path.basename(path)}, {fault}", remedy)
-    return LoraFile(weights, tokens)
+    with reading(node, "lora_name", path, "Use the file as its trainer saved it."):
+        content = dictionary_in(read_file(path), "params", "state_dict")
+        if not all(isinstance(key, str) for key in content):
+            raise ValueError("its entries have no names")
+        parts = nested(content) if any(key.split(".")[0] in EMBEDDINGS for key in content) else {}
+        tokens = tokens_of(parts)
+        flat = of_ed_lora(parts) if parts else {key: x for key, x in content.items() if isinstance(x, Tensor)}
+        known = {key: match for key in flat if (match := ENTRY.fullmatch(key))}
+        for key, match in known.items():
+            check_entry(key, match["kind"], flat[key])
+        weights = {comfyui_name(match): flat[key] for key, match in known.items()}
+        unread = sorted(content.keys() - known.keys()) if not parts else []
+        if not (weights or tokens):
+            raise ValueError(f"it holds no weights of a LoRA, but '{unread[0][:100]}'" if unread else "it is empty")
+    return LoraFile(weights, tokens, unread)
+
+
+# Entries of a layer, of every kind of LoRA that ComfyUI knows; those of PEFT may have an adapter's name in them
+ENTRY = re.compile(
+    r"(?P<layer>.+?)(?P<kind>\.lora_(?:up|down|mid)\.weight|_lora\.(?:up|down)\.weight|"
+    r"\.lora(?:_linear_layer)?\.(?:up|down)\.weight|\.lora_[AB](?:(?:\.\w+)?\.weight)?|\.[ab][12]\.weight|"
+    r"\.(?:hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|oft_blocks|rescale|[wb]_norm|diff(?:_b)?|set_weight|"
+    r"dora_scale|alpha|reshape_weight))"
+)
+OF_UNET = re.compile(r"(?:unet\.|(?:down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding)\.)")
+PEFT = "base_model.model."  # before or behind the network's name
+
+
+def check_entry(name: str, kind: str, x: Tensor) -> None:
+    """
+    Raises:
+        ValueError: no LoRA has such an entry.
+    """
+    if kind == ".alpha":  # a whole number too
+        if x.is_complex() or not is_plain(x) or x.numel() != 1:
+            raise ValueError(f"entry '{name}' has shape {tuple(x.shape)}, expected: a single number")
+        described(x.float(), name)
+    elif kind == ".reshape_weight":
+        if x.is_floating_point() or x.is_complex() or not is_plain(x) or x.ndim != 1:
+            raise ValueError(f"entry '{name}' has shape {tuple(x.shape)}, expected: whole numbers in a row")
+    else:
+        described(x, name)
+
+
+def comfyui_name(match: re.Match) -> str:
+    """The name of an entry as ComfyUI knows it, where diffusers, PEFT or SimpleTuner have another one."""
+    layer, kind = match["layer"], re.sub(r"(\.lora_[AB])\.\w+\.weight", r"\1.weight", match["kind"])
+    plain = layer.replace(PEFT, "")
+    if plain.startswith("text_model.") and plain != layer:
+        return f"text_encoder.{plain}{kind}"
+    is_of_unet = OF_UNET.match(plain) or (plain != layer and not plain.startswith("text_encoder"))
+    if is_of_unet and ".processor" not in plain:
+        return f"lora_unet_{plain.removeprefix('unet.').replace('.', '_')}{kind}"
+    return plain + kind
+
+
+def layers_in(weights: dict[str, Tensor]) -> set[str]:
+    """The layers that a file's entries are of, in the names of ComfyUI's maps."""
+    return {match["layer"] for name in weights if (match := ENTRY.fullmatch(name))}
 
 
 def nested(content: dict) -> dict[str, dict[str, Tensor]]:
@@ -88,21 +127,26 @@ def nested(content: dict) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def of_comfyui(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+def of_ed_lora(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     """W + s * up @ down: the files have no alpha, and ComfyUI takes none for 1."""
     encoder = "te1" if "text_encoder_2" in parts else "te"
     prefixes = dict(zip(NETWORKS, ("lora_unet_", f"lora_{encoder}_", "lora_te2_"), strict=True))
     result = {}
     for part, prefix in prefixes.items():
         for key, x in parts.get(part, {}).items():
-            module, _, kind = key.partition(".lora_")
+            module, _, kind = str(key).partition(".lora_")
             result[f"{prefix}{module.replace('.', '_')}.lora_{kind}"] = x
     return result
 
 
 def tokens_of(parts: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """
+    Raises:
+        ValueError: a token has no name, or its vectors are no (layers, width).
+    """
     found: dict[str, dict[str, Tensor]] = {}
     for part, encoder in EMBEDDINGS.items():
         for token, x in parts.get(part, {}).items():
-            found.setdefault(token, {})[encoder] = x
+            TypeAdapter(Name).validate_python(token)
+            found.setdefault(token, {})[encoder] = described(x, f"{part}.{token}", (None, None))
     return found

@@ -7,12 +7,27 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_sampling import EPS, IMG_TO_IMG
 from torch import Tensor
 
+from ...pnpmix.files.texts import MAX_NAME, odd_character, printable
 from ...pnpmix.masks import to_image_size
 
 
 class BadInput(Exception):
     def __init__(self, node: str, name: str, fault: str, remedy: str):
-        super().__init__(f"{node}, input '{name}': {fault} {remedy}")
+        super().__init__(printable(f"{node}, input '{name}': {fault} {remedy}"))
+
+
+def check_text(node: str, name: str, text: str) -> None:
+    """Refuses half characters (Unicode's surrogates), at which tokenizers and logs stumble."""
+    if printable(text) != text:
+        raise BadInput(node, name, "it contains half of a character, such as \\ud800.", "Write it anew.")
+
+
+def check_name(node: str, name: str, text: str) -> None:
+    """Refuses what no file and no log takes: a text from a widget may hold anything that JSON has."""
+    odd = odd_character(text)
+    if odd is not None or len(text) > MAX_NAME:
+        fault = f"it has {len(text)} characters." if odd is None else f"it contains {odd!r}."
+        raise BadInput(node, name, fault, "Use a plain name.")
 
 
 def check_model(node: str, model, remedy: str = "Load an SD 1.x, SD 2.x or SDXL checkpoint.") -> None:
@@ -128,15 +143,25 @@ def check_conditioning(node: str, name: str, conditioning: list, model) -> None:
             raise BadInput(node, name, fault, "Encode the prompt with the CLIP of the same checkpoint.")
 
 
+def masks_of(node: str, name: str, mask: Tensor) -> Tensor:
+    """The masks (n, h, w) of a MASK, on the CPU in 0..1; there is at least one pixel."""
+    if mask.ndim < 2 or mask.numel() == 0:
+        raise BadInput(node, name, f"it has shape {tuple(mask.shape)}.", "Wire a mask of the object.")
+    if mask.is_complex() or not torch.isfinite(mask).all():
+        raise BadInput(node, name, "it contains NaN or infinity.", "Wire another mask.")
+    return mask.reshape(-1, *mask.shape[-2:]).float().cpu().clamp(0, 1)
+
+
 def check_mask(node: str, name: str, mask: Tensor, remedy: str) -> Tensor:
     """The one mask (h, w) of a MASK, in 0..1."""
-    height, width = mask.shape[-2:]
-    if mask.numel() > height * width:
-        fault = f"it is a batch of {mask.numel() // (height * width)}."
-        raise BadInput(node, name, fault, "Pick one, or join them with Mask Composite (add).")
-    if mask.numel() == 0 or not torch.isfinite(mask).all() or mask.max() < 0.5:
+    masks = masks_of(node, name, mask)
+    if len(masks) > 1:
+        raise BadInput(
+            node, name, f"it is a batch of {len(masks)}.", "Pick one, or join them with Mask Composite (add)."
+        )
+    if masks.max() < 0.5:
         raise BadInput(node, name, "it is empty.", remedy)
-    return mask.reshape(height, width).float().cpu().clamp(0, 1)
+    return masks[0]
 
 
 def check_aspect(node: str, name: str, mask: Tensor | None, height: int, width: int) -> None:
@@ -159,8 +184,11 @@ def masks_of_pictures(mask: Tensor, count: int, size: tuple[int, int]) -> tuple[
     """The binary mask (H, W) of each of `count` pictures, and what had to be done for it.
 
     Several masks are joined; as many as there are pictures go one to each.
+
+    Args:
+        mask: (n, h, w), see `masks_of`.
     """
-    mask, messages = mask.reshape(-1, *mask.shape[-2:]).float().cpu().clamp(0, 1), []
+    messages = []
     if mask.shape[1:] != size:
         (height, width), (was_height, was_width) = size, mask.shape[1:]
         messages.append(f"Warning: mask resized from {was_width} x {was_height} to {width} x {height}.")
@@ -177,6 +205,8 @@ def check_image(node: str, name: str, image: Tensor) -> None:
         raise BadInput(node, name, f"it has shape {tuple(image.shape)}.", "Wire a picture.")
     if image.shape[-1] not in (3, 4):
         raise BadInput(node, name, f"it has {image.shape[-1]} channels.", "Wire a colour picture.")
+    if image.is_complex() or not torch.isfinite(image).all():
+        raise BadInput(node, name, "it contains NaN or infinity.", "Use another picture.")
 
 
 def check_choice(node: str, name: str, value: str, options: list[str]) -> None:

@@ -8,16 +8,18 @@ import sys
 from collections.abc import Iterator
 
 import comfy.model_management
-import comfy.utils
 import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
+from pydantic import ValidationError
 from torch import Tensor
 
-from ...pnpmix.vision.checkpoints import check_file, is_torchscript, read_torchscript
+from ...pnpmix.files.tensors import described, is_plain, read_file
+from ...pnpmix.files.texts import first_fault
 from .checks import BadInput
 
+MAX_SAID = 300  # characters of what is wrong with a file
 MODEL_FILES = {".pth", ".pt", ".ckpt", ".safetensors"}
 BERT = "bert-base-uncased"
 # Where people get the files that fit
@@ -101,42 +103,51 @@ def validate_file(node: str, folder: str, file: str | None) -> bool | str:
 def load_weights(node: str, folder: str, file: str) -> dict[str, Tensor]:
     """The tensors of a checkpoint that the input 'model_name' names; no code in it is run."""
     path = path_of(node, folder, file)
-    try:
-        check_file(path)
-        if is_torchscript(path):
-            weights = read_torchscript(path)
-        else:
-            check_pickle(node, path)
-            weights = comfy.utils.load_torch_file(path, safe_load=True)
-        weights = weights.get("model", weights)
+    with reading(node, "model_name", path, "Download it again, as its authors published it."):
+        weights = dictionary_in(read_file(path), "state_dict", "model", lone=True)
         weights = {name: x for name, x in weights.items() if isinstance(name, str) and isinstance(x, Tensor)}
-        odd = [name for name, x in weights.items() if not is_plain(x)]
-    except BadInput:
-        raise
-    except Exception as error:  # a damaged file makes torch and safetensors raise almost anything
-        fault = f"{path} is damaged, cut short or no checkpoint ({type(error).__name__})."
-        raise BadInput(node, "model_name", fault, "Download it again.") from error
-    if odd:
-        fault = f"in {path}, '{odd[0]}' is no plain tensor."
-        raise BadInput(node, "model_name", fault, "Use the file as its authors published it.")
+        for name, x in weights.items():
+            if x.is_floating_point() or x.is_complex() or not is_plain(x):
+                described(x, name)
     return weights
 
 
-def check_pickle(node: str, path: str, name: str = "model_name") -> None:
-    """Refuses a file that could run code while it is read: torch.load did, before 2.6, whatever it was told."""
-    if not path.lower().endswith((".safetensors", ".sft")) and older_than(torch.__version__, 2, 6):
-        fault = f"code hidden in {os.path.basename(path)} could run in torch {torch.__version__} (CVE-2025-32434)."
-        raise BadInput(node, name, fault, "Update torch to 2.6 or newer, or use a .safetensors file.")
+def dictionary_in(content: object, *names: str, lone: bool = False) -> dict:
+    """The dictionary that a file holds, or that stands in it under one of these names, or, if `lone`, alone.
+
+    Raises:
+        ValueError: there is none.
+    """
+    while isinstance(content, dict):
+        inner = next((content[name] for name in names if name in content), None)
+        if inner is None and lone and len(content) == 1:
+            (inner,) = content.values()
+        if not isinstance(inner, dict):
+            return content
+        content = inner
+    raise ValueError(f"it holds a {type(content).__name__}, a dictionary was expected")
 
 
-def older_than(version: str, *least: int) -> bool:
-    return tuple(int(part) for part in version.split(".")[:2]) < least
+@contextlib.contextmanager
+def reading(node: str, name: str, path: str, remedy: str) -> Iterator[None]:
+    """Round the reading of a file that people have from others, and the checks of what it holds.
 
-
-def is_plain(x: Tensor) -> bool:
-    """Whether the file holds each number of it: not of a sparse tensor, one without data, or one number repeated."""
-    dense = x.layout == torch.strided and not x.is_meta and not x.is_nested and not x.is_quantized
-    return dense and x.numel() * x.element_size() <= x.untyped_storage().nbytes()
+    Raises:
+        BadInput: of this input, with what the file should hold.
+    """
+    file = os.path.basename(path)
+    try:
+        yield
+    except BadInput:
+        raise
+    except OSError as error:
+        fault = f"{file} cannot be read ({error.strerror or error})."
+        raise BadInput(node, name, fault, "Press R, and choose another.") from None
+    except Exception as error:  # damage makes the readers of other packages raise almost anything
+        what = first_fault(error) if isinstance(error, ValidationError) else str(error)
+        said = what if isinstance(error, ValueError) and what else f"{type(error).__name__}: {what}"
+        fault = f"{file} is damaged, cut short or of another kind ({said[:MAX_SAID]})."
+        raise BadInput(node, name, fault, remedy) from None  # the log shows it, whose words may be none that it takes
 
 
 def patcher_of(model: torch.nn.Module) -> ModelPatcher:

@@ -9,11 +9,13 @@ from comfy_api.latest import ui
 from server import PromptServer
 from torch import Tensor
 
+from ...pnpmix.files.texts import printable
 from .checks import BadInput
 
 
 def show(node: str, unique_id: str, messages: list[str]) -> None:
     """Replaces what the node showed before. Lines that start with "Warning" are logged as such."""
+    messages = list(map(printable, messages))
     for message in messages:
         logging.log(logging.WARNING if message.startswith("Warning") else logging.INFO, "%s: %s", node, message)
     PromptServer.instance.send_progress_text("\n".join(messages), unique_id)

@@ -137,6 +137,7 @@ class ConceptFile(NamedTuple):
     name: str
     layers: int  # prompts joined in the conditioning, one for each cross-attention layer; 1: one for all
     node_id: str | None = None  # of Concept LoRA
+    changes_words: bool = False  # it brings words of its own, or changes the text encoder
 
 
 class LearnedConcept(NamedTuple):

@@ -1,31 +1,37 @@
 """Save Concept, Load Concept and Import Concept: learned concepts kept in files."""
 
 import contextlib
-import json
 import os
+import re
+from collections.abc import Sequence
 
 import comfy.utils
 import folder_paths
-import safetensors
 import torch
 from comfy_api.latest import io, ui
+from pydantic import BaseModel, ValidationError, field_validator
 from torch import Tensor
 from typing_extensions import override
 
 from ...demo import concepts as demo
+from ...pnpmix.files.pickles import read_pickle
+from ...pnpmix.files.tensors import described, read_safetensors
+from ...pnpmix.files.texts import Label, Name, Text, first_fault
 from ...pnpmix.latexblend import bank
 from ...pnpmix.latexblend.bank import FORMAT, VERSION, check, extract, from_tensors
 from ...pnpmix.latexblend.training import EXTRACTED_FROM
-from ..host.checks import BadInput, check_model, model_family
+from ..host.checks import BadInput, check_model, check_name, model_family
 from ..host.files import save_new
-from ..host.loading import CONCEPTS, check_pickle, is_plain
+from ..host.loading import CONCEPTS, reading
 from ..host.messages import show
 from ..host.types import CATEGORY, LearnedConcept, LearnedType, schema
 from .layers import checkpoint_name, cross_attentions, fingerprint, layer_widths
-from .samplers import encode_slot
+from .samplers import encode_slot, rare_vector
 from .words import noun_ids
 
 DEMO = "demo model: "  # before the names of those that come with this pack
+LARGEST_TOKEN = 1024**2  # bytes of a file with the vectors of a word
+LEAST_WIDTH = 32  # numbers of a token in any text encoder
 STATE = "training."  # before the names of what learning goes on from
 FIELDS = ("name", "noun", "family", "checkpoint", "fingerprint")
 
@@ -89,7 +95,11 @@ class PnPMixSaveConcept(io.ComfyNode):
     def execute(cls, learned: LearnedConcept, filename_prefix: str) -> io.NodeOutput:
         node = "Save Concept"
         folder = folder_paths.get_folder_paths(CONCEPTS)[0]
-        data = file_bytes(learned)
+        try:
+            data = file_bytes(learned)
+        except ValueError as error:
+            what = first_fault(error) if isinstance(error, ValidationError) else str(error)
+            raise BadInput(node, "learned", f"no file can hold it: {what}.", "Learn it again.") from error
         name = save_new(node, filename_prefix, folder, ".safetensors", data)
         message = f"Saved as {name} ({len(data) / 1e6:.2f} MB). Load Concept finds it; press R there."
         show(node, cls.hidden.unique_id, [message])
@@ -141,18 +151,19 @@ class PnPMixImportConcept(io.ComfyNode):
             search_aliases=["latexblend", "custom diffusion", "delta", "concept bank", "pnp-mix"],
             display_name=node,
             category=CATEGORY,
-            description="Takes a concept of the authors' code: a concept bank (.pt), or a delta.bin of its training.",
+            description="Takes a concept of other makers: a concept bank (.pt) or delta.bin of the authors' code, "
+            "or what diffusers' Custom Diffusion saves.",
             inputs=[
                 file_choice("A .pt or .bin file in models/concepts. No code in it is run.", ".pt", ".bin"),
                 io.String.Input("noun", default="", tooltip="The noun that it was learned with, such as dog."),
                 io.String.Input("name", default="", tooltip="A name for messages. Without it the file's."),
                 io.Clip.Input(
-                    "clip", optional=True, tooltip="The CLIP that it was learned with; a delta.bin needs it."
+                    "clip", optional=True, tooltip="The CLIP that it was learned with, for learned weights (.bin)."
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The checkpoint that it was learned with; a delta.bin needs it. Without it: an SDXL one.",
+                    tooltip="The checkpoint that it was learned with, for learned weights (.bin). Unwired: SDXL.",
                 ),
             ],
             outputs=[LearnedType.Output(display_name="learned", tooltip="For Save Concept or Blend Concept.")],
@@ -170,22 +181,27 @@ class PnPMixImportConcept(io.ComfyNode):
         node = "Import Concept"
         if not noun.strip():
             raise BadInput(node, "noun", "it is empty.", "Write the noun that the concept was learned with.")
+        for what, text in (("noun", noun), ("name", name)):
+            check_name(node, what, text)
         if model is not None:
             check_model(node, model)
         path = concept_path(node, file, ".pt", ".bin")
-        content = read_pickle(node, path)
-        is_delta = "unet" in content and "modifier_token" in content
-        for wired, what in ((clip, "clip"), (model, "model")):
-            if is_delta and wired is None:
-                raise BadInput(node, what, f"{file} is a delta.bin.", "Wire what the concept was learned with.")
-        widths = None if model is None else layer_widths(model.model.diffusion_model)
-        tokens = None if clip is None else 1 + len(next(iter(noun_ids(node, clip, noun).values())))
-        try:
+        remedy = "Use a file of the same kind of checkpoint, and the noun that it was learned with."
+        with reading(node, "file", path, remedy):
+            content = dictionary(read_pickle(path))
+            if is_embedding(content):
+                raise embedding(node, path)
+            if is_custom_diffusion(content):
+                content = as_delta(node, path, content)
+            is_delta = "unet" in content and "modifier_token" in content
+            for wired, what in ((clip, "clip"), (model, "model")):
+                if is_delta and wired is None:
+                    fault = f"{file} holds learned weights."
+                    raise BadInput(node, what, fault, "Wire what the concept was learned with.")
+            widths = None if model is None else layer_widths(model.model.diffusion_model)
+            tokens = None if clip is None else 1 + len(next(iter(noun_ids(node, clip, noun).values())))
             features = from_delta(content, clip, model, noun) if is_delta else from_bank(content, model)
             check(features, widths, tokens)
-        except ValueError as error:
-            remedy = "Use a file of the same kind of checkpoint, and the noun that it was learned with."
-            raise BadInput(node, "file", f"{file} does not fit: {error}.", remedy) from error
         checkpoint = checkpoint_name(cls.hidden.prompt, cls.hidden.unique_id)
         settings = {"imported": os.path.basename(path)}
         name = name or os.path.splitext(os.path.basename(path))[0]
@@ -194,50 +210,117 @@ class PnPMixImportConcept(io.ComfyNode):
         return io.NodeOutput(learned)
 
 
+class Described(BaseModel):
+    """What a file says of its concept, beside the tensors."""
+
+    version: str
+    name: Name
+    noun: Name
+    family: Label
+    checkpoint: Label
+    fingerprint: Label
+    settings: dict[Label, Text]
+
+    @field_validator("version")
+    @classmethod
+    def known(cls, version: str) -> str:
+        if version != VERSION:
+            raise ValueError(f"this pack reads version {VERSION}, update the pack")
+        return version
+
+    @field_validator("settings")
+    @classmethod
+    def counted(cls, settings: dict[str, str]) -> dict[str, str]:
+        """Learning on reads these."""
+        for name in ("steps", "rank"):
+            if not settings.get(name, "0").isdecimal() or len(settings.get(name, "0")) > 9:
+                raise ValueError(f"'{name}' should be a whole number")
+        return settings
+
+
 def file_bytes(learned: LearnedConcept) -> bytes:
-    told = {field: getattr(learned, field) for field in FIELDS} | {"settings": learned.settings}
+    """
+    Raises:
+        ValueError: no file could hold it.
+    """
+    told = {field: getattr(learned, field) for field in FIELDS} | {"settings": learned.settings, "version": VERSION}
+    Described.model_validate(told)
+    from_tensors(bank.to_tensors(learned.features))  # what half precision cannot hold is said now
     return bank.file_bytes(learned.features, told, {STATE + name: x for name, x in learned.state.items()})
 
 
 def read_concept(path: str) -> LearnedConcept:
     node, name = "Load Concept", os.path.basename(path)
-    remedy = "Learn it again, or get the file again."
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(FORMAT, "{}"))
-            if metadata:
-                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 no dictionary
-    except OSError as error:
-        fault = f"{name} cannot be read ({error.strerror})."
-        raise BadInput(node, "file", fault, "Press R, and choose another.") from error
-    except Exception as error:  # damage makes safetensors and torch raise almost anything
-        fault = f"{name} is damaged or cut short ({type(error).__name__})."
-        raise BadInput(node, "file", fault, remedy) from error
-    if not isinstance(metadata, dict) or not metadata.keys() >= {*FIELDS, "settings", "version"}:
-        raise BadInput(node, "file", f"{name} is no learned concept.", "Choose a file that Save Concept wrote.")
-    if metadata["version"] != VERSION:
-        fault = f"{name} is of version {metadata['version']}, this pack reads {VERSION}."
-        raise BadInput(node, "file", fault, "Update the pack.")
-    try:
+    with reading(node, "file", path, "Learn it again, or get the file again."):
+        tensors, metadata = read_safetensors(path, lambda metadata: FORMAT in metadata)
+        if FORMAT not in metadata:
+            if is_embedding(tensors):
+                raise embedding(node, path)
+            raise BadInput(node, "file", f"{name} is no learned concept.", "Choose a file that Save Concept wrote.")
+        about = Described.model_validate_json(metadata[FORMAT])
+        state = {key.removeprefix(STATE): described(x, key) for key, x in tensors.items() if key.startswith(STATE)}
         features = from_tensors({key: x for key, x in tensors.items() if not key.startswith(STATE)})
-    except ValueError as error:
-        raise BadInput(node, "file", f"{name} is damaged: {error}.", remedy) from error
-    state = {key.removeprefix(STATE): x for key, x in tensors.items() if key.startswith(STATE)}
-    return LearnedConcept(features, *(metadata[field] for field in FIELDS), metadata["settings"], state)
+    return LearnedConcept(features, *(getattr(about, field) for field in FIELDS), about.settings, state)
 
 
-def read_pickle(node: str, path: str) -> dict:
-    """A file's dictionary of tensors; no code in it is run."""
-    name = os.path.basename(path)
-    check_pickle(node, path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile or damaged file makes torch raise almost anything
-        fault = f"{name} is damaged, or holds more than tensors ({type(error).__name__})."
-        raise BadInput(node, "file", fault, "Use the file as its authors published it.") from error
+def dictionary(content: object) -> dict:
+    """
+    Raises:
+        ValueError: it is none of names.
+    """
     if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
-        raise BadInput(node, "file", f"{name} is no concept.", "Choose a concept bank (.pt) or a delta.bin.")
+        raise ValueError("it should be a concept bank (.pt), a delta.bin, or the weights that diffusers saves")
     return content
+
+
+# --- Files of other makers
+
+OF_EMBEDDINGS = {"string_to_param", "emb_params", "clip_l", "clip_g"}
+CUSTOM_DIFFUSION = re.compile(r"(?:unet\.)?(.+\.attn2)\.processor\.(to_[kv])_custom_diffusion\.weight")
+
+
+def is_embedding(content: dict) -> bool:
+    """Of textual inversion, by any of its makers: names → vectors, or their batch, and nothing else."""
+    if content.keys() & OF_EMBEDDINGS:
+        return True
+    wide = (x for x in content.values() if isinstance(x, Tensor) and x.ndim in (1, 2) and x.shape[-1] >= LEAST_WIDTH)
+    return len(content) == len(list(wide)) == 1 and "." not in next(iter(content))
+
+
+def embedding(node: str, path: str) -> BadInput:
+    stem = os.path.splitext(os.path.basename(path))[0]
+    fault = f"{os.path.basename(path)} is an embedding of textual inversion, which holds no concept's keys and values."
+    return BadInput(node, "file", fault, f"Put it into models/embeddings, and write embedding:{stem} in a prompt.")
+
+
+def is_custom_diffusion(content: dict) -> bool:
+    return any(CUSTOM_DIFFUSION.fullmatch(name) for name in content)
+
+
+def as_delta(node: str, path: str, content: dict) -> dict:
+    """The weights that diffusers' training script saves, with V* from the file that it saves beside them.
+
+    Raises:
+        BadInput: there is no such file, or more than one.
+    """
+    folder = os.path.dirname(path)
+    found = {}
+    for name in sorted(os.listdir(folder)):
+        other = os.path.join(folder, name)
+        if name.endswith(".bin") and other != path and os.path.isfile(other) and os.path.getsize(other) < LARGEST_TOKEN:
+            with contextlib.suppress(Exception):  # another file, whatever it is
+                if is_embedding(vectors := dictionary(read_pickle(other))):
+                    found[name] = vectors
+    if len(found) != 1:
+        fault = (
+            f"beside {os.path.basename(path)} there is not one file with its word, but {', '.join(found) or 'none'}."
+        )
+        remedy = "Put both into a folder of their own: diffusers saves the word as <new1>.bin."
+        raise BadInput(node, "file", fault, remedy)
+    names = {name: CUSTOM_DIFFUSION.fullmatch(name) for name in content}
+    weights = {f"{match[1]}.{match[2]}.weight": content[name] for name, match in names.items() if match}
+    (vectors,) = found.values()
+    return {"unet": weights, "modifier_token": vectors}
 
 
 # Of the published files; what `unet_to_diffusers` asks of a configuration
@@ -261,14 +344,8 @@ def diffusers_names(model) -> dict[str, str]:
     }
 
 
-def tensor(x: object, name: str) -> Tensor:
-    """
-    Raises:
-        ValueError: it is none that a file holds every number of.
-    """
-    if not isinstance(x, Tensor) or not is_plain(x) or not x.is_floating_point():
-        raise ValueError(f"{name} is no plain tensor")
-    return x.detach().float().clone()  # of a view of a larger one, the part
+def numbers(x: object, name: str, shape: Sequence[int | None]) -> Tensor:
+    return described(x, name, shape).float().clone()  # of a view of a larger one, the part
 
 
 def from_bank(content: dict, model) -> dict:
@@ -276,8 +353,9 @@ def from_bank(content: dict, model) -> dict:
     for theirs, pair in content.items():
         layer = names.get(theirs.removesuffix(".processor").removeprefix("unet."))
         if layer is None or not isinstance(pair, dict) or set(pair) != {"k", "v"}:
-            raise ValueError(f"{theirs!r} is no layer of this model with k and v")
-        features[layer] = tuple(tensor(pair[side], theirs).squeeze(0) for side in "kv")
+            raise ValueError(f"entry '{theirs[:100]}' is no layer of this model with k and v")
+        pair = {side: x[0] if isinstance(x, Tensor) and x.ndim == 3 and len(x) == 1 else x for side, x in pair.items()}
+        features[layer] = tuple(numbers(pair[side], f"{theirs}.{side}", (None, None)) for side in "kv")
     return features
 
 
@@ -287,18 +365,21 @@ def from_delta(content: dict, clip, model, noun: str) -> dict:
     if not isinstance(weights, dict) or not isinstance(identifiers, dict) or len(identifiers) != 1:
         raise ValueError("it is not of one concept")
     (vectors,) = identifiers.values()
-    vectors = [tensor(x, "modifier_token") for x in (vectors if isinstance(vectors, list) else [vectors])]
+    vectors = vectors if isinstance(vectors, list) else [vectors]
     encoders = sorted(noun_ids("Import Concept", clip, noun), key=lambda encoder: encoder == "g")  # l before g
     if len(vectors) != len(encoders):
         raise ValueError(f"it has V* for {len(vectors)} encoders, this CLIP has {len(encoders)}")
+    vectors = [
+        numbers(x[0] if isinstance(x, Tensor) and x.ndim == 2 and len(x) == 1 else x, "modifier_token", own.shape)
+        for x, own in zip(vectors, (rare_vector(clip, encoder) for encoder in encoders), strict=True)
+    ]
     widths = {
         layer: module.to_k.weight.shape for layer, (_, module) in cross_attentions(model.model.diffusion_model).items()
     }
     project = {}
     for theirs, layer in names.items():
-        own = [tensor(weights.get(f"{theirs}.to_{side}.weight"), theirs) for side in "kv"]
-        if any(w.shape != widths[layer] for w in own):
-            raise ValueError(f"{theirs} has shape {tuple(own[0].shape)}, not {tuple(widths[layer])}")
+        sides = {side: f"{theirs}.to_{side}.weight" for side in "kv"}
+        own = [numbers(weights.get(name), name, widths[layer]) for name in sides.values()]
         project[layer] = tuple(lambda x, w=w: torch.nn.functional.linear(x.to(w), w) for w in own)
     identifier = dict(zip(encoders, vectors, strict=True))
     context, _, _ = encode_slot(clip, EXTRACTED_FROM, noun, identifier)

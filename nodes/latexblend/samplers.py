@@ -15,6 +15,7 @@ from comfy.model_sampling import V_PREDICTION
 from server import PromptServer
 from torch import Tensor
 
+from ...pnpmix.files.tensors import described
 from ...pnpmix.latexblend import training
 from ...pnpmix.latexblend.bank import extract
 from ...pnpmix.schedule import to_eps
@@ -210,12 +211,7 @@ class LearnSampler(comfy.samplers.Sampler):
             f"delta.{name}.{i}": x for name, delta in self.deltas.items() for i, x in enumerate(delta)
         }
         if self.resumed:
-            try:
-                for name, x in self.parameters.items():
-                    x.copy_(self.resumed[name])
-            except (KeyError, RuntimeError) as error:
-                fault = "what it keeps for learning on does not fit this model."
-                raise BadInput(NODE, "learned", fault, "Load its own checkpoint, or unwire it.") from error
+            self.resume()
         replaced = self.options.get("patches_replace", {})
         attention = {layer: self.attention(name) for name, (layer, _) in self.layers.items()}
         self.options = {
@@ -223,6 +219,20 @@ class LearnSampler(comfy.samplers.Sampler):
             "patches_replace": {**replaced, "attn2": {**replaced.get("attn2", {}), **attention}},
             "optimized_attention_override": differentiable_attention,
         }
+
+    def resume(self) -> None:
+        """Goes on from where another run ended: the parameters, and the optimiser's two moments of each."""
+        shapes = {f"{name}{end}": x.shape for name, x in self.parameters.items() for end in ("", ".mean", ".square")}
+        try:
+            if self.resumed.keys() - {"steps"} != shapes.keys():
+                raise ValueError(f"it has {len(self.resumed) - 1} entries, this model's are {len(shapes)} others")
+            for name, shape in shapes.items():
+                described(self.resumed[name], name, shape)
+        except ValueError as error:
+            fault = f"what it keeps for learning on does not fit this model: {error}."
+            raise BadInput(NODE, "learned", fault, "Load its own checkpoint, or unwire it.") from error
+        for name, x in self.parameters.items():
+            x.copy_(self.resumed[name])
 
     def attention(self, name: str):
         """attn2_replace of a layer."""

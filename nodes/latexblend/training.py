@@ -1,5 +1,8 @@
 """Learn Concept: a handful of photos and a noun become a concept."""
 
+from collections.abc import Iterator
+
+import comfy.model_management
 import comfy.samplers
 import torch
 from comfy_api.latest import io
@@ -13,6 +16,7 @@ from ..host.checks import (
     check_choice,
     check_image,
     check_model,
+    check_name,
     check_numbers,
     model_family,
 )
@@ -26,7 +30,7 @@ from .samplers import NODE, LearnSampler, Settings, Words, mean
 from .words import noun_ids
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-VIEWS = 20  # of each photo, encoded beforehand
+VIEWS, MOST_VIEWS = 20, 400  # of each photo and of all, encoded beforehand
 LEAST = 64  # pixels of a photo's shorter side
 
 
@@ -170,8 +174,8 @@ class PnPMixTrainConcept(io.ComfyNode):
             settings.noun,
             {name: len(ids) for name, ids in noun_ids(NODE, clip, settings.noun).items()},
         )
-        photos = squares("images", images, settings.resolution)
-        others = squares("class_images", class_images, settings.resolution) if settings.prior_weight > 0 else []
+        photos = photos_of("images", images)
+        others = photos_of("class_images", class_images) if settings.prior_weight > 0 else []
         if not photos:
             raise BadInput(NODE, "images", "it holds no photo.", "Wire 3 to 5 photos of the thing.")
         state = resumed_state(learned, settings, model) if learned is not None else {}
@@ -183,7 +187,7 @@ class PnPMixTrainConcept(io.ComfyNode):
         own.set_additional_models("pnpmix_encoder", [words.clip.patcher])
         own.set_model_compute_dtype(DTYPES[settings.dtype])
         views, masks = encode_views(vae, photos, settings)
-        pictures = torch.cat([encode(vae, picture[None]) for picture in others]) if others else None
+        pictures = torch.cat([encode(vae, square(x, settings.resolution)) for x in others]) if others else None
         sampler = LearnSampler(own, words, settings, views, masks, pictures, state, node_id)
         with with_gradients():
             guider = comfy.samplers.CFGGuider(own)
@@ -215,6 +219,8 @@ def check_settings(settings: Settings) -> None:
     numbers = ("steps", "learning_rate", "resolution", "rank", "seed", "prior_weight")
     check_numbers(NODE, **{name: getattr(settings, name) for name in numbers})
     check_choice(NODE, "dtype", settings.dtype, list(DTYPES))
+    for name in ("noun", "name"):
+        check_name(NODE, name, getattr(settings, name))
     if not settings.noun.strip():
         raise BadInput(NODE, "noun", "it is empty.", "Write what the thing is in a word, such as dog.")
 
@@ -227,9 +233,9 @@ def check_precision(model) -> None:
         raise BadInput(NODE, "model", fault, "Load the checkpoint with weight_dtype default, or its fp16 file.")
 
 
-def squares(name: str, batches: list, size: int) -> list[Tensor]:
-    """(3, size, size) of each photo of some batches, which may have different sizes."""
-    photos = []
+def photos_of(name: str, batches: list) -> list[Tensor]:
+    """Each photo (H, W, 3 or 4) of some batches, which may have different sizes; none is copied."""
+    photos: list[Tensor] = []
     for batch in batches or []:
         if batch is None:
             continue
@@ -238,26 +244,44 @@ def squares(name: str, batches: list, size: int) -> list[Tensor]:
         if least < LEAST:
             fault = f"a photo is only {batch.shape[2]} × {batch.shape[1]} pixels."
             raise BadInput(NODE, name, fault, f"Use photos of at least {LEAST} pixels on each side.")
-        if not torch.isfinite(batch).all():
-            raise BadInput(NODE, name, "it contains NaN or infinity.", "Use other photos.")
-        photos += [training.square(photo[..., :3].float().cpu().movedim(-1, 0), size) for photo in batch]
+        photos += batch.unbind()
     return photos
 
 
-def encode(vae, pictures: Tensor) -> Tensor:
-    """(n, 3, S, S) → latents as VAE Encode gives them."""
-    return vae.encode(pictures.movedim(1, -1)).float().cpu()
+def square(photo: Tensor, size: int) -> Tensor:
+    """(H, W, 3 or 4) → its middle (3, size, size)."""
+    return training.square(photo[..., :3].float().cpu().movedim(-1, 0), size)
+
+
+def encode(vae, picture: Tensor) -> Tensor:
+    """(3, S, S) → its latent (1, C, H, W) as VAE Encode gives it; Cancel ends it."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    return vae.encode(picture[None].movedim(1, -1)).float().cpu()
 
 
 def encode_views(vae, photos: list[Tensor], settings: Settings) -> tuple[Tensor, Tensor]:
-    """Latents (n, C, H, W) of what is looked at, and the masks (n, 1, H, W) of what in it is photo."""
-    views = [(photo, torch.ones(photo.shape[1:])) for photo in photos]
-    if settings.augment:
-        generator = training.step_generator(settings.seed, -1)
-        views = [training.augment(photo, generator) for photo in photos for _ in range(VIEWS)]
-    latents = torch.cat([encode(vae, picture[None]) for picture, _ in views])
-    masks = torch.stack([mask for _, mask in views])[:, None]
-    return latents, (torch.nn.functional.adaptive_avg_pool2d(masks, latents.shape[-2:]) > 0.99).float()
+    """Latents (n, C, H, W) of what is looked at, and the masks (n, 1, H, W) of what in it is photo.
+
+    One after another: in pixels there is never more than one of them.
+    """
+    latents, masks = [], []
+    for picture, mask in views_of(photos, settings):
+        latents.append(encode(vae, picture))
+        masks.append(torch.nn.functional.adaptive_avg_pool2d(mask[None, None], latents[-1].shape[-2:]))
+    return torch.cat(latents), (torch.cat(masks) > 0.99).float()
+
+
+def views_of(photos: list[Tensor], settings: Settings) -> Iterator[tuple[Tensor, Tensor]]:
+    """(3, S, S), and the mask (S, S) of what of it is photo."""
+    generator = training.step_generator(settings.seed, -1)
+    of_each = max(1, min(VIEWS, MOST_VIEWS // len(photos)))
+    for photo in photos:
+        picture = square(photo, settings.resolution)
+        if not settings.augment:
+            yield picture, torch.ones(picture.shape[1:])
+            continue
+        for _ in range(of_each):
+            yield training.augment(picture, generator)
 
 
 def resumed_state(learned: LearnedConcept, settings: Settings, model) -> dict[str, Tensor]:

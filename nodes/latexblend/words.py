@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 
 from ...demo.model import VOCABULARY
-from ..host.checks import BadInput
+from ..host.checks import BadInput, check_text
 from ..host.types import BlendedConcept
 
 ARTICLES = {"a", "an", "the", "my", "your", "his", "her", "its", "our", "their", "one", "this", "that"}
@@ -21,6 +21,7 @@ def read(node: str, clip, text: str) -> dict[str, Chunks]:
     """The chunks of each encoder."""
     if clip is None:
         raise BadInput(node, "clip", "it is empty.", "Wire the CLIP of an SD 1.x, SD 2.x or SDXL checkpoint.")
+    check_text(node, "text", text)
     tokens = clip.tokenize(text)
     if not tokens.keys() <= KNOWN:
         fault = f"its encoders are {', '.join(tokens)}."
@@ -139,6 +140,7 @@ def place(
         length, starts = len(own[0]), []
         for concept in wanted:
             ids = noun_ids(node, clip, concept.learned.noun)[encoder]
+            check_length(concept, len(ids))
             starts.append((*occurrence(concept, text, find(clip, encoder, own, ids)), len(ids)))
         order = sorted(range(len(starts)), key=lambda k: starts[k])
         for one, next_one in pairwise(order):
@@ -169,6 +171,17 @@ def place(
         raise BadInput(node, "text", "the two encoders cut it into different tokens.", "Use plain words.")
     own = next(iter(chunks.values()))
     return chunks, firsts, sum(map(len, own))
+
+
+def check_length(concept: BlendedConcept, tokens: int) -> None:
+    """Of the noun in this CLIP, so many tokens."""
+    learned = concept.learned
+    length = len(next(iter(learned.features.values()))[0])
+    if length != 1 + tokens:
+        fault = (
+            f"'{learned.name}' has keys and values of {length} tokens, with '{learned.noun}' it should be {1 + tokens}."
+        )
+        raise BadInput(f"Blend Concept '{learned.name}'", "learned", fault, "Use a concept of this noun.")
 
 
 def occurrence(concept: BlendedConcept, text: str, places: list[tuple[int, int]]) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from comfy.utils import ProgressBar
 from torch import Tensor
 
 from ...pnpmix.metrics.similarity import one_vector, regional_crop
-from ..host.checks import BadInput, check_aspect, check_image, masks_of_pictures
+from ..host.checks import BadInput, check_aspect, check_image, check_text, masks_of, masks_of_pictures
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP, where a CLIP_VISION does not say its own
 
@@ -45,8 +45,7 @@ def regions(
 
 def checked_masks(node: str, name: str, mask: Tensor, images: Tensor) -> tuple[Tensor, list[str]]:
     """The binary mask of each picture, and what had to be done for it."""
-    if mask.numel() == 0:
-        raise BadInput(node, name, f"it has shape {tuple(mask.shape)}.", "Wire a mask of the object.")
+    mask = masks_of(node, name, mask)
     check_aspect(node, name, mask, *images.shape[1:3])
     masks, messages = masks_of_pictures(mask, len(images), images.shape[1:3])
     return masks, [f"{message} ({name})" for message in messages]
@@ -73,6 +72,7 @@ def embed_text(node: str, clip, text: str) -> tuple[Tensor, list[str]]:
     """(d,) in the space that the text shares with pictures, and what is to be said of it."""
     if not isinstance(text, str) or not text.strip():
         raise BadInput(node, "text", "it has no words.", "Say what the pictures should show.")
+    check_text(node, "text", text)
     tokens = clip.tokenize(text, disable_weights=True)
     _, pooled = clip.encode_from_tokens(tokens, return_pooled="unprojected")
     projection = None if pooled is None else projection_of(clip.cond_stage_model, pooled.shape[-1])

@@ -1,10 +1,12 @@
 """Score Plot: several variants side by side, as bars and as a table."""
 
+import math
+
 from comfy_api.latest import io, ui
 from typing_extensions import override
 
 from ...pnpmix.metrics.statistics import distinct, table
-from ..host.checks import BadInput
+from ..host.checks import BadInput, check_text
 from ..host.memory import for_host
 from ..host.types import CATEGORY, ScoresType, schema
 
@@ -52,10 +54,13 @@ class PnPMixScorePlot(io.ComfyNode):
         from ...pnpmix.metrics.plotting import draw_bars
 
         measures = distinct([*scores, *scores_2, *scores_3, *scores_4])
-        if not measures:
+        if not measures or not all(x.values for x in measures):
             raise BadInput(NODE, "scores", "it holds no values.", "Wire the scores of a score node.")
+        if not all(math.isfinite(x) for measured in measures for x in measured.values):
+            raise BadInput(NODE, "scores", "it contains NaN or infinity.", "Measure other pictures.")
+        check_text(NODE, "names", names)
         variants = [line.strip() for line in names.splitlines() if line.strip()]
-        variants = variants or [f"picture {k}" for k in range(1, len(scores[0].values) + 1)]
+        variants = variants or [f"picture {k}" for k in range(1, len(measures[0].values) + 1)]
         try:
             picture, words = draw_bars(measures, variants)[None], table(measures, variants)
         except ValueError as error:

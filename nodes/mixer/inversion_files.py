@@ -1,26 +1,28 @@
 """Save Inversion and Load Inversion: inversions kept in files."""
 
 import contextlib
-import json
 import os
+from typing import Annotated, Literal
 
 import folder_paths
 import safetensors.torch
-import torch
 from comfy_api.latest import io, ui
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from typing_extensions import override
 
+from ...pnpmix.files.tensors import described, read_safetensors
+from ...pnpmix.files.texts import Name, Text
 from ...pnpmix.mixer.inversion import Inversion
 from ..host.checks import BadInput, falls_to_zero
 from ..host.files import save_new
+from ..host.loading import reading
 from ..host.messages import show
 from ..host.types import CATEGORY, InversionType, InvertedLatent, schema
 from .kept import PersonalRows
 
 FORMAT = "pnp-mix inversion 1"
 MAX_SEED = 2**64 - 1
-MAX_HEADER = 10**8  # bytes; what safetensors itself allows
 
 
 def inversions_directory() -> str:
@@ -128,48 +130,45 @@ def saved_inversion(file: str) -> str:
     return os.path.join(inversions_directory(), file)
 
 
+class Described(BaseModel):
+    """The metadata of a saved inversion; what else is there are the inputs of the node that made it."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Text]
+
+    format: Literal[FORMAT]  # type: ignore[valid-type]
+    family: Name
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+    noise_shift: Annotated[float, Field(ge=0, le=1)] = 0.0  # older files have none
+
+
 def read_inversion(path: str) -> InvertedLatent:
-    name = os.path.basename(path)
+    node, name = "Load Inversion", os.path.basename(path)
     remedy = "Make it again with DDPM Invert and Save Inversion."
-    try:
-        tensors, metadata = read_tensors(path)
-    except OSError as error:
-        fault = f"{name} cannot be read ({error.strerror})."
-        raise BadInput("Load Inversion", "file", fault, "Press R, and choose another.") from error
-    except Exception as error:  # damage makes json, safetensors and torch raise almost anything
-        fault = f"{name} is damaged or cut short ({type(error).__name__})."
-        raise BadInput("Load Inversion", "file", fault, remedy) from error
-
-    seed, family = metadata.pop("seed", ""), metadata.pop("family", None)
-    has_seed = seed.isdecimal() and len(seed) <= len(str(MAX_SEED)) and int(seed) <= MAX_SEED
-    is_inversion = metadata.pop("format", None) == FORMAT and family is not None and has_seed
-    if not is_inversion or set(tensors) != {"sigmas", "trajectory", "eps"}:
-        raise BadInput("Load Inversion", "file", f"{name} is not an inversion.", remedy)
-    sigmas, trajectory, eps = (tensors[key].float() for key in ("sigmas", "trajectory", "eps"))
-    shift = metadata.get("noise_shift", "0")  # older files have none
-    with contextlib.suppress(ValueError):
-        shift = float(shift)
-    fits = eps.ndim == 4 and sigmas.shape == (len(eps) + 1,) and trajectory.shape == (len(eps) + 1, *eps.shape[1:])
-    finite = torch.isfinite(trajectory).all() and torch.isfinite(eps).all()
-    shifts = isinstance(shift, float) and 0 <= shift <= 1
-    if not fits or eps.numel() == 0 or not finite or not falls_to_zero(sigmas) or not shifts:
-        raise BadInput("Load Inversion", "file", f"{name} holds shapes or values that do not fit together.", remedy)
-    inversion = Inversion(sigmas, trajectory, eps, int(seed), shift)
-    return InvertedLatent(inversion, family, metadata, PersonalRows())
+    with reading(node, "file", path, remedy):
+        tensors, metadata = read_safetensors(path, lambda metadata: metadata.get("format") == FORMAT)
+        if metadata.get("format") != FORMAT:
+            raise BadInput(node, "file", f"{name} is not an inversion.", remedy)
+        about = Described.model_validate(metadata)
+        settings = {key: x for key, x in metadata.items() if key not in ("format", "family", "seed")}
+        return InvertedLatent(inversion_of(tensors, about), about.family, settings, PersonalRows())
 
 
-def read_tensors(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file; no tensors if it is not in our format.
-
-    In memory of their own: a map of the file, as safetensors makes it, ends the whole server when the file is cut.
+def inversion_of(tensors: dict[str, Tensor], about: Described) -> Inversion:
     """
-    with open(path, "rb") as file:
-        length = file.read(8)
-        header = file.read(min(int.from_bytes(length, "little"), MAX_HEADER))
-        metadata = json.loads(header).get("__metadata__") or {}
-        if metadata.get("format") != FORMAT:  # a checkpoint of many GB, perhaps
-            return {}, {}
-        return safetensors.torch.load(length + header + file.read()), metadata
+    Raises:
+        ValueError: says what does not fit.
+    """
+    expected = {"sigmas", "trajectory", "eps"}
+    if set(tensors) != expected:
+        raise ValueError(f"it has the entries {', '.join(sorted(tensors)) or 'none'}, expected: {', '.join(expected)}")
+    eps = described(tensors["eps"], "eps", (None,) * 4).float()
+    count, *shape = eps.shape
+    trajectory = described(tensors["trajectory"], "trajectory", (count + 1, *shape)).float()
+    sigmas = described(tensors["sigmas"], "sigmas", (count + 1,)).float()
+    if not falls_to_zero(sigmas):
+        raise ValueError("entry 'sigmas' does not fall to 0")
+    return Inversion(sigmas, trajectory, eps, about.seed, about.noise_shift)
 
 
 NODES = [PnPMixSaveInversion, PnPMixLoadInversion]

@@ -8,11 +8,13 @@ import comfy.model_management
 import folder_paths
 import torch
 from comfy_api.latest import io
+from pydantic import ValidationError
 from torch import Tensor
 from typing_extensions import override
 
+from ...pnpmix.files.texts import first_fault
 from ..host.checks import BadInput
-from ..host.loading import BERT, KNOWN_FILES, file_input, importing, load_weights, needs, validate_file
+from ..host.loading import BERT, KNOWN_FILES, MAX_SAID, file_input, importing, load_weights, needs, validate_file
 from ..host.types import CATEGORY, DetectorType, schema
 from .picture_model import PictureModel
 
@@ -95,7 +97,8 @@ def read_bert(read: Callable, folder: str):
     try:
         return read(folder)
     except Exception as error:  # transformers, the tokenizer and Python raise almost anything then
-        fault = f"the text encoder in {folder} does not load ({type(error).__name__}: {error})."
+        what = first_fault(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+        fault = f"the text encoder in {folder} does not load ({what[:MAX_SAID]})."
         raise BadInput(NODE, "model_name", fault, f"Download vocab.txt of {BERT} again.") from error
 
 

@@ -26,7 +26,7 @@ from ...pnpmix.vision.framing import (
     whole,
 )
 from ...pnpmix.vision.inpainting import fill_weights
-from ..host.checks import BadInput, check_choice, check_image, check_numbers
+from ..host.checks import BadInput, check_choice, check_image, check_numbers, masks_of
 from ..host.memory import for_host
 from ..host.messages import show
 from ..host.types import CATEGORY, Place, PlaceType, schema
@@ -116,10 +116,12 @@ class PnPMixFitPicture(io.ComfyNode):
         check_numbers(FIT, width=width, height=height, margin=margin, multiple=multiple)
         check_choice(FIT, "mode", mode, MODES)
         check_image(FIT, "image", image)
+        if like is not None:
+            check_image(FIT, "like", like)
         photo, shape = tuple(image.shape[1:3]), (height, width) if like is None else tuple(like.shape[1:3])
         size = to_multiple(shape, multiple)
         messages: list[str] = []
-        masks = torch.ones(1, *photo) if mask is None else masks_of_photo(mask, photo, messages)
+        masks = torch.ones(1, *photo) if mask is None else masks_of_photo(masks_of(FIT, "mask", mask), photo, messages)
         target = None if mask is None else bounding_frame(masks.amax(0))
         if target is None and mode == OBJECT:
             fault = "it is not wired." if mask is None else "it is empty."
@@ -192,7 +194,7 @@ class PnPMixPasteBack(io.ComfyNode):
             raise BadInput(PASTE, "image", fault, "Wire as many pictures, or one.")
         place = place_of(original, image, place)
         messages: list[str] = []
-        masks = objects_in_frame(mask, place, messages)
+        masks = objects_in_frame(masks_of(PASTE, "mask", mask), place, messages)
         if len(masks) != count:
             masks = masks.any(0).expand(count, -1, -1)
         if not masks.any((1, 2)).all():
@@ -216,9 +218,8 @@ def words(size: Size) -> str:
     return f"{size[1]} x {size[0]}"
 
 
-def masks_of_photo(mask: Tensor, photo: Size, messages: list[str]) -> Tensor:
-    """(n, *photo) of a MASK. An empty one may have any size: Load Image gives 64 x 64 where nothing is painted."""
-    masks = mask.reshape(-1, *mask.shape[-2:]).float().cpu()
+def masks_of_photo(masks: Tensor, photo: Size, messages: list[str]) -> Tensor:
+    """(n, h, w) → (n, *photo). An empty one may have any size: Load Image gives 64 x 64 where nothing is painted."""
     size = tuple(masks.shape[1:])
     if not (masks >= 0.5).any():
         return torch.zeros(len(masks), *photo)
@@ -255,9 +256,8 @@ def place_of(original: Tensor, image: Tensor, place: Place | None) -> Place:
     return place
 
 
-def objects_in_frame(mask: Tensor, place: Place, messages: list[str]) -> Tensor:
-    """Binary masks (n, h, w) of the photo's pixels in the frame, from a MASK on the part or on the photo."""
-    masks = mask.reshape(-1, *mask.shape[-2:]).float().cpu()
+def objects_in_frame(masks: Tensor, place: Place, messages: list[str]) -> Tensor:
+    """Binary masks (n, h, w) of the photo's pixels in the frame, from masks (n, h', w') on the part or on the photo."""
     size, (rows, columns) = tuple(masks.shape[1:]), overlap(place.frame, place.photo)
     if size == place.photo != place.size:
         return masks[:, rows, columns] >= 0.5

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ...pnpmix.masks import gaussian_blur, grow
-from ..host.checks import BadInput, check_choice, check_image, check_numbers
+from ..host.checks import BadInput, check_choice, check_image, check_numbers, check_text
 from ..host.types import CATEGORY, EXPERT, DetectorType, SegmenterType, schema
 
 NODE = "Grounded Mask"
@@ -167,6 +167,7 @@ def look_for(
     phrases = list(dict.fromkeys(named))
     if not phrases:
         raise BadInput(node, "prompt", "it has no words.", "Name what to find, such as: dog")
+    check_text(node, "prompt", prompt)
     tokenizer = detector.model.tokenizer
     ids, owners = tokenize(tokenizer, phrases)
     for k in set(range(len(phrases))) - set(owners):  # of signs alone that nobody sees

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ...pnpmix.vision.inpainting import MAX_SIDE, fill_by_model, fill_smoothly, fill_weights, inpaint
-from ..host.checks import BadInput, check_aspect, check_image, check_numbers, masks_of_pictures
+from ..host.checks import BadInput, check_aspect, check_image, check_numbers, masks_of, masks_of_pictures
 from ..host.loading import load_where_it_runs, patcher_of
 from ..host.memory import for_host
 from ..host.messages import show
@@ -65,8 +65,7 @@ class PnPMixInpaintBackground(io.ComfyNode):
     def execute(cls, image, mask, inpaint_model=None, expand=8, feather=4) -> io.NodeOutput:
         check_numbers(NODE, expand=expand, feather=feather)
         check_image(NODE, "image", image)
-        if mask.numel() == 0:
-            raise BadInput(NODE, "mask", f"it has shape {tuple(mask.shape)}.", "Wire a mask of the objects.")
+        mask = masks_of(NODE, "mask", mask)
         check_aspect(NODE, "mask", mask, *image.shape[1:3])
         image = image.cpu()
         masks, messages = masks_of_pictures(mask, len(image), image.shape[1:3])

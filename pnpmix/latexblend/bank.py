@@ -8,6 +8,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..files.tensors import described
+
 FORMAT, VERSION = "latexblend concept", "1"  # of files: under which name what is told stands in the metadata
 
 Features = dict[str, tuple[Tensor, Tensor]]  # layer → K and V (1 + L, inner) of "V* noun"
@@ -55,18 +57,22 @@ def fingerprint(weight: Tensor) -> str:
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> Features:
-    """The inverse of `to_tensors`; names that end otherwise are left out.
+    """The inverse of `to_tensors`.
 
     Raises:
-        ValueError: a layer has only one of the two, or they are not finite (1 + L, inner) with one number of tokens.
+        ValueError: a name ends otherwise, a layer has only one of the two, or they are not finite (1 + L, inner) with
+            one number of tokens.
     """
-    layers = {name[:-2] for name in tensors if name.endswith((".k", ".v"))}
+    for name in tensors:
+        if not name.endswith((".k", ".v")):
+            raise ValueError(f"entry '{name}' is neither K nor V of a layer")
     features: Features = {}
-    for layer in sorted(layers):
+    for layer in sorted({name[:-2] for name in tensors}):
         missing = [side for side in "kv" if f"{layer}.{side}" not in tensors]
         if missing:
             raise ValueError(f"{layer} has no {missing[0].upper()}")
-        features[layer] = (tensors[f"{layer}.k"].float(), tensors[f"{layer}.v"].float())
+        key, value = (described(tensors[f"{layer}.{side}"], f"{layer}.{side}", (None, None)) for side in "kv")
+        features[layer] = (key.float(), value.float())
     check(features)
     return features
 
@@ -81,15 +87,14 @@ def check(features: Features, widths: Mapping[str, int] | None = None, tokens: i
     """
     if not features:
         raise ValueError("it holds no layer")
-    tokens = tokens or len(next(iter(features.values()))[0])
-    if tokens < 2:
-        raise ValueError("it has no token for the noun")
     if widths is not None and set(widths) != set(features):
         both = len(set(widths) & set(features))
         raise ValueError(f"it has {len(features)} layers, of which the model's {len(widths)} share {both}")
-    for layer, (key, value) in features.items():
-        width = key.shape[-1] if widths is None else widths[layer]
-        if key.shape != (tokens, width) or value.shape != (tokens, width):
-            raise ValueError(f"{layer} has shapes {tuple(key.shape)} and {tuple(value.shape)}, not {(tokens, width)}")
-        if not (torch.isfinite(key).all() and torch.isfinite(value).all()):
-            raise ValueError(f"{layer} contains NaN or infinity")
+    for layer, pair in features.items():
+        for side, x in zip("kv", pair, strict=True):
+            described(x, f"{layer}.{side}", (tokens, None if widths is None else widths[layer]))
+            tokens = len(x)
+        if pair[0].shape != pair[1].shape:
+            raise ValueError(f"{layer} has K of shape {tuple(pair[0].shape)} and V of {tuple(pair[1].shape)}")
+        if tokens is not None and tokens < 2:
+            raise ValueError("it has no token for the noun")

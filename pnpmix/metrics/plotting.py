@@ -25,6 +25,8 @@ def draw_bars(measures: Sequence[Measured], variants: Sequence[str]) -> Tensor:
     Raises:
         ValueError: a measure's values do not divide evenly among the variants.
     """
+    for measured in measures:
+        by_variant(measured.values, len(variants))  # raises before there is a picture of as many rows
     rows = len(variants) + 1
     picture = Image.new("RGB", (WIDTH, len(measures) * (rows * LINE + GAP) + GAP), PAPER)
     for k, measured in enumerate(measures):
@@ -34,7 +36,7 @@ def draw_bars(measures: Sequence[Measured], variants: Sequence[str]) -> Tensor:
 
 def draw_measure(draw: ImageDraw.ImageDraw, top: int, measured: Measured, variants: Sequence[str]) -> None:
     plain, small = ImageFont.load_default(size=16), ImageFont.load_default(size=14)
-    draw.text((GAP, top + 4), measured.name, INK, plain)
+    draw.text((GAP, top + 4), shortened(draw, measured.name, plain, WIDTH - GAP - NUMBERS), INK, plain)
     better = "more is better" if measured.more_is_better else "less is better"
     draw.text((WIDTH - GAP, top + 6), better, "#666666", small, anchor="ra")
     bars = [interval(values) for values in by_variant(measured.values, len(variants))]
@@ -63,9 +65,10 @@ def draw_measure(draw: ImageDraw.ImageDraw, top: int, measured: Measured, varian
         draw.text((right + GAP, middle), number, INK, plain, anchor="lm")
 
 
-def shortened(draw: ImageDraw.ImageDraw, name: str, font) -> str:
+def shortened(draw: ImageDraw.ImageDraw, name: str, font, room: int = NAMES) -> str:
     """As much of a name as its column takes."""
-    kept = name
-    while kept and draw.textlength(kept if kept == name else kept + "…", font=font) > NAMES - GAP:
+    name = "".join(x if x.isprintable() else " " for x in name)
+    kept = name[:room]  # no letter is narrower than a pixel
+    while kept and draw.textlength(kept if kept == name else kept + "…", font=font) > room - GAP:
         kept = kept[:-1]
     return kept if kept == name else kept + "…"

@@ -102,4 +102,5 @@ def table(measures: Sequence[Measured], variants: Sequence[str]) -> str:
     columns = [[mean_with_interval(x, m.digits) for x in by_variant(m.values, len(variants))] for m in measures]
     rows = [["", *names], ["---"] * (len(measures) + 1)]
     rows += [[variant, *cells] for variant, *cells in zip(variants, *columns, strict=True)]
+    rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]  # else it would end the cell
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -9,8 +9,10 @@ the other to 1e-3 … 1 - 1e-3, so places at the very edge of a picture may star
 import copy
 import os
 import re
+from typing import Annotated
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor
 from transformers import (
     BertConfig,
@@ -28,6 +30,7 @@ SWINS = {  # by the width of the first stage
     128: dict(embed_dim=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32], window_size=12),
 }
 DECODER_LAYERS = 6
+MAX_SETTINGS = 1024**2  # bytes of a config.json
 # beginnings of names on the Hub
 SWIN, TEXT_ENCODER = "model.backbone.conv_encoder.model.", "model.text_backbone."
 STEM = SWIN + "embeddings.patch_embeddings.projection.weight"
@@ -169,6 +172,18 @@ def has_text_encoder(weights: dict[str, Tensor]) -> bool:
     return any(name.startswith(TEXT_ENCODER) for name in weights)
 
 
+class Settings(BaseModel):
+    """What of a BERT's config.json decides how large it is: several times bert-large at most."""
+
+    vocab_size: Annotated[int, Field(ge=1, le=10**6)] = 1
+    hidden_size: Annotated[int, Field(ge=1, le=4096)] = 1
+    num_hidden_layers: Annotated[int, Field(ge=1, le=100)] = 1
+    num_attention_heads: Annotated[int, Field(ge=1, le=256)] = 1
+    intermediate_size: Annotated[int, Field(ge=1, le=20_000)] = 1
+    max_position_embeddings: Annotated[int, Field(ge=1, le=100_000)] = 1
+    type_vocab_size: Annotated[int, Field(ge=1, le=100)] = 1
+
+
 def read_text_encoder(folder: str | os.PathLike) -> tuple[BertConfig, BertTokenizerFast]:
     """The settings and the tokenizer of a folder of bert-base-uncased, of which vocab.txt is enough.
 
@@ -179,7 +194,11 @@ def read_text_encoder(folder: str | os.PathLike) -> tuple[BertConfig, BertTokeni
     tokenizer = BertTokenizerFast.from_pretrained(folder, local_files_only=True)
     if tokenizer(".?")["input_ids"] != SPECIAL_TOKENS:
         raise ValueError("its numbers for [CLS], [SEP], '.' and '?' are not those of bert-base-uncased")
-    has_settings = os.path.isfile(os.path.join(folder, "config.json"))
+    settings = os.path.join(folder, "config.json")
+    has_settings = os.path.isfile(settings)
+    if has_settings:
+        with open(settings, "rb") as file:
+            Settings.model_validate_json(file.read(MAX_SETTINGS))
     # transformers' defaults are the settings of bert-base-uncased
     config = BertConfig.from_pretrained(folder, local_files_only=True) if has_settings else BertConfig()
     if len(tokenizer) > config.vocab_size:

@@ -17,7 +17,8 @@ NAMES = {"PnP-MIX", "Grounding DINO", "SAM", "SAM 3", "Concept Conductor", "LoRA
 
 def strings_of_nodes() -> set[str]:
     """All but docstrings, tooltips, descriptions and what goes into the log alone, line by line."""
-    files = [*(PACK / "nodes").rglob("*.py"), *(PACK / "pnpmix" / "vision").glob("*.py")]
+    rooms = (PACK / "nodes", PACK / "pnpmix" / "vision", PACK / "pnpmix" / "files")
+    files = [file for room in rooms for file in room.rglob("*.py")]
     return {
         line
         for path in files

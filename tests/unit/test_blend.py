@@ -1,11 +1,13 @@
 """run.py blend: what a table may say, what a job becomes, and what is left when something goes wrong."""
 
 import errno
+import http.server
 import os
+import threading
 from pathlib import Path
 
 import pytest
-from headless import blend, graphs
+from headless import blend, evaluate, graphs
 from headless.jobs import BadTable, Job, JobFailed, fitting_templates, in_order, prompt_of, read_table, work_of
 from PIL import Image
 
@@ -249,3 +251,89 @@ def test_each_template_is_there_as_an_api_graph(name):
     inside = {node_id: node["_meta"]["title"] for node_id, node in written.items() if ":" in node_id}
     steps = {graphs.title(workflow, node) for node in workflow["nodes"] if node["type"] in graphs.subgraphs(workflow)}
     assert {title.partition(": ")[0] for title in inside.values()} == steps, "nodes are told by their step"
+
+
+@pytest.mark.parametrize(
+    "lines, said",
+    [
+        (['scene,things,words', 'a.png,b.png,"a dog', "c.png,d.png,cat"], "line 3: unexpected end of data"),
+        (["scene,things,words,words", "a.png,b.png,dog,cat"], "has columns twice: 'words'"),
+        (["scene,things,words,prompt", "a.png,b.png,dog," + 200_000 * "x"], "line 2: field larger than field limit"),
+        (['scene,things,words', '"a.png"x,b.png,dog'], "line 2: ',' expected after"),
+    ],
+)  # fmt: skip
+def test_a_table_that_would_lose_rows_is_refused(tmp_path, lines, said):
+    """With a quote that is never closed, all that follows is one cell."""
+    with pytest.raises(BadTable, match=said):
+        read_table(table(tmp_path, *lines), NOTHING)
+
+
+def test_a_cell_with_the_character_0_is_named(tmp_path):
+    (fault,) = read_table(table(tmp_path, "scene,things,words", "a\0.png,b.png,dog"), NOTHING)
+    assert "row 2: the column 'scene'" in str(fault)
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """Another program than ComfyUI."""
+
+    code, body = 200, b""
+
+    def do_GET(self):
+        self.send_response(self.code)
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_):
+        """Nothing."""
+
+
+@pytest.fixture
+def other(monkeypatch):
+    """Its address."""
+    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+OTHERS = {
+    "a page": (200, b"<html>Welcome</html>"),
+    "a list": (200, b"[1, 2]"),
+    "nothing": (200, b""),
+    "a number": (200, b"3"),
+    "half characters": (200, b'{"\\ud800": 1}'),
+    "nested without end": (200, b"[" * 100_000),
+    "another type": (200, b'{"PnPMixSampler": 1, "system": 3, "devices": []}'),
+    "an error": (500, b"{}"),
+    "not found": (404, b"no such page"),
+    "asks for a password": (401, b"[]"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("command", [blend, evaluate])
+def test_another_program_at_the_address_is_named(job, tmp_path, other, capsys, monkeypatch, command, kind):
+    monkeypatch.setattr(Answers, "code", OTHERS[kind][0])
+    monkeypatch.setattr(Answers, "body", OTHERS[kind][1])
+    path = tmp_path / "tasks.csv"
+    path.write_text("scene,things,words,masks,object masks\nscene.png,dog.png,cup,mask 1.png,own 1.png")
+    given = ["--table", str(path)] if command is blend else ["--tasks", str(tmp_path)]
+    code, told = command.main([*given, "--url", other, "--output", str(tmp_path / "made")]), capsys.readouterr().out
+    if kind == "another type" and command is blend:  # which says nothing that is asked for
+        assert code == 1 and "is not in ComfyUI's models" in told
+    else:
+        assert code == 2 and "another program than ComfyUI answers" in told
+
+
+@pytest.mark.parametrize("command", [blend, evaluate])
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_sent(job, tmp_path, capsys, command, monkeypatch):
+    monkeypatch.setattr(f"{command.__name__}.comfyui_server", None)
+    (tmp_path / "file").touch()
+    path = tmp_path / "tasks.csv"
+    path.write_text("scene,things,words\nscene.png,dog.png,cup")
+    given = ["--table", str(path)] if command is blend else ["--tasks", str(tmp_path)]
+    for options in (given, ["--demo"]):
+        assert command.main([*options, "--output", str(tmp_path / "file" / "made")]) == 2
+        assert "cannot be written to (Not a directory)" in capsys.readouterr().out

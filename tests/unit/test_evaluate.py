@@ -334,3 +334,63 @@ def test_a_server_that_stops_in_the_middle_costs_one_picture_and_is_started_agai
     assert len(third.made) == 1 and len(calls) == 2
     again = evaluate.evaluate(options, lambda: server)
     assert [len(x.made) for x in again] == [1, 0, 1] and len(calls) == 3, "what is there is not made again"
+
+
+DAMAGED = [
+    "",
+    "{",
+    "[]",
+    "3",
+    '{"seconds": "much"}',
+    '{"seconds": NaN}',
+    '{"seconds": null}',
+    '{"a": {"b": 1}}',
+    "\xff",
+]
+
+
+@pytest.mark.parametrize("notes", [*DAMAGED, "a folder", "a damaged picture"])
+def test_what_an_interrupted_run_left_is_done_again(job, tmp_path, notes, monkeypatch):
+    """Notes that are damaged, and pictures that are."""
+    options, _ = evaluate.read_options(["--tasks", str(tmp_path), "--output", str(tmp_path / "made")])
+    content = job.scene.read_bytes()
+    monkeypatch.setattr(evaluate, "picture_of", lambda work, server, watch: content)
+
+    def make() -> tuple[Made, bool]:
+        return evaluate.make(job, ROWS[0], options, lambda: None)
+
+    made, there = make()
+    assert not there and make() == (made, True)
+    path = made.path.with_suffix(".json")
+    if notes == "a damaged picture":
+        made.path.write_bytes(content[:40])
+    elif notes == "a folder":
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(OSError):
+            make()
+        path.rmdir()
+    else:
+        path.write_text(notes, encoding="latin-1")
+    again, there = make()
+    assert not there and again.scores.keys() == made.scores.keys()
+    assert make() == (again, True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, '[{"prompt": 3, "image_paths": []}]', '[{"prompt": "a", "image_paths": "text"}]', "null",
+     '["\\ud800"]',     '[[{"class_prompt": "a", "instance_data_dir": "b"}]]', '[[1, 2, 3]]', '[[{}, {}, {}]]', "\xff"],
+)  # fmt: skip
+def test_a_data_set_of_other_types_is_refused(tmp_path, capsys, content):
+    source = tmp_path / "pairs.json"
+    source.write_text(content, encoding="latin-1")
+    for kind in ("dreambench", "customconcept101"):
+        assert evaluate.main(["--make", kind, str(source), "--tasks", str(tmp_path / "tasks")]) == 2
+        assert "not as it is published: entry" in capsys.readouterr().out
+
+
+def test_no_prompt_of_a_data_set_is_followed_as_a_format(customconcept101, tmp_path):
+    (customconcept101.parent / "prompts" / "pair.txt").write_text("{0.__init__.__globals__} {1} {2} {")
+    (task,) = made_from("customconcept101", customconcept101, tmp_path / "tasks")
+    assert task.prompt == "{0.__init__.__globals__} cup {2} {"

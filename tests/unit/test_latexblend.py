@@ -131,7 +131,7 @@ def test_features_survive_a_file_and_faults_are_told():
     for bad, words in (
         ({"a.k": torch.zeros(2, 4)}, "no V"),
         ({"a.k": torch.zeros(2, 4), "a.v": torch.full((2, 4), float("inf"))}, "NaN or infinity"),
-        ({"a.k": torch.zeros(2, 4), "a.v": torch.zeros(3, 4)}, "shapes"),
+        ({"a.k": torch.zeros(2, 4), "a.v": torch.zeros(3, 4)}, "shape"),
         ({}, "no layer"),
     ):
         with pytest.raises(ValueError, match=words):

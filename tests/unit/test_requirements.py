@@ -31,6 +31,7 @@ WITH_COMFYUI = [
     "safetensors",
     "einops",
     "pillow",
+    "pydantic",
     "spandrel",
     "transformers",
     "huggingface_hub",
