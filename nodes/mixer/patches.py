@@ -6,7 +6,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ...pnpmix.masks import part_of, readable_cells
+from ...pnpmix.masks import part_of, readable_cells, weighted
 from ...pnpmix.mixer.attention import attend_to_objects, by_role, guided_appearance_attention
 from ...pnpmix.mixer.sampling import Rows
 from ..host.checks import BadInput
@@ -184,7 +184,7 @@ def without_personal_hints(executor, x, t, c_concat, c_crossattn, control, trans
         kept = torch.ones(chunks, len(rows.roles), len(x) // (chunks * len(rows.roles)), device=x.device, dtype=x.dtype)
         kept[:, rows.roles.index("personal")] = 0
         control = {
-            name: [hint if hint is None else hint * kept.view(-1, *[1] * (hint.ndim - 1)) for hint in hints]
+            name: [hint if hint is None else weighted(hint, kept.view(-1, *[1] * (hint.ndim - 1))) for hint in hints]
             for name, hints in control.items()
         }
     return executor(x, t, c_concat, c_crossattn, control, transformer_options, **conds)

@@ -213,6 +213,20 @@ def ksampler(family: str, model) -> torch.Tensor:
     return graph.run(latent=samples)["latent"]["samples"]
 
 
+@pytest.mark.newest
+@pytest.mark.parametrize("family", [x for x in available() if FAMILIES[x].axes])
+def test_scaled_positions_move_objects_as_this_family_scales_them(family):
+    """Some ignore ComfyUI's ScaleROPE."""
+    graph = Graph()
+    scaled = dict(scale_x=0.4, shift_x=0.0, scale_y=1.7, shift_y=0.0, scale_t=1.0, shift_t=0.0)
+    scaled = graph.run(model=graph.add("ScaleROPE", model=model_of(family), **scaled))["model"]
+    settings = dict(concepts=1, object_only=(0,))
+    result = graph_result(family, scaled, **settings)
+    assert_same(result, oracle_result(family, scaled, **settings))
+    has_effect = relative_error(ksampler(family, scaled), ksampler(family, model_of(family))) > 1e-4
+    assert has_effect == FAMILIES[family].scales_positions
+
+
 @pytest.mark.oldest
 def test_a_run_can_be_repeated_and_a_patched_model_samples_as_before():
     family = "Qwen-Image"
@@ -257,6 +271,46 @@ def test_a_concepts_own_prompt_may_have_another_length(family):
     model, own = model_of(family), {0: conditioning(family, 3, tokens=40), 1: conditioning(family, 4)}
     settings = dict(own=own, cfg=3.0, object_only=(0,))
     assert_same(graph_result(family, model, **settings), oracle_result(family, model, **settings))
+
+
+def glyphs(seed: int) -> torch.Tensor:
+    """As HunyuanImage's second text encoder gives them of what is to be written."""
+    return torch.randn(1, 5, 1472, generator=torch.Generator().manual_seed(seed))
+
+
+def with_glyphs():
+    return small_transformer("HunyuanImage", byt5=True)
+
+
+OWN_ENTRIES = [
+    ("Flux.1", "guidance", None),
+    ("Flux.1", "pooled_output", None),
+    ("Flux.1", "guidance", 1.0),
+    ("Qwen-Image", "attention_mask", torch.tensor([[1] * 5 + [0] * 2])),
+    ("HunyuanImage", "conditioning_byt5small", glyphs(0)),
+]
+
+
+@pytest.mark.parametrize("whose", ["concept's", "mixer's"])
+@pytest.mark.parametrize("family, entry, value", OWN_ENTRIES, ids=lambda x: x if isinstance(x, str) else "")
+def test_what_one_prompt_carries_is_not_the_others(family, entry, value, whose):
+    """Of two prompts of the same length."""
+    model = with_glyphs() if entry == "conditioning_byt5small" else model_of(family)
+    carries, plain = conditioning(family, 3, **{entry: value}), conditioning(family, 1)
+    settings = dict(own={0: carries}, concepts=1)
+    if whose == "mixer's":
+        settings = dict(common={"positive": conditioning(family, 1, **{entry: value})}, own={0: plain}, concepts=1)
+    result = graph_result(family, model, **settings)
+    assert_same(result, oracle_result(family, model, **settings))
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("part", [0, 1], ids=["as long as the first part", "as long as the second part"])
+def test_a_concepts_prompt_beside_a_combined_one_of_two_lengths_is_refused_by_name(part):
+    common = {"positive": conditioning("Flux.1", 1, tokens=7) + conditioning("Flux.1", 5, tokens=9)}
+    own = {1: conditioning("Flux.1", 3, tokens=(7, 9)[part])}
+    with refused("Mask Noise Mixer", "'concepts'", "'concept 1'", "combined"):
+        graph_result("Flux.1", model_of("Flux.1"), own=own, common=common)
 
 
 @pytest.fixture
@@ -571,7 +625,15 @@ def test_personal_rows_are_not_kept_for_the_next_run():
 
 @pytest.mark.parametrize("family", ["Qwen-Image"])
 def test_vital_layers_are_flux_1s_alone(family):
-    graph = Graph()
+    graph, whole = Graph(), small_transformer("Flux.1", depth=19, depth_single_blocks=38)
     with refused("Guided Appearance Attention", "'layers'", "Flux.1 alone"):
         graph.run(model=appearance(graph, model_of(family), layers="vital"))
-    graph.run(model=appearance(graph, model_of("Flux.1"), layers="vital"))
+    graph.run(model=appearance(graph, whole, layers="vital"))
+
+
+@pytest.mark.parametrize("depths", [(8, 38), (19, 37), (2, 2)], ids=str)
+def test_vital_layers_are_those_of_all_of_flux_1s_blocks(depths):
+    """Variants that were cut down have other blocks under the same numbers."""
+    variant, graph = small_transformer("Flux.1", depth=depths[0], depth_single_blocks=depths[1]), Graph()
+    with refused("Guided Appearance Attention", "'layers'", "19 + 38", f"{depths[0]} + {depths[1]}"):
+        graph.run(model=appearance(graph, variant, layers="vital"))
