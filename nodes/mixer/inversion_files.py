@@ -16,7 +16,6 @@ from ..host.checks import BadInput, falls_to_zero
 from ..host.files import save_new
 from ..host.messages import show
 from ..host.types import CATEGORY, InversionType, InvertedLatent, schema
-from .kept import PersonalRows
 
 FORMAT = "pnp-mix inversion 1"
 MAX_SEED = 2**64 - 1
@@ -155,7 +154,7 @@ def read_inversion(path: str) -> InvertedLatent:
     if not fits or eps.numel() == 0 or not finite or not falls_to_zero(sigmas) or not shifts:
         raise BadInput("Load Inversion", "file", f"{name} holds shapes or values that do not fit together.", remedy)
     inversion = Inversion(sigmas, trajectory, eps, int(seed), shift)
-    return InvertedLatent(inversion, family, metadata, PersonalRows())
+    return InvertedLatent(inversion, family, metadata)
 
 
 def read_tensors(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:

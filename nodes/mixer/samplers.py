@@ -1,5 +1,6 @@
 """The two passes over the model, as a guider and samplers of ComfyUI."""
 
+import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -228,7 +229,8 @@ class MixSampler(comfy.samplers.Sampler):
 
         def watched(rows: Rows, predict: Callable[[], Prediction]) -> Prediction:
             guided = joint is not None and rows.roles != ("plain",)
-            with reuse.watch(rows, counted=family is None or guided):
+            filling = contextlib.nullcontext() if self.kept is None else self.kept.filling(rows)
+            with filling, reuse.watch(rows, counted=family is None or guided):
                 prediction = predict()
                 if guided:
                     joint.check_entered()
