@@ -23,7 +23,9 @@ from ..host.checks import (
     check_conditioning,
     check_model,
     check_numbers,
+    check_one_gpu,
     check_predictions,
+    check_whole_pictures,
     downscale_ratio,
     falls_to_zero,
 )
@@ -127,6 +129,8 @@ class PnPMixConductor(io.ComfyNode):
         check_numbers(NODE, seed=seed, steps=steps, cfg=cfg)
         check_choice(NODE, "inject", inject, list(KINDS))
         check_model(NODE, model)
+        check_whole_pictures(NODE, model)
+        check_one_gpu(NODE, model)
         check_not_compiled(NODE, model)
         for name, conditioning in (("positive", positive), ("negative", negative)):
             check_conditioning(NODE, name, conditioning, model)

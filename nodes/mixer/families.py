@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ...pnpmix.schedule import NoisePath
-from ..host.checks import BadInput, check_conditioning, check_model, downscale_ratio
+from ..host.checks import BadInput, check_conditioning, check_model, check_whole_pictures, downscale_ratio
 
 REMEDY = (
     "Load an SD 1.x, SD 2.x or SDXL checkpoint, or a Flux, Chroma, Qwen-Image, Z-Image, Lumina 2, SD 3 or "
@@ -60,6 +60,7 @@ def family_of(base) -> Family | None:
 def check_denoiser(node: str, model) -> None:
     """Refuses every MODEL that the inversion and the mixer cannot run with."""
     base = model.model
+    check_whole_pictures(node, model)
     if family_of(base) is None:
         check_model(node, model, REMEDY)
         return

@@ -23,6 +23,7 @@ from ..host.checks import (
     check_channels,
     check_choice,
     check_numbers,
+    check_one_gpu,
     check_predictions,
     downscale_ratio,
     model_family,
@@ -144,7 +145,7 @@ class PnPMixSampler(io.ComfyNode):
                     default=False,
                     tooltip="Keep what is read of the concepts' pictures, beside the inversion, for the next run with "
                     "the same pictures, prompts and model. On: trying other masks, alpha or guidance takes two thirds "
-                    "of the time, and memory (up to a quarter of what is free).",
+                    "of the time, and memory (up to a quarter of what is free). UNets only, not transformers.",
                     **EXPERT,
                 ),
             ],
@@ -179,6 +180,7 @@ class PnPMixSampler(io.ComfyNode):
         check_numbers(NODE, cfg=cfg, swap_guidance=swap_guidance, feather=feather)
         check_choice(NODE, "overlap", overlap, OVERLAP)
         check_denoiser(NODE, model)
+        check_one_gpu(NODE, model)
         check_inversion(model, inversion)
         for concept in concepts:
             with at_fault(concept.node_id):

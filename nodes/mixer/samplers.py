@@ -65,9 +65,15 @@ class RowGuider(comfy.samplers.CFGGuider):
         positive = self.conds["positive"]
         if rows is not None and "personal" in rows.roles and len(self.conds) > 2 and not self.apart:
             positive = [self.with_own_prompts(k, rows) for k in range(len(positive))]
+        guide = model_options.get("sampler_cfg_function")
+        if guide is not None:
+            model_options = {**model_options, "sampler_cfg_function": for_each_row(guide)}
         denoised = comfy.samplers.sampling_function(
             self.inner_model, self.framed(x), timestep, self.conds["negative"], positive, self.cfg, model_options, seed
         )
+        if len(denoised) != len(x):
+            fault = "one of its patches mixes rows with those of the call before, as guidance with momentum does."
+            raise BadInput("Mask Noise Mixer", "model", fault, "Bypass that patch.")
         return self.flat(denoised)
 
     def with_own_prompts(self, k: int, rows: Rows) -> dict:
@@ -104,6 +110,23 @@ class RowGuider(comfy.samplers.CFGGuider):
                 None if role == "personal" and str(k) in self.conds else k for role in rows.roles for k in indices
             ]
         }
+
+
+def for_each_row(guide: Callable[[dict], Tensor]) -> Callable[[dict], Tensor]:
+    """A sampler_cfg_function that works for several rows also where it was written for a single one, as RenormCFG."""
+
+    def guide_rows(args: dict) -> Tensor:
+        try:
+            return guide(args)
+        except RuntimeError as error:
+            count = len(args["input"])
+            if count == 1 or "ambiguous" not in str(error):  # which torch calls it to compare several at once
+                raise
+        of_rows = {name for name, x in args.items() if isinstance(x, Tensor) and x.ndim > 0 and len(x) == count}
+        rows = ({**args, **{name: args[name][i : i + 1] for name in of_rows}} for i in range(count))
+        return torch.cat([guide(row) for row in rows])
+
+    return guide_rows
 
 
 class InvertSampler(comfy.samplers.Sampler):
@@ -208,8 +231,7 @@ class MixSampler(comfy.samplers.Sampler):
         if apart:
             model_wrap.apart = joint.apart = True
             concepts_per_call = min(concepts_per_call, room_apart(joint, model_wrap, apart, device))
-        if any("control" in entry for entries in model_wrap.conds.values() for entry in entries):
-            keep_hints_from_personal_rows(model_options)
+        keep_hints_from_personal_rows(model_options)
         inpainted: InpaintedBackground | None = model_options.get(DILUTION)
         dilution = None
         if inpainted is not None:

@@ -76,11 +76,11 @@ def two_mixers(model, inversion, keep: tuple[bool, bool]) -> int:
 def test_a_mixer_that_keeps_nothing_leaves_what_another_one_has_kept(model):
     graph = Graph()
     inversion = graph.run(inversion=invert(graph, model, steps=4, skip_steps=2))["inversion"]
-    before = [x.clone() if torch.is_tensor(x) else x for x in inversion.inversion]
+    before = [x.clone() for x in inversion.inversion[:3]]
     whole = two_mixers(model, inversion, (False, False))
     two_mixers(model, inversion, (True, False))
     assert two_mixers(model, inversion, (True, False)) == whole // 2 + whole // 2 * 2 // 3
-    assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(inversion.inversion, before, strict=True))
+    assert all(map(torch.equal, inversion.inversion[:3], before))
 
 
 def test_what_is_kept_goes_with_the_inversion(model):
