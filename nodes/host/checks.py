@@ -24,12 +24,9 @@ def check_model(node: str, model, remedy: str = "Load an SD 1.x, SD 2.x or SDXL 
         raise BadInput(node, "model", fault, remedy)
     # in ComfyUI the samplings with x = x0 + sigma * eps are subclasses of EPS
     if not isinstance(base.diffusion_model, UNetModel) or not isinstance(sampling, EPS):
-        raise BadInput(
-            node,
-            "model",
-            f"{type(base).__name__} ({base.model_type.name}) is none of the models that this node works with.",
-            remedy,
-        )
+        name = f"{type(base).__name__} ({base.model_type.name})"
+        fault = f"{name} is a flow-matching or transformer model, and none that this node knows."
+        raise BadInput(node, "model", fault, remedy)
     channels = base.model_config.unet_config["in_channels"]
     latent = model.get_model_object("latent_format").latent_channels
     if channels != latent:

@@ -15,7 +15,7 @@ PREDICT = "sampler_calc_cond_batch_function"  # in model_options
 
 
 def cannot_share(own: dict, common: dict) -> bool:
-    """Whether no batch holds both of two prompts, given as their `model_conds`: each entry belongs to its own prompt."""
+    """Whether no batch holds both of two prompts, as `model_conds`: each entry belongs to its own prompt."""
     return own.keys() != common.keys() or any(not common[name].can_concat(x) for name, x in own.items())
 
 

@@ -205,6 +205,15 @@ def test_lora_that_changes_nothing_or_is_of_another_family(model, loras):
             graph.run(latent=conductor(graph, model, chain(graph, [lora]), steps=2))
 
 
+@pytest.mark.newest
+def test_several_gpus_at_once_are_refused(model, loras):
+    """As MultiGPU Work Units leave them in a MODEL."""
+    graph, shared = Graph(), model.clone()
+    shared.set_additional_models("multigpu", [model.clone()])
+    with refused("Conductor", "'model'", "several GPUs", "Bypass"):
+        graph.run(latent=conductor(graph, shared, chain(graph, loras), steps=2))
+
+
 @pytest.mark.oldest
 def test_layout_of_another_size(model, loras):
     graph = Graph()

@@ -746,11 +746,11 @@ def test_what_cannot_work_is_refused(make, inputs, words):
 
 
 @pytest.mark.oldest
-def test_a_model_that_the_mixer_does_not_know_is_called_by_its_name():
-    """And by no class that it shares with those that the message advises."""
+def test_a_model_that_the_mixer_does_not_know_is_told_so():
+    """Of one that is a flow-matching transformer, as those are that the message advises."""
     other, graph = small_transformer("Flux.1"), Graph()
     other.model.__class__ = type("WAN21", (type(other.model),), {})
-    with refused("DDPM Invert", "'model'", "WAN21 (FLUX) is none of the models that this node works with", "Load"):
+    with refused("DDPM Invert", "'model'", "WAN21 (FLUX)", "none that this node knows", "Load"):
         graph.run(inversion=invert(graph, other, latent=encoded("Flux.1", 0), **prompts("Flux.1")))
 
 
