@@ -177,6 +177,23 @@ def test_reference_features_are_kept_for_the_next_run(model, loras):
 
 
 @pytest.mark.oldest
+def test_reference_features_of_two_conductors_with_other_models_do_not_displace_each_other(model, loras):
+    graph, other, count = Graph(), model.clone(), []
+    other.set_model_attn1_output_patch(lambda x, extra_options: x * 1.1)
+    layout = graph.run(layout=reference(graph, model, steps=2))["layout"]
+    graph = Graph()
+    links = [conductor(graph, alignment(graph, x, layout), chain(graph, loras), steps=2) for x in (model, other)]
+    hook = model.model.diffusion_model.register_forward_pre_hook(lambda *_: count.append(None))
+    try:
+        graph.run(one=links[0], two=links[1])
+        first = len(count)
+        graph.run(one=links[0], two=links[1])
+    finally:
+        hook.remove()
+    assert len(count) - first == first - 4
+
+
+@pytest.mark.oldest
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
