@@ -8,6 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def weighted(x: Tensor, weights: Tensor) -> Tensor:
+    """x * weights, and 0 where a weight is 0 whatever x is there; shapes broadcast.
+
+    Half precision overflows, and infinity times 0 is NaN, which a sum would carry out of the mask.
+    """
+    return (x * weights).masked_fill(weights == 0, 0)
+
+
 def to_image_size(mask: Tensor, height: int, width: int) -> Tensor:
     """(h, w) mask in 0..1 → (height, width), unchanged where it already has that size."""
     if mask.shape == (height, width):

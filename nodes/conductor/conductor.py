@@ -14,6 +14,7 @@ from typing_extensions import override
 from ...pnpmix.conductor.injection import any_inside, first_masks
 from ...pnpmix.conductor.refinement import Masks, first_state
 from ...pnpmix.masks import layer_grids, to_image_size
+from ..host.beside import kept_beside, replace_kept
 from ..host.checks import (
     BadInput,
     check_aspect,
@@ -22,7 +23,9 @@ from ..host.checks import (
     check_conditioning,
     check_model,
     check_numbers,
+    check_one_gpu,
     check_predictions,
+    check_whole_pictures,
     downscale_ratio,
     falls_to_zero,
 )
@@ -117,7 +120,7 @@ class PnPMixConductor(io.ComfyNode):
                 io.Latent.Output(display_name="latent", tooltip="The new pictures, for VAE Decode."),
                 io.Mask.Output(display_name="masks", tooltip="Where each concept is, as a batch: picture by picture."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -126,6 +129,8 @@ class PnPMixConductor(io.ComfyNode):
         check_numbers(NODE, seed=seed, steps=steps, cfg=cfg)
         check_choice(NODE, "inject", inject, list(KINDS))
         check_model(NODE, model)
+        check_whole_pictures(NODE, model)
+        check_one_gpu(NODE, model)
         check_not_compiled(NODE, model)
         for name, conditioning in (("positive", positive), ("negative", negative)):
             check_conditioning(NODE, name, conditioning, model)
@@ -159,7 +164,7 @@ class PnPMixConductor(io.ComfyNode):
             show_at_once(cls.hidden.unique_id, overlays[-1])
 
         guider = BranchGuider(model, positive, negative, cfg, concepts, guidance)
-        kept = {} if guidance is None else kept_keys(guidance, model)
+        kept = {} if guidance is None else kept_keys(guidance, model, cls.hidden)
         sampler = ConductSampler(masks, inject, guidance, kept, model.model_options.get(REFINEMENT), show_masks)
         noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
@@ -211,16 +216,16 @@ def masks_on_grids(
     return masks
 
 
-def kept_keys(guidance: LayoutGuidance, model) -> dict:
+def kept_keys(guidance: LayoutGuidance, model, hidden) -> dict:
     """Where features read off the layout picture are kept from run to run, for as long as the model is the same."""
     ours = {LAYOUT_GUIDANCE, REFINEMENT}
     options = {name: value for name, value in model.model_options.items() if name not in ours}
     made_with = [model.model, model.patches_uuid, comfy.patcher_extension.copy_nested_dicts(options), model.wrappers]
-    before = guidance.reference.keys.get("made with")
-    if before is None or not is_same(before, made_with):
-        guidance.reference.keys.clear()
-        guidance.reference.keys.update({"made with": made_with, "keys": {}})
-    return guidance.reference.keys["keys"]
+    picture = guidance.reference.layout.trajectory
+    before = [keys for made, keys in kept_beside(picture).values() if is_same(made, made_with)]
+    keys = before[0] if before else {}
+    replace_kept(picture, hidden.unique_id, hidden.prompt, (made_with, keys))
+    return keys
 
 
 def is_same(before: list, now: list) -> bool:

@@ -87,7 +87,7 @@ class PnPMixLayoutReference(io.ComfyNode):
             PlainGuider(model, positive).sample(torch.zeros_like(samples), samples, sampler, levels, callback=callback)
             layout = sampler.layout
             check_predictions(node, layout.trajectory)
-        return io.NodeOutput(LayoutReference(layout, positive, model_family(model), {}))
+        return io.NodeOutput(LayoutReference(layout, positive, model_family(model)))
 
 
 class LayoutSampler(comfy.samplers.Sampler):

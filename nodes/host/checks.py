@@ -4,6 +4,7 @@ import math
 
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_base import SD3, SDXL, Flux, SDXLRefiner
 from comfy.model_sampling import EPS, IMG_TO_IMG
 from torch import Tensor
 
@@ -38,12 +39,9 @@ def check_model(node: str, model, remedy: str = "Load an SD 1.x, SD 2.x or SDXL 
         raise BadInput(node, "model", fault, remedy)
     # in ComfyUI the samplings with x = x0 + sigma * eps are subclasses of EPS
     if not isinstance(base.diffusion_model, UNetModel) or not isinstance(sampling, EPS):
-        raise BadInput(
-            node,
-            "model",
-            f"{type(base).__name__} ({base.model_type.name}) is a flow-matching or transformer model.",
-            remedy,
-        )
+        name = f"{type(base).__name__} ({base.model_type.name})"
+        fault = f"{name} is a flow-matching or transformer model, and none that this node knows."
+        raise BadInput(node, "model", fault, remedy)
     channels = base.model_config.unet_config["in_channels"]
     latent = model.get_model_object("latent_format").latent_channels
     if channels != latent:
@@ -53,6 +51,19 @@ def check_model(node: str, model, remedy: str = "Load an SD 1.x, SD 2.x or SDXL 
             f"its UNet takes {channels} channels instead of {latent}, as inpainting checkpoints do.",
             "Load the base checkpoint instead.",
         )
+
+
+def check_one_gpu(node: str, model) -> None:
+    """Refuses what computes several conditionings at once, in threads: what is noted of a call is of one only."""
+    if "multigpu_clones" in model.model_options or getattr(model, "additional_models", {}).get("multigpu"):
+        raise BadInput(node, "model", "several GPUs share it.", "Bypass the node that shares it.")
+
+
+def check_whole_pictures(node: str, model) -> None:
+    """Refuses what cuts a picture, or a batch of them, into windows."""
+    if "context_handler" in model.model_options:
+        fault = "context windows cut its pictures into parts, of which none is known from another."
+        raise BadInput(node, "model", fault, "Bypass the node that sets context windows.")
 
 
 def model_family(model) -> str:
@@ -128,12 +139,40 @@ def check_channels(node: str, name: str, latent: Tensor, model) -> None:
 CONTEXT_WIDTHS = ("context_dim", "context_in_dim", "joint_attention_dim", "cap_feat_dim")
 
 
+def token_width(model) -> int | None:
+    """Numbers of each token of a prompt that the network reads; None where it does not say."""
+    config = model.model.model_config.unet_config
+    embedder = config.get("context_embedder_config") or {}  # of SD 3
+    return next((config[key] for key in CONTEXT_WIDTHS if key in config), embedder.get("params", {}).get("in_features"))
+
+
+def pooled_width(model) -> int | None:
+    """Numbers of a prompt's pooled output that the network reads; None where it reads none, or does not say."""
+    base, config = model.model, model.model.model_config.unet_config
+    if isinstance(base, SDXL | SDXLRefiner):
+        return config["adm_in_channels"] - 256 * (5 if isinstance(base, SDXLRefiner) else 6)  # the rest is about sizes
+    if isinstance(base, SD3):
+        return config.get("adm_in_channels")
+    return config.get("vec_in_dim") if hasattr(base.diffusion_model, "vector_in") else None
+
+
+def check_pooled(node: str, name: str, options: dict, model) -> None:
+    pooled, expected, fault = options.get("pooled_output"), pooled_width(model), None
+    if expected is None or "unclip_conditioning" in options:
+        return
+    if pooled is None and not isinstance(model.model, Flux):  # which takes zeros for it
+        fault = "it has no pooled output, which this model reads."
+    elif pooled is not None and pooled.shape[-1] != expected:
+        fault = f"its pooled output is {pooled.shape[-1]} numbers wide, this model reads {expected}."
+    if fault is not None:
+        raise BadInput(node, name, fault, "Encode the prompt with the CLIP of the same checkpoint.")
+
+
 def check_conditioning(node: str, name: str, conditioning: list, model) -> None:
     if len(conditioning) == 0:
         raise BadInput(node, name, "it holds no prompt.", "Wire CLIP Text Encode.")
-    config = model.model.model_config.unet_config
-    expected = next((config[key] for key in CONTEXT_WIDTHS if key in config), None)
-    for cross_attn, _ in conditioning:
+    expected = token_width(model)
+    for cross_attn, options in conditioning:
         if cross_attn is None:
             continue
         if cross_attn.shape[0] != 1:
@@ -141,6 +180,7 @@ def check_conditioning(node: str, name: str, conditioning: list, model) -> None:
         if expected is not None and cross_attn.shape[-1] != expected:
             fault = f"its tokens are {cross_attn.shape[-1]} numbers wide, this model reads {expected}."
             raise BadInput(node, name, fault, "Encode the prompt with the CLIP of the same checkpoint.")
+        check_pooled(node, name, options, model)
 
 
 def masks_of(node: str, name: str, mask: Tensor) -> Tensor:

@@ -50,7 +50,6 @@ class InvertedLatent(NamedTuple):
     inversion: Inversion
     family: str  # of the model, see `checks.model_family`
     settings: dict[str, str]  # the inputs of the node that made it, for the reader of a saved file
-    kept: object = None  # mixer.kept.PersonalRows, what the last blend left for the next one with this background
 
 
 class Concept(NamedTuple):
@@ -108,7 +107,6 @@ class LayoutReference(NamedTuple):
     layout: Layout
     positive: list  # CONDITIONING that describes it
     family: str  # of the model, see `checks.model_family`
-    keys: dict  # by what made them and level: features that a run has read off it, for the next one
 
 
 class LayoutGuidance(NamedTuple):

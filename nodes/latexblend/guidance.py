@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ...pnpmix.latexblend.guidance import attention_maps, blending_loss, guide
-from ..host.checks import BadInput, check_model, check_numbers
+from ..host.checks import check_model, check_numbers, check_one_gpu
 from ..host.loading import resident
 from ..host.types import CATEGORY, EXPERT, schema
 from .gradients import checkpointed, with_gradients
@@ -90,8 +90,7 @@ class PnPMixBlendingGuidance(io.ComfyNode):
     def execute(cls, model, scale, g1, g2, start_percent, end_percent) -> io.NodeOutput:
         check_numbers(NODE, scale=scale, g1=g1, g2=g2, start_percent=start_percent, end_percent=end_percent)
         check_model(NODE, model)
-        if "multigpu_clones" in model.model_options or getattr(model, "additional_models", {}).get("multigpu"):
-            raise BadInput(NODE, "model", "several GPUs share it.", "Bypass the node that shares it.")
+        check_one_gpu(NODE, model)
         guided = (resident(NODE, model) if scale else model).clone()
         sampling = model.get_model_object("model_sampling")
         start, end = (float(sampling.percent_to_sigma(percent)) for percent in (start_percent, end_percent))

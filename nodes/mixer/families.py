@@ -5,13 +5,14 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ...pnpmix.schedule import NoisePath
-from ..host.checks import BadInput, check_conditioning, check_model, downscale_ratio
+from ..host.checks import BadInput, check_conditioning, check_model, check_whole_pictures, downscale_ratio
 
 REMEDY = (
     "Load an SD 1.x, SD 2.x or SDXL checkpoint, or a Flux, Chroma, Qwen-Image, Z-Image, Lumina 2, SD 3 or "
     "HunyuanImage 2.1 model."
 )
-VITAL = {0, 1, 17, 18} | {19 + i for i in (6, 9, 34, 35, 37)}  # of Flux.1's 19 + 38 blocks (arXiv 2411.14430)
+DEPTHS = [19, 38]  # of Flux.1, double and single blocks
+VITAL = {0, 1, 17, 18} | {19 + i for i in (6, 9, 34, 35, 37)}  # of these (arXiv 2411.14430)
 
 
 class Family(NamedTuple):
@@ -21,17 +22,20 @@ class Family(NamedTuple):
     behind_text: bool = False  # whether the longer the prompt is, the farther away the picture lies
     image_alone: bool = False  # whether blocks may have a second attention, of the picture's tokens alone
     vital: frozenset[int] = frozenset()  # blocks that the look depends on most
+    scales_positions: bool = False  # whether it does what ComfyUI's ScaleROPE asks for
 
 
 FLUX = Family(("double_blocks", "single_blocks"), "pe_embedder")
 # by the exact classes of ComfyUI's model_base and of its network: a subclass may do anything
 FAMILIES = {
-    ("Flux", "Flux"): FLUX._replace(vital=frozenset(VITAL)),
-    ("Flux2", "Flux"): FLUX,
+    ("Flux", "Flux"): FLUX._replace(vital=frozenset(VITAL), scales_positions=True),
+    ("Flux2", "Flux"): FLUX._replace(scales_positions=True),
     ("Chroma", "Chroma"): FLUX,
     ("SD3", "OpenAISignatureMMDITWrapper"): Family(("joint_blocks",), None, image_alone=True),
     ("QwenImage", "QwenImageTransformer2DModel"): Family(("transformer_blocks",), "pe_embedder", "inner_dim"),
-    ("Lumina2", "NextDiT"): Family(("layers",), "rope_embedder", "dim", behind_text=True),  # Z-Image too
+    ("Lumina2", "NextDiT"): Family(
+        ("layers",), "rope_embedder", "dim", behind_text=True, scales_positions=True
+    ),  # Z-Image too
     ("HunyuanImage21", "HunyuanVideo"): FLUX,
 }
 
@@ -56,6 +60,7 @@ def family_of(base) -> Family | None:
 def check_denoiser(node: str, model) -> None:
     """Refuses every MODEL that the inversion and the mixer cannot run with."""
     base = model.model
+    check_whole_pictures(node, model)
     if family_of(base) is None:
         check_model(node, model, REMEDY)
         return
@@ -165,5 +170,10 @@ def guided_blocks(node: str, model, layers: str) -> set[int] | None:
         raise BadInput(node, "layers", fault, "Choose all or decoder.")
     if family is None or layers == "all":
         return None
-    count = joint_blocks(model.model.diffusion_model, family)
+    network = model.model.diffusion_model
+    if layers == "vital" and [len(getattr(network, name)) for name in family.blocks] != DEPTHS:
+        found = " + ".join(str(len(getattr(network, name))) for name in family.blocks)
+        fault = f"'vital' layers are known of Flux.1's 19 + 38 blocks, and this model has {found}."
+        raise BadInput(node, "layers", fault, "Choose all or decoder.")
+    count = joint_blocks(network, family)
     return set(family.vital) if layers == "vital" else set(range(count // 2, count))

@@ -20,7 +20,6 @@ from ..host.checks import (
 from ..host.memory import room_for
 from ..host.types import CATEGORY, EXPERT, InversionType, InvertedLatent, schema
 from .families import check_denoiser, check_prompt, check_size, reads_one_level
-from .kept import PersonalRows
 from .samplers import MAX_ROWS, InvertSampler, RowGuider, acts_by_time
 
 
@@ -136,7 +135,7 @@ class PnPMixDDPMInvert(io.ComfyNode):
         settings = {"steps": steps, "skip_steps": skip_steps, "cfg": cfg, "scheduler": scheduler}
         settings["noise_shift"] = noise_shift
         settings = {name: str(value) for name, value in settings.items()}
-        return io.NodeOutput(InvertedLatent(sampler.inversion, model_family(model), settings, PersonalRows()))
+        return io.NodeOutput(InvertedLatent(sampler.inversion, model_family(model), settings))
 
 
 def falling_sigmas(model, scheduler: str, steps: int, skip_steps: int) -> torch.Tensor:

@@ -19,7 +19,6 @@ from ..host.files import save_new
 from ..host.loading import reading
 from ..host.messages import show
 from ..host.types import CATEGORY, InversionType, InvertedLatent, schema
-from .kept import PersonalRows
 
 FORMAT = "pnp-mix inversion 1"
 MAX_SEED = 2**64 - 1
@@ -151,7 +150,7 @@ def read_inversion(path: str) -> InvertedLatent:
             raise BadInput(node, "file", f"{name} is not an inversion.", remedy)
         about = Described.model_validate(metadata)
         settings = {key: x for key, x in metadata.items() if key not in ("format", "family", "seed")}
-        return InvertedLatent(inversion_of(tensors, about), about.family, settings, PersonalRows())
+        return InvertedLatent(inversion_of(tensors, about), about.family, settings)
 
 
 def inversion_of(tensors: dict[str, Tensor], about: Described) -> Inversion:

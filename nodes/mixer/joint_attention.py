@@ -71,10 +71,12 @@ class JointAttention:
         self.dtype = base.manual_cast_dtype or base.get_dtype()
         self.blocks = guided_blocks(NODE, model, appearance.layers)
         self.previous: Callable | None = transformer_options.get(OVERRIDE)
-        self.block, self.entered, self.reuse = -1, False, reuse
+        self.block, self.entered, self.longer, self.reuse = -1, False, False, reuse
         # for each (chunk, concept) whose personal row had a call of its own: what the guided attentions had, in order
         self.kept: dict[tuple[int, int], list[OfPicture]] = {}
-        self.place, self.reads = device, 0
+        self.place, self.reads, self.apart = device, 0, False
+
+        self.replaced = self.replaced_blocks(transformer_options)
 
         whole = (*grid, 0, 0)
         own = {area: self.cells_in(area, concepts) for area in {whole, *areas.values()}}
@@ -99,7 +101,7 @@ class JointAttention:
         columns, axes = token_grid(self.network, self.grid)[1], len(self.embedder.axes_dim)
         ids = torch.zeros(len(cells), axes)
         first = 0 if axes == 2 else 1  # before rows and columns most models count pictures or frames
-        scaled = transformer_options.get("rope_options") or {}
+        scaled = (transformer_options.get("rope_options") or {}) if self.family.scales_positions else {}
         for k, pair in enumerate(cells):
             down, across = (0, 0) if pair is None else box_distance(*pair, columns)
             ids[k, first] = down * scaled.get("scale_y", 1.0)
@@ -133,6 +135,7 @@ class JointAttention:
         if rows is not None and rows.roles != ("plain",):
             self.block, self.reads, tokens = -1, 0, tokens_of(self.network, x, c_crossattn, conds)
             check_rows(len(x), rows, len(transformer_options["cond_or_uncond"]))
+            self.check_guidance(rows, transformer_options)
             areas = [(*self.grid, 0, 0)]
             if self.areas:
                 areas = [self.areas.get(uuid, *areas) for uuid in transformer_options["uuids"]]
@@ -140,6 +143,19 @@ class JointAttention:
             cells = [[among_all(pair, tokens) for pair in own] for own in alone]
             transformer_options = {**transformer_options, CALL: Call(tokens, cells, alone)}
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **conds)
+
+    def replaced_blocks(self, transformer_options: dict) -> dict:
+        return dict(transformer_options.get("patches_replace", {}).get("dit", {}))
+
+    def check_guidance(self, rows: Rows, transformer_options: dict) -> None:
+        """Refuses calls that guidance adds to the mixer's own, where what they read could not be told."""
+        fault = None
+        if self.replaced_blocks(transformer_options) != self.replaced:
+            fault = "one of its patches guides with a call that skips layers (Skip Layer Guidance), which are counted."
+        elif self.apart and "personal" in rows.roles and len(rows.roles) > 1:
+            fault = "one of its patches guides with a further call, and a concept's prompt needs a call of its own."
+        if fault is not None:
+            raise BadInput(NODE, "model", fault, "Bypass that patch.")
 
     def attend(self, func, query, key, value, heads, mask=None, **options):
         """optimized_attention_override; tokens are the last but one dimension."""
@@ -171,6 +187,16 @@ class JointAttention:
                 attend_to_objects(attend, *tensors, own, rows.roles, chunks // len(areas))
         return whole
 
+    def check_entered(self) -> None:
+        """Refuses a model of which no attention of text and picture has been seen, after its first call."""
+        if self.entered:
+            return
+        if self.longer:
+            fault = "one of its patches adds tokens to the prompt's and the picture's, so that those cannot be told."
+            raise BadInput(NODE, "model", fault, "Bypass that patch, for example a style reference.")
+        fault = "its attention does not go through ComfyUI's, so that nothing of the concepts is read."
+        raise BadInput(NODE, "model", fault, "Bypass the node that replaces its attention.")
+
     def keep(self, key: Tensor, value: Tensor, tokens: Tokens, told: dict) -> None:
         """Of a call with one personal row for each chunk (chunks, heads, tokens, channels)."""
         (concept,) = range(told[ROWS].concepts.start, told[ROWS].concepts.stop)
@@ -196,6 +222,7 @@ class JointAttention:
     def guided_image(self, query: Tensor, key: Tensor, tokens: Tokens) -> slice | None:
         """Where the picture is in this attention; None where concepts are not read."""
         count, image = query.shape[-2], tokens.image
+        self.longer |= count > tokens.total
         if key.shape[-2] != count:
             return None
         if count == tokens.total:

@@ -1,16 +1,19 @@
 """What self-attention reads of the concepts' pictures, kept from one run of the mixer for the next.
 
 It depends on the pictures, prompts, model and noise levels, and on nothing that people try out most: alpha, guidance,
-masks, dilution. It lives in the inversion, a node's output, and goes with it out of ComfyUI's own cache.
+masks, dilution. It lives beside the inversion, a node's output, and goes when that leaves ComfyUI's own cache.
 """
 
+import contextlib
 import uuid
+from collections.abc import Iterable, Iterator
 
 import comfy.model_management
 import torch
 from torch import Tensor
 
 from ...pnpmix.mixer.sampling import Rows
+from ..host.checks import BadInput
 from ..host.types import APPEARANCE, DILUTION, Appearance, Concept
 
 SHARE = 0.25  # of the free memory, at most
@@ -18,47 +21,61 @@ Layer = tuple  # of the UNet, and of which prompt
 
 
 class PersonalRows:
-    """Of each (step, concept) the input of every guided layer, (tokens, channels)."""
+    """Of each (step, concept) the input of every guided layer, (tokens, channels).
 
-    def __init__(self):
-        self.made_with: list[list] = []  # for each concept all that its inputs depend on
-        self.inputs: dict[tuple[int, int], dict[Layer, Tensor]] = {}
-        self.expected, self.place = 0, None
+    Args:
+        made_with: for each concept all that its inputs depend on.
+        expected: (step, concept) pairs that will be needed.
+        before: what earlier runs have left, of which it takes over what is of use.
+    """
 
-    def begin(self, made_with: list[list], expected: int) -> int:
-        """Forgets what is of no use to this run.
-
-        Args:
-            expected: (step, concept) pairs that will be needed.
-        Returns:
-            how many of them are there.
-        """
-        layers = set().union(*self.inputs.values())
-        fresh = {
-            k for k, own in enumerate(made_with) if k < len(self.made_with) and same(own, self.made_with[k])
-        }  # fmt: skip
-        self.inputs = {
-            key: found for key, found in self.inputs.items() if key[1] in fresh and found.keys() == layers
-        }  # a call that was stopped or skipped has left some out
+    def __init__(self, made_with: list[list], expected: int, before: Iterable["PersonalRows"] = ()):
         self.made_with, self.expected, self.place = made_with, expected, None
-        return len(self.inputs)
-
-    def clear(self) -> None:
-        self.begin([], 0)
+        self.inputs: dict[tuple[int, int], dict[Layer, Tensor]] = {}
+        for earlier in before:
+            layers = set().union(*earlier.inputs.values())
+            for k, own in enumerate(made_with):
+                if k < len(earlier.made_with) and same(own, earlier.made_with[k]):
+                    # a call that was skipped has left some out
+                    whole = {key: x for key, x in earlier.inputs.items() if key[1] == k and x.keys() == layers}
+                    self.inputs = {**whole, **self.inputs}
+        self.found = len(self.inputs)
 
     def has(self, step: int, concepts: slice) -> bool:
         return all((step, k) in self.inputs for k in range(concepts.start, concepts.stop))
+
+    @contextlib.contextmanager
+    def filling(self, rows: Rows) -> Iterator[None]:
+        """For the length of a call with these rows: what one that fails has left half-written is forgotten."""
+        written = range(rows.concepts.start, rows.concepts.stop) if "personal" in rows.roles else ()
+        self.forget(rows.step, written)
+        try:
+            yield
+        except BaseException:
+            self.forget(rows.step, written)
+            raise
+
+    def forget(self, step: int, concepts: Iterable[int]) -> None:
+        for k in concepts:
+            self.inputs.pop((step, k), None)
 
     def keep(self, personal: Tensor, rows: Rows, extra_options: dict) -> None:
         """
         Args:
             personal: (chunks, concepts, tokens, channels).
+
+        Raises:
+            BadInput: the call that these rows are of has gone through this layer before.
         """
         for chunk, of_chunk in zip(extra_options["cond_or_uncond"], personal, strict=True):
             for k, x in enumerate(of_chunk, rows.concepts.start):
                 if (rows.step, k) in self.inputs or self.fits():
                     layer = (chunk, extra_options["block"], extra_options["block_index"])
-                    self.inputs.setdefault((rows.step, k), {})[layer] = x.to(self.place or x.device, copy=True)
+                    own = self.inputs.setdefault((rows.step, k), {})
+                    if layer in own:
+                        fault = "one of its patches guides with a further call, which reads other features."
+                        raise BadInput("Mask Noise Mixer", "keep_personal", fault, "Switch it off.")
+                    own[layer] = x.to(self.place or x.device, copy=True)
 
     def fits(self) -> bool:
         """Whether there is room for one more; moves everything to the CPU where the device is too small for all."""

@@ -16,12 +16,14 @@ from ...pnpmix.masks import (
     share_overlaps,
     to_image_size,
 )
+from ..host.beside import kept_beside, replace_kept
 from ..host.checks import (
     BadInput,
     check_aspect,
     check_channels,
     check_choice,
     check_numbers,
+    check_one_gpu,
     check_predictions,
     downscale_ratio,
     model_family,
@@ -143,7 +145,7 @@ class PnPMixSampler(io.ComfyNode):
                     default=False,
                     tooltip="Keep what is read of the concepts' pictures, beside the inversion, for the next run with "
                     "the same pictures, prompts and model. On: trying other masks, alpha or guidance takes two thirds "
-                    "of the time, and memory (up to a quarter of what is free).",
+                    "of the time, and memory (up to a quarter of what is free). UNets only, not transformers.",
                     **EXPERT,
                 ),
             ],
@@ -154,7 +156,7 @@ class PnPMixSampler(io.ComfyNode):
                     display_name="mask", tooltip="Every pixel that may have changed, of all concepts: for Paste Back."
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -178,6 +180,7 @@ class PnPMixSampler(io.ComfyNode):
         check_numbers(NODE, cfg=cfg, swap_guidance=swap_guidance, feather=feather)
         check_choice(NODE, "overlap", overlap, OVERLAP)
         check_denoiser(NODE, model)
+        check_one_gpu(NODE, model)
         check_inversion(model, inversion)
         for concept in concepts:
             with at_fault(concept.node_id):
@@ -202,14 +205,12 @@ class PnPMixSampler(io.ComfyNode):
         wired = [concept for concept in concepts if concept.object_mask is not None]
         object_masks = [on_grid(concept, "object_mask", grid, ratio) for concept in wired]
         guided = guided_steps(model.model_options.get(APPEARANCE), model, inversion.inversion.sigmas)
-        kept = inversion.kept if keep_personal and any(guided) else None
-        found = 0
-        if kept is not None:
+        kept, own = None, inversion.inversion.eps
+        if keep_personal and any(guided):
             check_keeping(model, [positive, negative, *(x.positive for x in concepts)])
             needed = dependencies(model, concepts, positive, negative, cfg, inversion.inversion)
-            found = kept.begin(needed, sum(guided) * len(concepts))
-        elif inversion.kept is not None:
-            inversion.kept.clear()
+            kept = PersonalRows(needed, sum(guided) * len(concepts), kept_beside(own).values())
+        replace_kept(own, cls.hidden.unique_id, cls.hidden.prompt, kept)
         own_prompts = [None if concept.positive is positive else concept.positive for concept in concepts]
         guider = RowGuider(model, each_to_its_own(positive, concepts), negative, cfg, own_prompts)
         sampler = MixSampler(
@@ -234,7 +235,7 @@ class PnPMixSampler(io.ComfyNode):
         result = guider.sample(noise, empty, sampler, sigmas, callback=callback, seed=inversion.inversion.seed)
         check_predictions(NODE, result)
         if kept is not None:
-            show(NODE, cls.hidden.unique_id, [report(kept, found)])
+            show(NODE, cls.hidden.unique_id, [report(kept)])
         result = result.to(comfy.model_management.intermediate_device())
         changed = changed_pixels(masks, grid[0] * ratio, grid[1] * ratio)[None].to(result.device)
         return io.NodeOutput({"samples": result[:1]}, {"samples": result[1:]}, changed, ui={"overlay": [overlay]})
@@ -255,12 +256,12 @@ def check_keeping(model, conditionings: list[list | None]) -> None:
         raise BadInput(NODE, "keep_personal", fault, "Switch it off.")
 
 
-def report(kept: PersonalRows, found: int) -> str:
+def report(kept: PersonalRows) -> str:
     """What was found from the run before, and what is kept for the next one."""
     size = f"{kept.bytes() / 1e6:.0f} MB"
     if len(kept.inputs) < kept.expected:
         size += f", which is all that fits: {len(kept.inputs)} of {kept.expected}"
-    return f"Read again from the run before: {found} of {kept.expected} personal rows. Kept for the next: {size}."
+    return f"Read again from the run before: {kept.found} of {kept.expected} personal rows. Kept for the next: {size}."
 
 
 def check_inversion(model, inversion: InvertedLatent) -> None:

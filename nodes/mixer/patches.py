@@ -1,12 +1,14 @@
 """What a mixer run adds to ComfyUI's UNet for its own calls: guided appearance attention, and hints kept away from
 the personal rows."""
 
+from collections.abc import Callable
+
 import comfy.patcher_extension
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ...pnpmix.masks import part_of, readable_cells
+from ...pnpmix.masks import part_of, readable_cells, weighted
 from ...pnpmix.mixer.attention import attend_to_objects, by_role, guided_appearance_attention
 from ...pnpmix.mixer.sampling import Rows
 from ..host.checks import BadInput
@@ -14,6 +16,7 @@ from ..host.types import Appearance, Concept
 from .kept import PersonalRows
 
 ROWS = "pnpmix_rows"  # in transformer_options, for the length of one call
+HINTING = ("double_block", "noise_refiner")  # patches by which ControlNets that are MODEL patches work
 Area = tuple[int, int, int, int]  # height, width, top and left in cells of the latent grid
 
 
@@ -173,6 +176,26 @@ def keep_hints_from_personal_rows(model_options: dict) -> None:
     """A ControlNet's hint is of the scene, so nothing of it is added where the person's own picture is read."""
     kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
     comfy.patcher_extension.add_wrapper(kind, without_personal_hints, model_options, is_model_options=True)
+    patches = model_options["transformer_options"].setdefault("patches", {})
+    patches |= {name: [sparing_personal_rows(p) for p in patches[name]] for name in HINTING if name in patches}
+
+
+def sparing_personal_rows(patch: Callable[[dict], dict]) -> Callable[[dict], dict]:
+    """The patch of a transformer's blocks by which a ControlNet adds to its picture, in place or not."""
+
+    def spared(arguments: dict) -> dict:
+        options, image = arguments["transformer_options"], arguments["img"]
+        rows: Rows | None = options.get(ROWS)
+        if rows is None or "personal" not in rows.roles:
+            return patch(arguments)
+        chunks = len(options["cond_or_uncond"])
+        check_rows(len(image), rows, chunks)
+        before = by_role(image, rows.roles, chunks)["personal"].clone()
+        changed = patch(arguments)
+        by_role(changed.get("img", image), rows.roles, chunks)["personal"].copy_(before)
+        return changed
+
+    return spared
 
 
 def without_personal_hints(executor, x, t, c_concat, c_crossattn, control, transformer_options, **conds):
@@ -184,7 +207,7 @@ def without_personal_hints(executor, x, t, c_concat, c_crossattn, control, trans
         kept = torch.ones(chunks, len(rows.roles), len(x) // (chunks * len(rows.roles)), device=x.device, dtype=x.dtype)
         kept[:, rows.roles.index("personal")] = 0
         control = {
-            name: [hint if hint is None else hint * kept.view(-1, *[1] * (hint.ndim - 1)) for hint in hints]
+            name: [hint if hint is None else weighted(hint, kept.view(-1, *[1] * (hint.ndim - 1))) for hint in hints]
             for name, hints in control.items()
         }
     return executor(x, t, c_concat, c_crossattn, control, transformer_options, **conds)

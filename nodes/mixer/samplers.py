@@ -1,5 +1,9 @@
 """The two passes over the model, as a guider and samplers of ComfyUI."""
 
+import contextlib
+from collections.abc import Callable
+from typing import TypeVar
+
 import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
@@ -7,22 +11,24 @@ import torch
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 
-from ...pnpmix.batching import fetch
 from ...pnpmix.mixer.dilution import Dilution
 from ...pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
 from ...pnpmix.mixer.sampling import Rows, roles_needed, sample_pnp_mix
 from ..host.checks import BadInput
 from ..host.memory import is_oom, pinned, place_for, place_for_some, rows_that_fit
+from ..host.messages import at_fault
 from ..host.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground
 from ..latexblend.patches import BELONGS, BLENDED, PLAN
 from .caches import CACHE, Reuse, attention_layers, cache_of_each_layout, new_cache
 from .families import family_of, has_frames, joint_blocks, noise_path
 from .joint_attention import JointAttention
 from .kept import PersonalRows
+from .own_prompts import PREDICT, calc_cond_batch, cannot_share, predict_apart
 from .patches import ROWS, areas_of, install_appearance, keep_hints_from_personal_rows
 
 # Timesteps of an inversion in one call, at most: between calls progress, preview and Cancel get their turn.
 MAX_ROWS = 16
+Prediction = TypeVar("Prediction")
 
 
 class RowGuider(comfy.samplers.CFGGuider):
@@ -33,7 +39,7 @@ class RowGuider(comfy.samplers.CFGGuider):
         self.set_cfg(cfg)
         own = {str(k): cond for k, cond in enumerate(own_positives) if cond is not None}
         self.inner_set_conds({"positive": positive, "negative": negative, **own})
-        self.has_frames = has_frames(model)
+        self.has_frames, self.apart = has_frames(model), False  # apart: whether personal rows have calls of their own
 
     def framed(self, x: Tensor) -> Tensor:
         """(B, C, H, W) as this model takes it."""
@@ -57,11 +63,17 @@ class RowGuider(comfy.samplers.CFGGuider):
         comfy.model_management.throw_exception_if_processing_interrupted()
         rows = model_options["transformer_options"].get(ROWS)
         positive = self.conds["positive"]
-        if rows is not None and "personal" in rows.roles and len(self.conds) > 2:
+        if rows is not None and "personal" in rows.roles and len(self.conds) > 2 and not self.apart:
             positive = [self.with_own_prompts(k, rows) for k in range(len(positive))]
+        guide = model_options.get("sampler_cfg_function")
+        if guide is not None:
+            model_options = {**model_options, "sampler_cfg_function": for_each_row(guide)}
         denoised = comfy.samplers.sampling_function(
             self.inner_model, self.framed(x), timestep, self.conds["negative"], positive, self.cfg, model_options, seed
         )
+        if len(denoised) != len(x):
+            fault = "one of its patches mixes rows with those of the call before, as guidance with momentum does."
+            raise BadInput("Mask Noise Mixer", "model", fault, "Bypass that patch.")
         return self.flat(denoised)
 
     def with_own_prompts(self, k: int, rows: Rows) -> dict:
@@ -71,13 +83,12 @@ class RowGuider(comfy.samplers.CFGGuider):
             self.stacked[layout] = self.stack(self.conds["positive"][k], rows)
         return self.stacked[layout]
 
-    def own_prompts_apart(self) -> bool:
-        """Whether a concept's prompt is longer or shorter than the mixer's: no call of a transformer reads both."""
-        common = self.conds["positive"][0]["model_conds"]
-        own = [
-            entries[0]["model_conds"] for name, entries in self.conds.items() if name not in ("positive", "negative")
-        ]
-        return any(not common[name].can_concat(x) for conds in own for name, x in conds.items() if name in common)
+    def is_apart(self, k: int) -> bool:
+        """Whether no call of a transformer reads the k-th concept's own prompt beside every part of the mixer's."""
+        own = self.conds.get(str(k))
+        return own is not None and any(
+            cannot_share(own[0]["model_conds"], entry["model_conds"]) for entry in self.conds["positive"]
+        )
 
     def stack(self, entry: dict, rows: Rows) -> dict:
         indices = range(rows.concepts.start, rows.concepts.stop)
@@ -99,6 +110,23 @@ class RowGuider(comfy.samplers.CFGGuider):
                 None if role == "personal" and str(k) in self.conds else k for role in rows.roles for k in indices
             ]
         }
+
+
+def for_each_row(guide: Callable[[dict], Tensor]) -> Callable[[dict], Tensor]:
+    """A sampler_cfg_function that works for several rows also where it was written for a single one, as RenormCFG."""
+
+    def guide_rows(args: dict) -> Tensor:
+        try:
+            return guide(args)
+        except RuntimeError as error:
+            count = len(args["input"])
+            if count == 1 or "ambiguous" not in str(error):  # which torch calls it to compare several at once
+                raise
+        of_rows = {name for name, x in args.items() if isinstance(x, Tensor) and x.ndim > 0 and len(x) == count}
+        rows = ({**args, **{name: args[name][i : i + 1] for name in of_rows}} for i in range(count))
+        return torch.cat([guide(row) for row in rows])
+
+    return guide_rows
 
 
 class InvertSampler(comfy.samplers.Sampler):
@@ -198,12 +226,12 @@ class MixSampler(comfy.samplers.Sampler):
             else:
                 joint = JointAttention(model_wrap.model_patcher, *what, model_options["transformer_options"], reuse)
                 joint.install(model_options)
-        apart = joint is not None and model_wrap.own_prompts_apart()
+        apart = [x for k, x in enumerate(self.concepts) if joint is not None and model_wrap.is_apart(k)]
         concepts_per_call = max(1, rows_that_fit(model_wrap, noise.shape[1:]) // self.rows_a_concept)
         if apart:
-            concepts_per_call = min(concepts_per_call, room_apart(joint, model_wrap, device))
-        if any("control" in entry for entries in model_wrap.conds.values() for entry in entries):
-            keep_hints_from_personal_rows(model_options)
+            model_wrap.apart = joint.apart = True
+            concepts_per_call = min(concepts_per_call, room_apart(joint, model_wrap, apart, device))
+        keep_hints_from_personal_rows(model_options)
         inpainted: InpaintedBackground | None = model_options.get(DILUTION)
         dilution = None
         if inpainted is not None:
@@ -217,23 +245,30 @@ class MixSampler(comfy.samplers.Sampler):
             patches["attn1_patch"] = [reuse.patch, *patches.get("attn1_patch", [])]
         cache_of = cache_of_each_layout(transformer_options, model.model_sampling)
 
-        def call(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
+        def options_of(rows: Rows, options: dict) -> dict:
             told = {**transformer_options, **cache_of(rows), **model_wrap.belongs(rows), ROWS: rows}
-            options = {**model_options, "transformer_options": told}
-            with reuse.watch(rows, counted=family is None or (joint is not None and "swap" in rows.roles)):
-                denoised = model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
-                if joint is not None and "swap" in rows.roles and not joint.entered:
-                    fault = "its attention does not go through ComfyUI's, so that nothing of the concepts is read."
-                    raise BadInput("Mask Noise Mixer", "model", fault, "Bypass the node that replaces its attention.")
-                return denoised
+            return {**options, "transformer_options": told}
+
+        def watched(rows: Rows, predict: Callable[[], Prediction]) -> Prediction:
+            guided = joint is not None and rows.roles != ("plain",)
+            filling = contextlib.nullcontext() if self.kept is None else self.kept.filling(rows)
+            with filling, reuse.watch(rows, counted=family is None or guided):
+                prediction = predict()
+                if guided:
+                    joint.check_entered()
+                return prediction
+
+        def call(arguments: dict, rows: Rows) -> list[Tensor]:
+            arguments = {**arguments, "model_options": options_of(rows, arguments["model_options"])}
+            others = model_options.get(PREDICT, calc_cond_batch)
+            return watched(rows, lambda: others(arguments))
 
         def denoise(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
-            if apart and "swap" in rows.roles:
-                joint.kept.clear()
-                for k in range(rows.concepts.start, rows.concepts.stop):
-                    own = slice(k, k + 1)
-                    call(fetch(personal[rows.step][own], device), sigma[:1], Rows(("personal",), own, rows.step))
-            return call(x, sigma, rows)
+            options, seed = options_of(rows, model_options), extra_args["seed"]
+            if apart and "personal" in rows.roles:
+                options[PREDICT] = predict_apart(model_wrap, joint, call)
+                return model_wrap(x, sigma, model_options=options, seed=seed)
+            return watched(rows, lambda: model_wrap(x, sigma, model_options=options, seed=seed))
 
         def preview(step: int, output: Tensor, branches: Tensor) -> None:
             side_by_side = model_wrap.framed(torch.cat([output, *branches], dim=-1)[None])  # previews show row 0 only
@@ -256,30 +291,34 @@ class MixSampler(comfy.samplers.Sampler):
             path=path,
             falling_guidance=self.falling_guidance,
             clip_residual=self.clip_residual,
-            known=self.kept.has if self.kept else lambda step, concepts: apart,
+            known=self.kept.has if self.kept else lambda step, concepts: False,
         )
         return model_wrap.framed(torch.cat([output[None], branches]))
 
 
-def room_apart(joint: JointAttention, guider: RowGuider, device: torch.device) -> int:
-    """How many concepts may share a call while what is read of their pictures waits for it, from calls of their own.
+def room_apart(joint: JointAttention, guider: RowGuider, concepts: list[Concept], device: torch.device) -> int:
+    """How many concepts may share a call while what is read of their pictures waits for it.
+
+    Args:
+        concepts: those whose prompts cannot share a batch with the mixer's.
 
     Raises:
         BadInput: there is no room for one, or it could not be told whose is whose.
     """
-    size = joint.bytes_of_a_picture(chunks=1 if guider.cfg == 1 else 2)
-    place, fault = place_for_some(size, guider, device), None
+    size, name, fault = joint.bytes_of_a_picture(chunks=1 if guider.cfg == 1 else 2), concepts[0].name, None
+    place = place_for_some(size, guider, device)
     if is_compiled(guider.model_patcher):
-        fault = "one has a prompt of another length, and a compiled model keeps nothing from call to call."
+        fault = f"the prompt of '{name}' has another length or kind, and a compiled model keeps nothing between calls."
     limits = {"area", "timestep_start", "timestep_end", "hooks"}
     common = [guider.conds["positive"], *([] if guider.cfg == 1 else [guider.conds["negative"]])]
     if any(len(entries) != 1 or not entries[0].keys().isdisjoint(limits) for entries in common):
-        fault = "one has a prompt of another length, and the mixer's are combined, timed or limited to an area."
+        fault = f"the prompt of '{name}' has another length or kind, and the mixer's are combined, timed or in an area."
     if place is None:
-        fault = f"one has a prompt of another length: {size / 1e9:.1f} GB must be kept in a step, and there is no room."
+        fault = f"the prompt of '{name}' has another length or kind: {size / 1e9:.1f} GB must be kept, and do not fit."
     if fault is not None:
-        remedy = "Use prompts of the same number of tokens, or leave the positive of the Concepts unwired."
-        raise BadInput("Mask Noise Mixer", "concepts", fault, remedy)
+        remedy = "Use prompts of the same kind and the same number of tokens, or leave the Concepts' positive unwired."
+        with at_fault(concepts[0].node_id):
+            raise BadInput("Mask Noise Mixer", "concepts", fault, remedy)
     joint.place, count = place
     return count
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
+from ..masks import weighted
 from ..schedule import to_eps
 from .layout import Alignment, align, is_aligned
 from .refinement import Masks, Refinement, refine, refined_steps
@@ -39,7 +39,8 @@ def place(x: Tensor, sigma: Tensor, placement: Placement | None) -> Tensor:
     """z <- (1 - M) * init_t + M * z."""
     if placement is None:
         return x
-    return torch.lerp(placement.x0 + sigma * placement.noise, x, placement.mask)
+    before = placement.x0 + sigma * placement.noise
+    return weighted(before, 1 - placement.mask) + weighted(x, placement.mask)
 
 
 def first_latent(noise: Tensor, sigma: Tensor) -> Tensor:

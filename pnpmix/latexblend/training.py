@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..masks import weighted
+
 TEMPLATES = (
     "{}",
     "a {}",
@@ -89,7 +91,7 @@ def training_features(
 def prediction_loss(denoised: Tensor, x0: Tensor, sigma: Tensor, mask: Tensor, predicts_v: bool) -> Tensor:
     """(B,) mean squared error of the predicted eps, or v, where the mask (B, 1, H, W) is 1."""
     weight = (1 + sigma**2) / sigma**2 if predicts_v else 1 / sigma**2
-    error = (denoised.float() - x0).square().mean(1, keepdim=True) * mask
+    error = weighted((denoised.float() - x0).square().mean(1, keepdim=True), mask)
     return weight * error.sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
 
 

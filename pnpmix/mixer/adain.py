@@ -2,12 +2,14 @@
 
 from torch import Tensor
 
+from ..masks import weighted
+
 
 def object_moments(x: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (n, C, 1, 1) of each channel of x (n, C, H, W) under its mask (n, 1, H, W)."""
     weights = masks / masks.sum((-2, -1), keepdim=True).clamp(min=1e-6)
-    mean = (x * weights).sum((-2, -1), keepdim=True)
-    return mean, ((x - mean) ** 2 * weights).sum((-2, -1), keepdim=True).sqrt()
+    mean = weighted(x, weights).sum((-2, -1), keepdim=True)
+    return mean, weighted((x - mean) ** 2, weights).sum((-2, -1), keepdim=True).sqrt()
 
 
 def adain(x: Tensor, masks: Tensor, styles: Tensor, style_masks: Tensor) -> Tensor:

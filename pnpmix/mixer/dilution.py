@@ -4,6 +4,8 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from ..masks import weighted
+
 
 class Dilution(NamedTuple):
     """What keeps the rest of the scene out of a branch."""
@@ -27,4 +29,4 @@ def background_dilution(branches: Tensor, inpaint: Tensor, dilution: Dilution) -
     outside = dilution.beta * inpaint
     if dilution.outside == "blended":
         outside = outside + (1 - dilution.beta) * branches
-    return outside * (1 - dilution.boxes) + branches * dilution.boxes
+    return weighted(outside, 1 - dilution.boxes) + weighted(branches, dilution.boxes)

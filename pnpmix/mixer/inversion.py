@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..batching import fetch, in_groups, is_torch_oom
+from ..masks import weighted
 from ..schedule import NoisePath, added_noise, loudness, posterior_mean, shown_levels, to_denoised, to_eps
 
 
@@ -131,7 +132,7 @@ def residual_excess(background: InversionStep, masks: Tensor) -> Tensor:
     """
     levels = (background.sigma, background.sigma_next, background.path)
     residual = background.x_next - posterior_mean(background.x, background.eps, *levels)
-    power = (residual**2).mean(0) * masks  # (n, 1, H, W)
+    power = weighted((residual**2).mean(0), masks)  # (n, 1, H, W)
     size = (power.sum((1, 2, 3)) / masks.sum((1, 2, 3)).clamp(min=1e-6)).sqrt()
     kept = (RESIDUAL_LIMIT / size.clamp(min=1e-6)).clamp(max=1).view(-1, 1, 1, 1)
-    return (1 - kept) * masks * residual
+    return weighted(residual, (1 - kept) * masks)

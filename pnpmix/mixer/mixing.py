@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from ..masks import weighted
+
 
 def mix_noise(eps_back: Tensor, eps_branches: Tensor, masks: Tensor) -> Tensor:
     """eps = eps_back * M_B + sum_k eps_k * M_k, with M_B = 1 - sum_k M_k.
@@ -11,7 +13,7 @@ def mix_noise(eps_back: Tensor, eps_branches: Tensor, masks: Tensor) -> Tensor:
         eps_branches: (n, C, H, W) prediction for each branch.
         masks: (n, 1, H, W) weights whose sum is at most 1.
     """
-    return eps_back * (1 - masks.sum(0)) + (eps_branches * masks).sum(0)
+    return weighted(eps_back, 1 - masks.sum(0)) + weighted(eps_branches, masks).sum(0)
 
 
 def mix_branch_noise(eps_back: Tensor, eps_branches: Tensor, masks: Tensor) -> Tensor:
@@ -19,4 +21,4 @@ def mix_branch_noise(eps_back: Tensor, eps_branches: Tensor, masks: Tensor) -> T
 
     Shapes as in `mix_noise`.
     """
-    return eps_branches * masks + eps_back * (1 - masks)
+    return weighted(eps_branches, masks) + weighted(eps_back, 1 - masks)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..batching import fetch, in_groups, is_torch_oom
+from ..masks import weighted
 from ..schedule import NoisePath, added_noise, swap_guidance_scale, to_denoised, to_eps
 from .adain import adain
 from .dilution import Dilution, background_dilution
@@ -138,7 +139,7 @@ def sample_pnp_mix(
             latents = latents - torch.cat([excess.sum(0, keepdim=True), excess])
         if object_masks is not None and guided[i]:
             x_per, branches = fetch(personal[i + 1], device), latents[1:]
-            change = (adain(branches, masks, x_per, object_masks) - branches) * masks
+            change = weighted(adain(branches, masks, x_per, object_masks) - branches, masks)
             latents = latents + torch.cat([change.sum(0, keepdim=True), change])
         if dilution is not None:
             inpaint = fetch(dilution.trajectory[i + 1], device)

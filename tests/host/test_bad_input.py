@@ -395,6 +395,14 @@ def test_mixer_refuses_such_models_too(model):
     stops(graph, mixer(graph, flow_model(), invert(graph, model), chain(graph, 1)), "Mask Noise Mixer", "'model'")
 
 
+@pytest.mark.parametrize("options, word", [({}, "no pooled output"), ({"pooled_output": torch.zeros(1, 40)}, "32")])
+def test_a_prompt_without_what_sdxl_reads_beside_its_words(options, word):
+    """As other nodes than CLIP Text Encode may give it."""
+    graph, prompt = Graph(), [[conditioning(1)[0][0], options]]
+    link = invert(graph, comfy_model(LAYOUTS["SDXL"]), positive=prompt)
+    stops(graph, link, "DDPM Invert", "'positive'", "pooled output", word, "CLIP")
+
+
 def test_a_checkpoint_patched_to_flow_matching(model):
     graph = Graph()
     patched = graph.add("ModelSamplingSD3", model=model, shift=3.0)

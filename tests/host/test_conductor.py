@@ -177,6 +177,23 @@ def test_reference_features_are_kept_for_the_next_run(model, loras):
 
 
 @pytest.mark.oldest
+def test_reference_features_of_two_conductors_with_other_models_do_not_displace_each_other(model, loras):
+    graph, other, count = Graph(), model.clone(), []
+    other.set_model_attn1_output_patch(lambda x, extra_options: x * 1.1)
+    layout = graph.run(layout=reference(graph, model, steps=2))["layout"]
+    graph = Graph()
+    links = [conductor(graph, alignment(graph, x, layout), chain(graph, loras), steps=2) for x in (model, other)]
+    hook = model.model.diffusion_model.register_forward_pre_hook(lambda *_: count.append(None))
+    try:
+        graph.run(one=links[0], two=links[1])
+        first = len(count)
+        graph.run(one=links[0], two=links[1])
+    finally:
+        hook.remove()
+    assert len(count) - first == first - 4
+
+
+@pytest.mark.oldest
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
@@ -203,6 +220,15 @@ def test_lora_that_changes_nothing_or_is_of_another_family(model, loras):
         graph = Graph()
         with refused("Concept LoRA", "'lora_name'", words):
             graph.run(latent=conductor(graph, model, chain(graph, [lora]), steps=2))
+
+
+@pytest.mark.newest
+def test_several_gpus_at_once_are_refused(model, loras):
+    """As MultiGPU Work Units leave them in a MODEL."""
+    graph, shared = Graph(), model.clone()
+    shared.set_additional_models("multigpu", [model.clone()])
+    with refused("Conductor", "'model'", "several GPUs", "Bypass"):
+        graph.run(latent=conductor(graph, shared, chain(graph, loras), steps=2))
 
 
 @pytest.mark.oldest

@@ -213,6 +213,20 @@ def ksampler(family: str, model) -> torch.Tensor:
     return graph.run(latent=samples)["latent"]["samples"]
 
 
+@pytest.mark.newest
+@pytest.mark.parametrize("family", [x for x in available() if FAMILIES[x].axes])
+def test_scaled_positions_move_objects_as_this_family_scales_them(family):
+    """Some ignore ComfyUI's ScaleROPE."""
+    graph = Graph()
+    scaled = dict(scale_x=0.4, shift_x=0.0, scale_y=1.7, shift_y=0.0, scale_t=1.0, shift_t=0.0)
+    scaled = graph.run(model=graph.add("ScaleROPE", model=model_of(family), **scaled))["model"]
+    settings = dict(concepts=1, object_only=(0,))
+    result = graph_result(family, scaled, **settings)
+    assert_same(result, oracle_result(family, scaled, **settings))
+    has_effect = relative_error(ksampler(family, scaled), ksampler(family, model_of(family))) > 1e-4
+    assert has_effect == FAMILIES[family].scales_positions
+
+
 @pytest.mark.oldest
 def test_a_run_can_be_repeated_and_a_patched_model_samples_as_before():
     family = "Qwen-Image"
@@ -257,6 +271,191 @@ def test_a_concepts_own_prompt_may_have_another_length(family):
     model, own = model_of(family), {0: conditioning(family, 3, tokens=40), 1: conditioning(family, 4)}
     settings = dict(own=own, cfg=3.0, object_only=(0,))
     assert_same(graph_result(family, model, **settings), oracle_result(family, model, **settings))
+
+
+def glyphs(seed: int) -> torch.Tensor:
+    """As HunyuanImage's second text encoder gives them of what is to be written."""
+    return torch.randn(1, 5, 1472, generator=torch.Generator().manual_seed(seed))
+
+
+def with_glyphs():
+    return small_transformer("HunyuanImage", byt5=True)
+
+
+OWN_ENTRIES = [
+    ("Flux.1", "guidance", None),
+    ("Flux.1", "pooled_output", None),
+    ("Flux.1", "guidance", 1.0),
+    ("Qwen-Image", "attention_mask", torch.tensor([[1] * 5 + [0] * 2])),
+    ("HunyuanImage", "conditioning_byt5small", glyphs(0)),
+]
+
+
+@pytest.mark.parametrize("whose", ["concept's", "mixer's"])
+@pytest.mark.parametrize("family, entry, value", OWN_ENTRIES, ids=lambda x: x if isinstance(x, str) else "")
+def test_what_one_prompt_carries_is_not_the_others(family, entry, value, whose):
+    """Of two prompts of the same length."""
+    model = with_glyphs() if entry == "conditioning_byt5small" else model_of(family)
+    carries, plain = conditioning(family, 3, **{entry: value}), conditioning(family, 1)
+    settings = dict(own={0: carries}, concepts=1)
+    if whose == "mixer's":
+        settings = dict(common={"positive": conditioning(family, 1, **{entry: value})}, own={0: plain}, concepts=1)
+    result = graph_result(family, model, **settings)
+    assert_same(result, oracle_result(family, model, **settings))
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("part", [0, 1], ids=["as long as the first part", "as long as the second part"])
+def test_a_concepts_prompt_beside_a_combined_one_of_two_lengths_is_refused_by_name(part):
+    common = {"positive": conditioning("Flux.1", 1, tokens=7) + conditioning("Flux.1", 5, tokens=9)}
+    own = {1: conditioning("Flux.1", 3, tokens=(7, 9)[part])}
+    with refused("Mask Noise Mixer", "'concepts'", "'concept 1'", "combined"):
+        graph_result("Flux.1", model_of("Flux.1"), own=own, common=common)
+
+
+GUIDERS = [
+    ("APG", dict(eta=0.5, norm_threshold=5.0, momentum=-0.5)),
+    ("Mahiro", {}),
+    ("RescaleCFG", dict(multiplier=0.7)),
+    ("TCFG", {}),
+    ("CFGZeroStar", {}),
+]
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("node, inputs", GUIDERS, ids=[x[0] for x in GUIDERS])
+def test_guidance_that_looks_at_more_than_one_row_or_call_is_the_same_where_pictures_are_read_apart(
+    monkeypatch, node, inputs
+):
+    """APG remembers the call before, Mahiro compares whole batches."""
+    family, graph = "SD 3.5", Graph()
+    settings = dict(own={0: conditioning(family, 3)}, cfg=3.0)
+
+    def guided():  # anew: what it remembers is its node's
+        return graph.run(model=graph.add(node, model=model_of(family), **inputs))["model"]
+
+    together = graph_result(family, guided(), **settings)
+    assert relative_error(together, graph_result(family, model_of(family), **settings)) > 1e-3
+    monkeypatch.setattr(pack_module("mixer.samplers").RowGuider, "is_apart", lambda self, k: True)
+    assert relative_error(graph_result(family, guided(), **settings), together) < 1e-5
+
+
+class Renormed(FlowPnPMix):
+    """RenormCFG: what is guided is no longer than what the positive prompt predicts."""
+
+    def guided_eps(self, x, i, cfg, *prompts, **reading):
+        guided, sigma = super().guided_eps(x, i, cfg, *prompts, **reading), self.sigmas[i]
+        positive = super().guided_eps(x, i, 1, *prompts, **reading)
+        ours, longest = x - sigma * guided, (x - sigma * positive).norm()
+        return (x - ours * min(1, longest / ours.norm())) / sigma
+
+
+@pytest.mark.oldest
+def test_guidance_that_knows_a_single_picture_guides_each():
+    family, graph = "Lumina 2", Graph()
+    patched = graph.add("RenormCFG", model=model_of(family), cfg_trunc=100.0, renorm_cfg=1.0)
+    patched, settings = graph.run(model=patched)["model"], dict(cfg=3.0)
+    result = graph_result(family, patched, **settings)
+    assert_same(result, oracle_result(family, patched, oracle=Renormed, **settings))
+    assert relative_error(result, graph_result(family, model_of(family), **settings)) > 1e-3
+
+
+SKIPPING = [
+    ("SkipLayerGuidanceDiT", dict(scale=3.0, rescaling_scale=0.0, start_percent=0.0, end_percent=1.0)),
+    ("SkipLayerGuidanceDiT", dict(scale=3.0, rescaling_scale=0.0, start_percent=0.6, end_percent=1.0)),
+    ("SkipLayerGuidanceDiTSimple", dict(start_percent=0.0, end_percent=1.0)),
+]
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("layers", ["all", "decoder"])
+@pytest.mark.parametrize("node, inputs", SKIPPING, ids=["from the start", "later", "simple"])
+def test_guidance_that_skips_layers_is_refused_for_what_it_is(node, inputs, layers):
+    family, graph = "Flux.1", Graph()
+    patched = graph.add(node, model=model_of(family), double_layers="1", single_layers="0", **inputs)
+    patched = graph.run(model=patched)["model"]
+    with refused("Mask Noise Mixer", "'model'", "Skip Layer Guidance", "Bypass"):
+        graph_result(family, patched, cfg=3.0, guidance=dict(layers=layers))
+
+
+@pytest.mark.oldest
+def test_guidance_with_a_further_call_is_refused_where_pictures_are_read_apart():
+    """The call would read the mixer's prompt in the personal rows."""
+    import comfy.samplers
+
+    def further(args):
+        (again,) = comfy.samplers.calc_cond_batch(
+            args["model"], [args["cond"]], args["input"], args["sigma"], args["model_options"]
+        )
+        return args["denoised"] + 0.1 * (again - args["denoised"])
+
+    patched = model_of("Flux.1").clone()
+    patched.set_model_sampler_post_cfg_function(further)
+    settings = dict(own={0: conditioning("Flux.1", 3, tokens=40)})
+    with refused("Mask Noise Mixer", "'model'", "further call", "call of its own"):
+        graph_result("Flux.1", patched, **settings)
+    graph_result("Flux.1", patched, concepts=1)
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+def test_context_windows_over_pictures_are_refused(axis):
+    graph, family = Graph(), "Flux.1"
+    windows = dict(context_length=4, context_overlap=1, context_schedule="standard_static", context_stride=1)
+    more = dict(closed_loop=False, fuse_method="pyramid", dim=axis, freenoise=False)
+    lists = dict.fromkeys(("cond_retain_index_list", "latent_retain_index_list"), "")  # and these, on newer hosts
+    more |= lists | dict(split_conds_to_windows=False, causal_window_fix=True)
+    windowed = graph.run(model=graph.add("ContextWindowsManual", model=model_of(family), **windows, **more))["model"]
+    with refused("DDPM Invert", "'model'", "context windows", "Bypass"):
+        graph_result(family, windowed)
+
+
+@pytest.mark.newest
+def test_several_gpus_at_once_are_refused():
+    """As MultiGPU Work Units leave them in a MODEL."""
+    shared = model_of("Flux.1").clone()
+    shared.set_additional_models("multigpu", [model_of("Flux.1").clone()])
+    with refused("Mask Noise Mixer", "'model'", "several GPUs", "Bypass"):
+        graph_result("Flux.1", shared)
+
+
+@pytest.mark.parametrize("family", [x for x in ("Qwen-Image", "Z-Image") if x in available()])
+def test_a_control_net_that_is_a_patch_of_the_model_steers_all_but_the_persons_pictures(family):
+    def hint(arguments):
+        generator = torch.Generator().manual_seed(arguments["block_index"])
+        image = arguments["img"]
+        image += torch.randn(image.shape[1:], generator=generator)
+        return arguments
+
+    steered = model_of(family).clone()
+    steered.set_model_patch(hint, "double_block")
+    if hasattr(steered, "set_model_noise_refiner_patch"):
+        steered.set_model_noise_refiner_patch(hint)
+    personal = []
+    hook = steered.model.diffusion_model.register_forward_hook(
+        lambda _, args, result: personal.append(result[:2].clone()) if len(result) == 6 else None
+    )
+    try:
+        plain, result = graph_result(family, model_of(family)), graph_result(family, steered)
+    finally:
+        hook.remove()
+    assert_invariants(family, result)
+    assert relative_error(result, plain) > 1e-3
+    half = len(personal) // 2
+    assert half == STEPS - SKIP
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(personal[:half], personal[half:], strict=True))
+
+
+def test_a_patch_that_adds_words_is_refused_for_what_it_is():
+    """As a style reference does."""
+
+    def with_style(arguments):
+        text, ids = arguments["txt"], arguments["txt_ids"]
+        return {**arguments, "txt": torch.cat([text[:, :3], text], 1), "txt_ids": torch.cat([ids[:, :3], ids], 1)}
+
+    styled = model_of("Flux.1").clone()
+    styled.set_model_patch(with_style, "post_input")
+    with refused("Mask Noise Mixer", "'model'", "adds tokens", "style reference"):
+        graph_result("Flux.1", styled)
 
 
 @pytest.fixture
@@ -513,21 +712,57 @@ def test_the_order_of_disjoint_concepts_does_not_matter():
         (lambda: model_of("Flux.1"), dict(positive="reference"), ("'positive'", "Reference Latent")),
         (lambda: model_of("Flux.1"), dict(latent="film"), ("'latent'", "shape")),
         (lambda: model_of("Flux.1"), dict(positive="narrow"), ("'positive'", "48", "CLIP")),
+        (lambda: model_of("Flux.1"), dict(positive="pooled"), ("'positive'", "pooled", "24", "CLIP")),
+        (lambda: model_of("SD 3.5"), dict(positive="narrow"), ("'positive'", "48", "CLIP")),
+        (lambda: model_of("SD 3.5"), dict(positive="plain"), ("'positive'", "pooled", "CLIP")),
+        (lambda: model_of("SD 3.5"), dict(negative="pooled"), ("'negative'", "pooled", "24", "CLIP")),
         (lambda: model_of("SD 3.5"), dict(latent="wide"), ("'latent'", "272 × 8 pixels", "places for 256")),
     ],
-    ids=["inpainting", "reference latent", "several frames", "another encoder", "larger than it knows"],
+    ids=[
+        "inpainting",
+        "reference latent",
+        "several frames",
+        "another encoder",
+        "another pooled output",
+        "SD 3, another encoder",
+        "SD 3, no pooled output",
+        "SD 3, another pooled output",
+        "larger than it knows",
+    ],
 )
 def test_what_cannot_work_is_refused(make, inputs, words):
     other = {
         "reference": conditioning("Flux.1", 1, reference_latents=[picture("Flux.1", 1)]),
         "film": {"samples": torch.zeros(1, 16, 2, *CELLS)},
         "wide": {"samples": torch.zeros(1, 16, 1, 34)},
+        "pooled": [[torch.zeros(1, 7, 48), {"pooled_output": torch.zeros(1, 30)}]],
+        "plain": [[torch.zeros(1, 7, 48), {}]],
         "narrow": [[torch.zeros(1, 7, 40), {"pooled_output": None}]],
     }
     graph = Graph()
     given = {"latent": encoded("Flux.1", 0), **prompts("Flux.1")} | {name: other[key] for name, key in inputs.items()}
     with refused("DDPM Invert", *words):
         graph.run(inversion=invert(graph, make(), **given))
+
+
+@pytest.mark.oldest
+def test_a_model_that_the_mixer_does_not_know_is_told_so():
+    """Of one that is a flow-matching transformer, as those are that the message advises."""
+    other, graph = small_transformer("Flux.1"), Graph()
+    other.model.__class__ = type("WAN21", (type(other.model),), {})
+    with refused("DDPM Invert", "'model'", "WAN21 (FLUX)", "none that this node knows", "Load"):
+        graph.run(inversion=invert(graph, other, latent=encoded("Flux.1", 0), **prompts("Flux.1")))
+
+
+@pytest.mark.oldest
+def test_guidance_that_remembers_is_refused_where_rows_change():
+    """What it remembers of the rows of guided steps would be spread over those of the last ones."""
+    family, graph = "SD 3.5", Graph()
+    momentum = dict(eta=0.5, norm_threshold=5.0, momentum=-0.5)
+    patched = graph.run(model=graph.add("APG", model=model_of(family), **momentum))["model"]
+    settings = dict(cfg=3.0, concepts=1, guidance=dict(end_percent=0.7))
+    with refused("Mask Noise Mixer", "'model'", "rows", "Bypass that patch"):
+        graph_result(family, patched, **settings)
 
 
 @pytest.mark.oldest
@@ -571,7 +806,15 @@ def test_personal_rows_are_not_kept_for_the_next_run():
 
 @pytest.mark.parametrize("family", ["Qwen-Image"])
 def test_vital_layers_are_flux_1s_alone(family):
-    graph = Graph()
+    graph, whole = Graph(), small_transformer("Flux.1", depth=19, depth_single_blocks=38)
     with refused("Guided Appearance Attention", "'layers'", "Flux.1 alone"):
         graph.run(model=appearance(graph, model_of(family), layers="vital"))
-    graph.run(model=appearance(graph, model_of("Flux.1"), layers="vital"))
+    graph.run(model=appearance(graph, whole, layers="vital"))
+
+
+@pytest.mark.parametrize("depths", [(8, 38), (19, 37), (2, 2)], ids=str)
+def test_vital_layers_are_those_of_all_of_flux_1s_blocks(depths):
+    """Variants that were cut down have other blocks under the same numbers."""
+    variant, graph = small_transformer("Flux.1", depth=depths[0], depth_single_blocks=depths[1]), Graph()
+    with refused("Guided Appearance Attention", "'layers'", "19 + 38", f"{depths[0]} + {depths[1]}"):
+        graph.run(model=appearance(graph, variant, layers="vital"))

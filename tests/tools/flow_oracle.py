@@ -57,7 +57,9 @@ class Attention:
         if self.small.behind_text:
             distance[0] = behind
         if reading is not None and self.notes["turned"]:
-            distance[self.small.row_axis : self.small.row_axis + 2] = reading.distance
+            scaled = self.notes["scales"] if self.small.scales_positions else (1.0, 1.0)
+            ours = [way * scale for way, scale in zip(reading.distance, scaled, strict=True)]
+            distance[self.small.row_axis : self.small.row_axis + 2] = ours
         if self.small.axes is None or not any(distance):
             return key
         for axis, width in enumerate(self.small.axes):
@@ -86,6 +88,8 @@ class FlowPnPMix(PnPMix):
 
     def __post_init__(self):
         self.notes.update(turned=self.turned, layers=self.own_layers, image_first=self.image_first)
+        scaled = self.unet.model_options["transformer_options"].get("rope_options", {})
+        self.notes["scales"] = scaled.get("scale_y", 1.0), scaled.get("scale_x", 1.0)
         self.base, self.attention = self.unet.model, Attention(self.small, self.notes)
         self.timesteps = self.sigmas[:-1]
 
@@ -114,6 +118,8 @@ class FlowPnPMix(PnPMix):
     def eps(self, x, i, prompt, mode="off", reading=None):
         (tokens, options), sigma = prompt[0], torch.tensor([self.sigmas[i]])
         text, rows, columns = self.small.text(tokens.shape[1]), *self.tokens(x.shape)
+        if "conditioning_byt5small" in options:
+            text += options["conditioning_byt5small"].shape[1]
         self.notes.update(mode=mode, alpha=self.alpha, reading=reading, block=-1, text=text, count=rows * columns)
         if mode == "note":
             self.notes["kept"] = []
@@ -123,10 +129,11 @@ class FlowPnPMix(PnPMix):
         given = x.unsqueeze(2) if self.small.frames else x
         conds = self.base.extra_conds(cross_attn=tokens, noise=given, device=x.device, **options)
         conds = {name: cond.cond for name, cond in conds.items()}
-        if "y" not in conds and self.small.config in ("Flux", "SD3"):
+        if "y" not in conds and self.small.config in ("Flux", "SD3") and options["pooled_output"] is not None:
             conds["y"] = options["pooled_output"]
         context = {"c_crossattn": conds.pop("c_crossattn")}
         told = {"optimized_attention_override": self.attention}
+        told |= {"rope_options": self.unet.model_options["transformer_options"].get("rope_options")}
         told |= {"sigmas": sigma, "sample_sigmas": torch.tensor(self.sigmas)}  # MeanFlow models look for the next one
         denoised = self.base.apply_model(given, sigma, transformer_options=told, **context, **conds)
         return denoised.reshape(x.shape)

@@ -31,6 +31,7 @@ class Small:
     frames: bool = False
     masked: bool = False  # whether prompts come with a mask of their padding
     image_alone: bool = False  # whether some blocks have a second attention, of the picture alone
+    scales_positions: bool = False  # whether it does what ComfyUI's ScaleROPE asks for
 
 
 def up_to_32(tokens: int) -> int:
@@ -91,7 +92,7 @@ _HUNYUAN = dict(
     meanflow_sum=False,
 )
 FAMILIES = {
-    "Flux.1": Small("Flux", _FLUX, "flux.model.FluxParams"),
+    "Flux.1": Small("Flux", _FLUX, "flux.model.FluxParams", scales_positions=True),
     "Flux.2": Small(
         "Flux2",
         _FLUX
@@ -115,6 +116,7 @@ FAMILIES = {
         text=lambda tokens: max(tokens, 512),
         axes=(4,) * 4,
         theta=2000.0,
+        scales_positions=True,
     ),
     "Chroma": Small(
         "Chroma",
@@ -135,7 +137,7 @@ FAMILIES = {
         "qwen_image.model.QwenImageTransformer2DModel",
         frames=True,
     ),
-    "Lumina 2": Small("Lumina2", _LUMINA, "lumina.model.NextDiT", behind_text=True, masked=True),
+    "Lumina 2": Small("Lumina2", _LUMINA, "lumina.model.NextDiT", behind_text=True, masked=True, scales_positions=True),
     "Z-Image": Small(
         "ZImage",
         _LUMINA
@@ -143,6 +145,7 @@ FAMILIES = {
         | dict(z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=32),
         "lumina.model.NextDiT",
         behind_text=True,
+        scales_positions=True,
         text=up_to_32,
         padded=up_to_32,
     ),

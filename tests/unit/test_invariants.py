@@ -1,5 +1,6 @@
 """What holds for every picture, mask and number of concepts (disjoint hard masks)."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,30 @@ def toy_denoise(x, sigma, rows: Rows | None = None):
         denoised[swap] = 0.5 * denoised[swap] + 0.5 * denoised[personal].mean((-1, -2), keepdim=True)
         denoised = denoised.flatten(0, 1)
     return denoised
+
+
+def overflowing(x, sigma, rows: Rows):
+    """Half precision: infinite in the left column, which no mask holds."""
+    denoised = toy_denoise(x, sigma, rows).clone()
+    denoised[..., 0] = torch.tensor([torch.inf, -torch.inf]).repeat(-(-x.shape[-2] // 2))[: x.shape[-2]]
+    return denoised
+
+
+@pytest.mark.parametrize("outside", ["scaled", "blended"])
+def test_what_overflows_outside_the_masks_stays_outside(outside):
+    masks, own = torch.zeros(2, 1, 4, 5), torch.zeros(2, 1, 4, 5)
+    masks[0, :, :2, 1:3], masks[1, :, 2:, 3:], own[..., 1:3, 1:4] = 1, 1, 1
+    back, inpaint, *concepts = (
+        edit_friendly_trajectory(torch.randn(CHANNELS, 4, 5, generator=torch.Generator().manual_seed(k)), SIGMAS, k)
+        for k in range(4)
+    )
+    inversion = ddpm_invert(toy_denoise, back[-1], SIGMAS, 0)
+    given = (inversion, torch.stack(concepts, 1), masks, [True] * STEPS)
+    more = dict(dilution=Dilution(inpaint, masks, 0.8, outside), object_masks=own, clip_residual=True)
+    for ours, expected in zip(
+        sample_pnp_mix(overflowing, *given, **more), sample_pnp_mix(toy_denoise, *given, **more), strict=True
+    ):
+        assert torch.equal(ours, expected)
 
 
 @st.composite
