@@ -6,6 +6,7 @@ command goes on where it was. Options behind -- are handed to the ComfyUI that i
 
 import argparse
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -13,9 +14,11 @@ from pathlib import Path
 
 from .files import NotWritable, check_writable, write_whole
 from .jobs import BadTable, Job, JobFailed, check, in_order, read_table, work_of
+from .pictures import changed_share, with_profile
 from .server import Server, ServerEnded, ServerGone, comfyui_server
 
 OUTPUT = Path("blends")
+WORTH_SAYING = re.compile("Warning|Changed")  # of what the nodes say
 
 
 def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -114,9 +117,13 @@ def run_jobs(jobs: Iterable[Job | JobFailed], folder: Path, server: Callable[[],
                 said = f"{path} is there"
             else:
                 (picture,) = server().pictures(work.prompt, [work.save], work.files, work.workflow)
-                write_whole(path, picture)
+                write_whole(path, with_profile(picture, work.profile))
                 made += 1
                 said = f"{path}, {time.perf_counter() - started:.1f} s"
+                told = [text for text in server().told if WORTH_SAYING.search(text)]
+                if changed_share(job.scene, picture) > 0.5:
+                    told.append("Warning: more than half of the scene changed; in a mask white marks what is replaced")
+                said = "\n    ".join([said, *work.notes, *told])
         except (JobFailed, ServerEnded, OSError) as error:
             failed += 1
             where = f"{job.where}: " if isinstance(job, Job) and job.where else ""

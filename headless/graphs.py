@@ -7,7 +7,7 @@ PACK = Path(__file__).resolve().parents[1]
 TEMPLATES = PACK / "workflows"
 CONTROLS = {"fixed", "increment", "decrement", "randomize"}  # of the widget that the editor adds behind a seed
 INPUTS, OUTPUTS = -10, -20  # the two ends of a subgraph, as nodes that its links name
-FINDERS = ("PnPMixGroundedMask", "SAM3_Detect")
+FINDERS, MASK_LOADER = ("PnPMixGroundedMask", "SAM3_Detect"), "LoadImageMask"
 # Titles of the nodes that find a thing, of the one that says how large the part is, and of the negative prompt
 IN_SCENE, IN_PICTURE, SIDE, NEGATIVE = "In the photo", "In your picture", "Side of the part, pixels", "Not in it"
 # Inputs in image pixels, for pictures of 64 × 64 instead of 512 or 1024
@@ -158,7 +158,7 @@ def for_demo_model(prompt: dict) -> None:
 
 def load_mask(node: dict, file: str) -> None:
     """Puts a mask from a file, white where the thing is, in the place of a node that finds it."""
-    node |= {"class_type": "LoadImageMask", "inputs": {"image": file, "channel": "red"}}
+    node |= {"class_type": MASK_LOADER, "inputs": {"image": file, "channel": "red"}}
 
 
 def needed(prompt: dict, output: str) -> dict:

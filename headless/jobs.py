@@ -4,16 +4,14 @@ import csv
 import hashlib
 import io
 import json
-import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
 from . import graphs
-from .server import FOLDER, JobFailed
+from .pictures import Sent, frames, is_cut_out, profile_of, safe, sent
+from .server import JobFailed
 
 MUST, MAY = ("scene", "things", "words"), ("prompt", "seed", "steps", "checkpoint", "template", "name")
 FOR_EACH = ("masks", "object masks", "references")
@@ -50,9 +48,11 @@ class Work(NamedTuple):
 
     prompt: dict  # the graph in the server's form
     workflow: dict | None  # the same as the editor saves it; None where it cannot be said so
-    files: dict[str, Path]  # to be sent, by their names there
+    files: dict[str, Sent]  # by their names there
     output: str  # name of the picture's file, another one whenever anything else is asked for
     save: str  # id of the node that saves the picture
+    profile: bytes | None = None  # ICC profile that the picture is of
+    notes: tuple[str, ...] = ()  # what people should know
 
 
 # --- Reading jobs
@@ -202,23 +202,6 @@ def fitting_templates(count: int) -> list[str]:
     ]
 
 
-@cache
-def picture(path: Path) -> str:
-    """The name under which a picture is sent: its own, and what tells it from others of that name.
-
-    Raises:
-        JobFailed: it is not there, or is no picture.
-    """
-    try:
-        content = path.read_bytes()
-        Image.open(io.BytesIO(content)).load()
-    except FileNotFoundError:
-        raise JobFailed(f"the picture {path} is not there") from None
-    except Exception as error:  # of a damaged file Pillow raises almost anything
-        raise JobFailed(f"{path} is no picture that can be read ({error})") from error
-    return f"{safe(path.stem)}-{hashlib.sha256(content).hexdigest()[:12]}{path.suffix.lower()}"
-
-
 def prompt_of(words: Sequence[str]) -> str:
     """For example "a photo of a dog and an owl"."""
     things = [f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}" for word in words]
@@ -240,11 +223,15 @@ def work_of(job: Job, demo: bool = False, change: Callable[[dict], None] | None 
         change(prompt)
     (save,) = (node_id for node_id, node in prompt.items() if node["class_type"] == "SaveImage")
     prompt = graphs.needed(prompt, save)
-    as_saved = None if demo or change or job.masks or job.object_masks else workflow
-    return Work(prompt, as_saved, files, f"{safe(job.name or job.scene.stem)}-{mark(prompt)}.png", save)
+    by_hand = job.masks or job.object_masks or any(map(is_cut_out, job.things))
+    as_saved = None if demo or change or by_hand else workflow
+    films = [path for path in (job.scene, *job.things) if frames(path) > 1]
+    notes = tuple(f"{path} has {frames(path)} pictures; the first one is taken" for path in films)
+    output = f"{safe(job.name or job.scene.stem)}-{mark(prompt)}.png"
+    return Work(prompt, as_saved, files, output, save, profile_of(job.scene), notes)
 
 
-def fill_in(job: Job, demo: bool) -> tuple[dict, dict, dict[str, Path]]:
+def fill_in(job: Job, demo: bool) -> tuple[dict, dict, dict[str, Sent]]:
     """The template as the editor saves it and as the server takes it, and the pictures that it names, as of `Work`."""
     count = len(job.things)
     template = job.template or BY_COUNT[count]
@@ -253,19 +240,15 @@ def fill_in(job: Job, demo: bool) -> tuple[dict, dict, dict[str, Path]]:
         raise JobFailed(f"the template '{template}' is not one for {count} of your things. There are: {fit}")
     if demo and not (job.masks and job.object_masks):
         raise JobFailed("the demo finds nothing by words: give 'masks' and 'object masks' in a table")
-    workflow, files = json.loads(template_text(template)), {}
-
-    def sent(path: Path) -> str:
-        files[picture(path)] = path
-        return f"{FOLDER}/{picture(path)}"
+    workflow, files, profile = json.loads(template_text(template)), {}, profile_of(job.scene)
 
     def fill(title: str, **values) -> None:
         for name, value in values.items():
             graphs.set_widget(graphs.titled(workflow, title), name, value)
 
-    fill("Your photo", image=sent(job.scene))
+    fill("Your photo", image=sent(files, job.scene, profile=profile))
     for k, (path, word) in enumerate(zip(job.things, job.words, strict=True), 1):
-        fill(f"Your picture {k}", image=sent(path))
+        fill(f"Your picture {k}", image=sent(files, path, profile=profile))
         fill(f"Your thing {k}", **{"what it replaces": word})
     fill("Blend", prompt=job.prompt or prompt_of(job.words), seed=job.seed)
     if job.checkpoint:
@@ -279,15 +262,13 @@ def fill_in(job: Job, demo: bool) -> tuple[dict, dict, dict[str, Path]]:
     prompt = graphs.to_api(workflow)
     for title, masks in ((graphs.IN_SCENE, job.masks), (graphs.IN_PICTURE, job.object_masks)):
         for k, path in enumerate(masks, 1):
-            graphs.load_mask(prompt[finder(workflow, prompt, k, title)], sent(path))
+            graphs.load_mask(prompt[finder(workflow, prompt, k, title)], sent(files, path, "mask"))
+    for k, path in enumerate(job.things, 1):
+        if not job.object_masks and is_cut_out(path):
+            graphs.load_mask(prompt[finder(workflow, prompt, k, graphs.IN_PICTURE)], sent(files, path, "alpha"))
     if demo:
         graphs.for_demo_model(prompt)
     return workflow, prompt, files
-
-
-def safe(name: str) -> str:
-    """For a file."""
-    return re.sub(r"[^\w-]+", "_", name)[:80]
 
 
 def mark(prompt: dict) -> str:
@@ -302,12 +283,14 @@ def finder(workflow: dict, prompt: dict, k: int, title: str) -> str:
     (node_id,) = (
         node_id
         for node_id, node in prompt.items()
-        if node_id.startswith(inside) and node["class_type"] in graphs.FINDERS and node["_meta"]["title"] == title
+        if node_id.startswith(inside)
+        and node["class_type"] in (*graphs.FINDERS, graphs.MASK_LOADER)
+        and node["_meta"]["title"] == title
     )
     return node_id
 
 
-def masks_work(job: Job) -> tuple[dict, list[str], dict[str, Path]]:
+def masks_work(job: Job) -> tuple[dict, list[str], dict[str, Sent]]:
     """A graph that finds the things of a job: the nodes that save the masks in the scene, then those in the things'
     pictures, and the pictures to be sent."""
     workflow, prompt, files = fill_in(job, demo=False)

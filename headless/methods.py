@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 from PIL import Image
 
 from . import graphs
-from .jobs import Job, JobFailed, Work, mark, picture, prompt_of, safe, template_text
-from .server import FOLDER
+from .jobs import Job, JobFailed, Work, mark, prompt_of, template_text
+from .pictures import Sent, safe, sent
 
 CONDUCTOR, BLENDED = "Conductor 2 Two LoRA concepts from a layout picture", "Learn 4 Blend two, each in its region"
 LORA, IN_LAYOUT, IN_ITS_WORDS = "LoRA", "what it is in the layout", "picture in its words"  # widgets of a concept
@@ -25,7 +24,7 @@ def work_of(job: Job, steps: int, template: str, change: Callable[[dict], None])
     Raises:
         JobFailed: the template does not fit.
     """
-    files: dict[str, Path] = {}
+    files: dict[str, Sent] = {}
     prompt = {"": merged, CONDUCTOR: conducted, BLENDED: blended}[template](job, files)
     for node in prompt.values():
         if node["class_type"] in ("PnPMixConductor", "KSampler"):
@@ -49,11 +48,6 @@ def read_template(name: str, job: Job) -> dict:
     return json.loads(template_text(name))
 
 
-def sent(path: Path, files: dict[str, Path]) -> str:
-    files[picture(path)] = path
-    return f"{FOLDER}/{picture(path)}"
-
-
 def said(job: Job, k: int | None = None) -> str:
     """The task's prompt; of one concept its own, in which all things are that concept, by the name it was taught."""
     if k is None:
@@ -65,7 +59,7 @@ def said(job: Job, k: int | None = None) -> str:
     return text or prompt_of([called] * len(job.words))
 
 
-def conducted(job: Job, files: dict[str, Path]) -> dict:
+def conducted(job: Job, files: dict[str, Sent]) -> dict:
     """Concept Conductor: the scene is the layout, and each thing has a LoRA."""
     workflow = read_template(CONDUCTOR, job)
     concepts = [node for node in workflow["nodes"] if any(x["name"] == LORA for x in node["inputs"])]
@@ -73,18 +67,18 @@ def conducted(job: Job, files: dict[str, Path]) -> dict:
         for name, value in ((LORA, job.loras[k]), (IN_LAYOUT, job.words[k]), (IN_ITS_WORDS, said(job, k))):
             graphs.set_widget(node, name, value)
     (layout,) = (node for node in workflow["nodes"] if node["type"] == "LoadImage")
-    graphs.set_widget(layout, "image", sent(job.scene, files))
+    graphs.set_widget(layout, "image", sent(files, job.scene))
     set_words(workflow, "Conduct", job)
     if job.checkpoint:
         graphs.set_widget(graphs.titled(workflow, "Model files"), "checkpoint", job.checkpoint)
     prompt = graphs.to_api(workflow)
     finders = [node for node in prompt.values() if node["class_type"] in graphs.FINDERS]
     for node, mask in zip(finders, job.masks, strict=True):
-        graphs.load_mask(node, sent(mask, files))
+        graphs.load_mask(node, sent(files, mask, "mask"))
     return prompt
 
 
-def blended(job: Job, files: dict[str, Path]) -> dict:
+def blended(job: Job, files: dict[str, Sent]) -> dict:
     """LaTexBlend: a new picture in the layout of the masks, of concepts that were learned."""
     workflow = read_template(BLENDED, job)
     set_words(workflow, "Blend", job)
@@ -94,7 +88,7 @@ def blended(job: Job, files: dict[str, Path]) -> dict:
     for node, file in zip(concepts, job.learned, strict=True):
         node["inputs"]["file"] = file
     for node_id, mask in zip(painted, job.masks, strict=True):
-        graphs.load_mask(prompt[node_id], sent(mask, files))
+        graphs.load_mask(prompt[node_id], sent(files, mask, "mask"))
         for node in prompt.values():  # a painted picture's mask is its second output
             node["inputs"] |= {name: [node_id, 0] for name, x in node["inputs"].items() if x == [node_id, 1]}
     for node in prompt.values():
@@ -108,7 +102,7 @@ def set_words(workflow: dict, title: str, job: Job) -> None:
         graphs.set_widget(graphs.titled(workflow, title), name, value)
 
 
-def merged(job: Job, files: dict[str, Path]) -> dict:
+def merged(job: Job, files: dict[str, Sent]) -> dict:
     """All LoRAs in the checkpoint at once, and no layout: what people do without a method."""
     workflow = read_template(CONDUCTOR, job)
     loader = job.checkpoint or graphs.widget_values(graphs.titled(workflow, "Model files"))["checkpoint"]

@@ -16,8 +16,9 @@ from pnpmix.metrics.background import lpips, lpips_network, psnr, ssim
 from torch import Tensor, nn
 
 from . import graphs
-from .jobs import BY_COUNT, Job, picture, template_text
-from .server import FOLDER, Server
+from .jobs import BY_COUNT, Job, template_text
+from .pictures import Content, Sent, sent
+from .server import Server
 from .tasks import pictures_of
 
 
@@ -131,15 +132,14 @@ def by_encoders(job: Job, result: Path, encoders: Encoders, server: Server) -> d
         JobFailed: a file is not there, or a node raised.
     """
     prompt: dict = {}
-    files: dict[str, Path] = {}
+    files: dict[str, Sent] = {}
     shown: dict[str, list[list[str]]] = {}  # measure → for each thing, the nodes that show its values
 
-    def load(path: Path) -> list:
-        files[picture(path)] = path
-        return graphs.add(prompt, "LoadImage", image=f"{FOLDER}/{picture(path)}")
+    def load(path: Path, content: Content = "picture") -> list:
+        return graphs.add(prompt, "LoadImage", image=sent(files, path, content))
 
     def load_mask(path: Path) -> list:
-        link = load(path)
+        link = load(path, "mask")
         graphs.load_mask(prompt[link[0]], prompt[link[0]]["inputs"]["image"])
         return link
 
@@ -174,8 +174,8 @@ def by_encoders(job: Job, result: Path, encoders: Encoders, server: Server) -> d
     if not shown:
         return {}
     server.check_files(prompt)
-    for name, path in files.items():
-        server.send(name, path)
+    for name, file in files.items():
+        server.send(name, file)
     outputs = server.run(prompt, None)
 
     def mean(nodes: list[str]) -> float:

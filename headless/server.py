@@ -16,12 +16,15 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pnpmix.files.texts import first_fault
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from .graphs import PACK
+
+if TYPE_CHECKING:
+    from .pictures import Sent
 
 FOLDER = "pnp-mix"  # of the pictures that are sent, in ComfyUI's folder of inputs
 # node → the input that names a model file, and the folder of such files; the pack's own nodes say it themselves
@@ -128,6 +131,7 @@ class Server:
     def __init__(self, url: str):
         self.url = url.rstrip("/")
         self.sent: set[str] = set()
+        self.told: list[str] = []  # what the nodes of the last graph said
 
     def ask(self, path: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
         """
@@ -171,24 +175,25 @@ class Server:
         except Refused as error:
             raise ServerGone(f"another program than ComfyUI answers at {self.url} ({error})") from error
 
-    def send(self, name: str, path: Path) -> None:
+    def send(self, name: str, file: "Sent") -> None:
         """Puts a picture into ComfyUI's inputs, as FOLDER/name, if it was not sent before.
 
         One that is there already is not written anew: another run's graph may read it at this moment.
         """
         if name in self.sent:
             return
-        if self.upload(name, path, "false") != name:  # another picture is there, or half of this one
-            self.upload(name, path, "true")
+        content = file.encode()
+        if self.upload(name, content, "false") != name:  # another picture is there, or half of this one
+            self.upload(name, content, "true")
         self.sent.add(name)
 
-    def upload(self, name: str, path: Path, overwrite: str) -> str:
+    def upload(self, name: str, content: bytes, overwrite: str) -> str:
         """The name that it has there."""
         edge = uuid.uuid4().hex
         fields = {"overwrite": overwrite, "subfolder": FOLDER}
         parts = [f'--{edge}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items()]
         parts.append(f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n')
-        body = "".join(parts).encode() + path.read_bytes() + f"\r\n--{edge}--\r\n".encode()
+        body = "".join(parts).encode() + content + f"\r\n--{edge}--\r\n".encode()
         return self.answer(Named, "/upload/image", body, f"multipart/form-data; boundary={edge}").name
 
     def run(self, prompt: dict, workflow: dict | None, watch: Callable[[], None] = lambda: None) -> dict:
@@ -228,7 +233,7 @@ class Server:
         self,
         prompt: dict,
         saves: Sequence[str],
-        files: dict[str, Path],
+        files: dict[str, "Sent"],
         workflow: dict | None = None,
         watch: Callable[[], None] = lambda: None,
     ) -> list[bytes]:
@@ -241,9 +246,10 @@ class Server:
             JobFailed: a model file is not there, or as `run`.
         """
         self.check_files(prompt)
-        for name, path in files.items():
-            self.send(name, path)
+        for name, file in files.items():
+            self.send(name, file)
         outputs = self.run(prompt, workflow, watch)
+        self.told = [text for output in outputs.values() for text in output.get("messages", [])]
         saved = [outputs[node_id]["images"][0] for node_id in saves]
         contents = [self.fetch(x) for x in saved]
         for x in saved:

@@ -204,6 +204,34 @@ def check_mask(node: str, name: str, mask: Tensor, remedy: str) -> Tensor:
     return masks[0]
 
 
+FLAT = 0.9  # share of what is marked that has one color, from which on there is no object
+
+
+def check_marks_an_object(node: str, name: str, picture: Tensor, mask: Tensor, near: float) -> None:
+    """Refuses a mask of what is transparent, or of what an editor painted black: there the picture is one flat color.
+
+    Load Image's mask is 1 - alpha, so that of a cut-out it marks everything but the object. A plain object may be flat
+    too; what is refused reaches three corners of the picture, or is wholly black or white.
+
+    Args:
+        picture: (C, H, W), a picture in 0..1 or a latent.
+        mask: (H, W).
+        near: largest difference within one color.
+    """
+    marked = mask >= 0.5
+    if marked.all() or not marked.any():
+        return
+    inside, outside = (picture[:, part] for part in (marked, ~marked))
+    color = inside.median(1, keepdim=True).values
+    flat, same = ((x - color).abs().amax(0) <= near for x in (inside, outside))
+    if flat.float().mean() < FLAT or same.all():
+        return
+    corners = sum(bool(marked[y, x]) for y in (0, -1) for x in (0, -1))
+    if corners >= 3 or (len(picture) == 3 and (color.amax() <= near or color.amin() >= 1 - near)):
+        fault = "the picture under it is one flat color, as where the mask marks what is transparent."
+        raise BadInput(node, name, fault, "Add Invert Mask between Load Image and this node, or paint the mask again.")
+
+
 def check_aspect(node: str, name: str, mask: Tensor | None, height: int, width: int) -> None:
     """Refuses a mask (..., h, w) that would have to be squeezed onto its picture; None passes.
 

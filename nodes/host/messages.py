@@ -13,12 +13,17 @@ from ...pnpmix.files.texts import printable
 from .checks import BadInput
 
 
-def show(node: str, unique_id: str, messages: list[str]) -> None:
-    """Replaces what the node showed before. Lines that start with "Warning" are logged as such."""
+def show(node: str, unique_id: str, messages: list[str]) -> dict[str, list[str]]:
+    """Replaces what the node showed before. Lines that start with "Warning" are logged as such.
+
+    Returns:
+        for the node's `ui`: what programs read of it in the server's history.
+    """
     messages = list(map(printable, messages))
     for message in messages:
         logging.log(logging.WARNING if message.startswith("Warning") else logging.INFO, "%s: %s", node, message)
     PromptServer.instance.send_progress_text("\n".join(messages), unique_id)
+    return {"messages": [f"{node}: {message}" for message in messages]}
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..host.checks import check_latent, check_mask, check_numbers
+from ...pnpmix.masks import to_image_size
+from ..host.checks import check_latent, check_marks_an_object, check_mask, check_numbers
 from ..host.types import CATEGORY, EXPERT, Concept, ConceptsType, LearnedConcept, LearnedType, schema
 
 
@@ -90,6 +91,8 @@ class PnPMixConcept(io.ComfyNode):
         mask = check_mask(node, "mask", mask, "Mark the object of the background in white.")
         if object_mask is not None:
             object_mask = check_mask(node, "object_mask", object_mask, "Mark the object of your picture in white.")
+            cells = to_image_size(object_mask, *samples.shape[-2:])
+            check_marks_an_object(node, "object_mask", samples[0], cells, near=0.1 * samples.std().item())
         concept = Concept(samples, mask, positive, seed, name, object_mask, cls.hidden.unique_id, learned)
         return io.NodeOutput([*concepts, concept])
 

@@ -198,6 +198,7 @@ class PnPMixSampler(io.ComfyNode):
         latent_shape, ratio = inversion.inversion.eps.shape[1:], downscale_ratio(model)
         grid, expand = tuple(latent_shape[1:]), inpainted.expand if inpainted else 0
         concepts = [in_pixels(concept, grid[0] * ratio, grid[1] * ratio) for concept in concepts]
+        check_apart(concepts)
         if overlap == "last in front":
             concepts = visible_parts(concepts)
         masks = torch.stack([on_grid(concept, "mask", grid, ratio, feather) for concept in concepts])
@@ -337,6 +338,21 @@ def in_pixels(concept: Concept, height: int, width: int) -> Concept:
     return concept._replace(mask=to_image_size(concept.mask, height, width), object_mask=own)
 
 
+SAME_PLACE = 0.8  # of the union of two masks, from which on they mark the same object
+
+
+def check_apart(concepts: list[Concept]) -> None:
+    """Refuses two concepts for one object, as two searches for the same word give them."""
+    for k, concept in enumerate(concepts):
+        for other in concepts[:k]:
+            one, two = concept.mask >= 0.5, other.mask >= 0.5
+            if (one & two).sum() > SAME_PLACE * (one | two).sum():
+                fault = f"it marks the same object as the mask of Concept '{other.name}'."
+                remedy = "Give each its own: with Grounded Mask write the word twice and choose pick: in order."
+                with at_fault(concept.node_id):
+                    raise BadInput(f"Concept '{concept.name}'", "mask", fault, remedy)
+
+
 def visible_parts(concepts: list[Concept]) -> list[Concept]:
     """With masks of what those later in the chain do not cover."""
     masks = last_in_front(torch.stack([concept.mask for concept in concepts]))
@@ -358,7 +374,8 @@ def on_grid(concept: Concept, name: str, grid: tuple[int, int], ratio: int, feat
     if not weights.any():
         fault = f"nothing of it is left on the latent grid of {grid[0]} × {grid[1]} cells."
         with at_fault(concept.node_id):
-            raise BadInput(f"Concept '{concept.name}'", name, fault, f"Mark an object of at least {ratio} pixels.")
+            remedy = f"Mark an object of at least {ratio} pixels, or let Fit Picture crop around the object."
+            raise BadInput(f"Concept '{concept.name}'", name, fault, remedy)
     return weights
 
 

@@ -26,7 +26,7 @@ from ...pnpmix.vision.framing import (
     whole,
 )
 from ...pnpmix.vision.inpainting import fill_weights
-from ..host.checks import BadInput, check_choice, check_image, check_numbers, masks_of
+from ..host.checks import BadInput, check_choice, check_image, check_marks_an_object, check_numbers, masks_of
 from ..host.memory import for_host
 from ..host.messages import show
 from ..host.types import CATEGORY, Place, PlaceType, schema
@@ -128,13 +128,21 @@ class PnPMixFitPicture(io.ComfyNode):
             raise BadInput(FIT, "mask", fault, "Mark the object in white, or choose another mode.")
         if target is None and mask is not None:
             messages.append("Warning: the mask is empty.")
+        if mask is not None and len(masks) in (1, len(image)):
+            for k, picture in enumerate(image):
+                check_marks_an_object(
+                    FIT, "mask", picture[..., :3].movedim(-1, 0).float().cpu(), masks[k % len(masks)], 1.5 / 255
+                )
         frame = frame_of(mode, photo, size, target, margin)
         if mode == OBJECT and not fits(frame.size, photo):
             messages.append("Warning: no frame of this shape inside the photo holds the object, so it is padded.")
+        parts = cut_masks(masks, frame, size)
+        if target is not None and not (parts >= 0.5).any():
+            messages.append("Warning: nothing of the object is left in the part. Set mode to: around the object.")
         messages.append(f"{words(frame.size)} of {words(photo)} pixels, scaled to {words(size)}.")
-        show(FIT, cls.hidden.unique_id, messages)
+        told = show(FIT, cls.hidden.unique_id, messages)
         pictures = cut_pictures(image.float().cpu(), frame, size)
-        return io.NodeOutput(for_host(pictures), for_host(cut_masks(masks, frame, size)), Place(photo, frame, size))
+        return io.NodeOutput(for_host(pictures), for_host(parts), Place(photo, frame, size), ui=told)
 
 
 class PnPMixPasteBack(io.ComfyNode):
@@ -210,8 +218,8 @@ class PnPMixPasteBack(io.ComfyNode):
             results.append(paste(picture, part, weights, rows, columns))
             changed += int((weights > 0).sum())
         messages.append(f"Changed {changed / (count * place.photo[0] * place.photo[1]):.1%} of the picture.")
-        show(PASTE, cls.hidden.unique_id, messages)
-        return io.NodeOutput(for_host(torch.stack(results)))
+        told = show(PASTE, cls.hidden.unique_id, messages)
+        return io.NodeOutput(for_host(torch.stack(results)), ui=told)
 
 
 def words(size: Size) -> str:

@@ -88,8 +88,8 @@ class PnPMixInpaintBackground(io.ComfyNode):
             results.append(inpaint(picture, weights, fill) if objects.any() else picture)
             progress.update(1)
         messages.append(f"Removed {masks.float().mean():.1%} of the picture.")
-        show(NODE, cls.hidden.unique_id, messages)
-        return io.NodeOutput(for_host(torch.stack(results)))
+        told = show(NODE, cls.hidden.unique_id, messages)
+        return io.NodeOutput(for_host(torch.stack(results)), ui=told)
 
 
 def model_patcher(model) -> ModelPatcher:

@@ -500,3 +500,36 @@ def test_pixels_to_a_cell_are_those_of_the_family(model, name, ratio):
     patched = model.clone()
     patched.add_object_patch("latent_format", getattr(comfy.latent_formats, name)())
     assert pack_module("host.checks").downscale_ratio(patched) == ratio
+
+
+def test_two_concepts_for_one_object_are_refused(model, inversion):
+    """As two searches for the same word give them; masks that overlap less are two objects, one behind the other."""
+    mask = torch.zeros(1, HEIGHT, WIDTH)
+    mask[:, 8:40, 8:40] = 1
+    nearly, apart = mask.clone(), torch.zeros_like(mask)
+    nearly[:, 8:11] = 0
+    apart[:, 20:52, 8:40] = 1
+    for other, is_same in ((nearly, True), (apart, False)):
+        graph = Graph()
+        concepts = concept(graph, 1, concepts=concept(graph, 0, mask=mask), mask=other)
+        link = mixer(graph, model, inversion, concepts)
+        if is_same:
+            stops(graph, link, "Concept 'concept 1'", "'mask'", "same object", "'concept 0'", "in order")
+        else:
+            graph.run(result=link)
+
+
+def test_an_object_mask_of_what_is_transparent_is_refused():
+    """Where the picture was encoded without Fit Picture, its latent tells: three corners, and one flat color."""
+    samples = latent(0).clone()
+    object_mask = torch.ones(1, HEIGHT, WIDTH)
+    object_mask[:, 16:40, 16:40] = 0
+    flat = samples.clone()
+    flat[..., torch.nn.functional.adaptive_avg_pool2d(object_mask, flat.shape[-2:])[0] > 0.5] = 0.3
+    graph = Graph()
+    link = concept(graph, 0, latent={"samples": flat}, object_mask=object_mask)
+    stops(graph, link, "Concept 'concept 0'", "'object_mask'", "one flat color", "Invert Mask")
+    graph = Graph()
+    graph.run(x=concept(graph, 0, latent={"samples": samples}, object_mask=object_mask))
+    graph = Graph()
+    graph.run(x=concept(graph, 0, latent={"samples": flat}, object_mask=1 - object_mask))

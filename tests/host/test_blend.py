@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from headless import blend, graphs
 from headless.drawn import draw_jobs
+from headless.pictures import Sent
 from headless.server import Server as Client
 from PIL import Image
 from scipy.ndimage import binary_dilation
@@ -123,15 +124,15 @@ def test_a_server_that_is_not_there_is_named(table, tmp_path, capsys):
 
 def test_a_picture_that_another_run_may_be_reading_is_not_written_anew(server, table):
     """ComfyUI writes what is sent to it in place, so that a graph could read half of it. Half a picture is replaced."""
-    drawn = table.parent / "scene-0.png"
+    drawn = Sent(table.parent / "scene-0.png")
     Client(server.url).send("shared.png", drawn)
     sent = server.base / "input" / "pnp-mix" / "shared.png"
     os.utime(sent, (1, 1))
     Client(server.url).send("shared.png", drawn)
     assert sent.stat().st_mtime == 1
-    sent.write_bytes(drawn.read_bytes()[:50])
+    sent.write_bytes(drawn.encode()[:50])
     Client(server.url).send("shared.png", drawn)
-    assert sent.read_bytes() == drawn.read_bytes()
+    assert sent.read_bytes() == drawn.encode()
 
 
 @pytest.mark.oldest
@@ -206,8 +207,9 @@ def test_the_program_of_the_page_on_api_graphs_runs_as_written(server, table, tm
     client = Client(server.url)
     for k in (1, 2):
         for where, kind in ((graphs.IN_SCENE, "mask"), (graphs.IN_PICTURE, "object mask")):
-            client.send(f"{kind}{k}.png", drawn / f"scene-0 {kind} {k}.png")
-            (node,) = (x for x in graph.values() if x["_meta"]["title"] == f"Your thing {k}: {where}")
+            client.send(f"{kind}{k}.png", Sent(drawn / f"scene-0 {kind} {k}.png", "mask"))
+            title = f"Blend: {where} {k}" if where == graphs.IN_SCENE else f"Your thing {k}: {where}"
+            (node,) = (x for x in graph.values() if x["_meta"]["title"] == title)
             graphs.load_mask(node, f"pnp-mix/{kind}{k}.png")
     graphs.for_demo_model(graph)
     for node in graph.values():

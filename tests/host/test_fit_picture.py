@@ -254,6 +254,29 @@ def test_mask_of_another_shape_is_refused_and_of_another_scale_is_not(messages):
     assert (changed & expected).sum() > 0.95 * (changed | expected).sum()
 
 
+@pytest.mark.parametrize("color", [0.0, 1.0, 0.4])
+def test_the_mask_of_what_is_transparent_in_a_cut_out_is_refused(color):
+    """Load Image's mask is 1 - alpha, and what stood under the transparency is one color."""
+    mask = disc((400, 600), 200, 300, 120)
+    cut_out = photo() * mask[..., None] + color * (1 - mask[..., None])
+    with refused("Fit Picture", "'mask'", "one flat color", "Invert Mask"):
+        fit(cut_out, 1 - mask)
+    assert fit(cut_out, mask)["mask"].max() == 1
+
+
+def test_what_an_editor_painted_black_is_refused_and_a_plain_object_is_not():
+    mask = disc((400, 600), 200, 300, 120)
+    with refused("Fit Picture", "'mask'", "one flat color"):
+        fit(photo() * (1 - mask[..., None]), mask)
+    red = torch.tensor([0.8, 0.1, 0.1])
+    fit(photo() * (1 - mask[..., None]) + red * mask[..., None], mask)
+
+
+def test_an_object_that_the_part_has_no_pixel_for_is_told_the_way_out(messages):
+    fit(photo(), disc((400, 600), 200, 300, 1), mode="crop", width=8, height=8)
+    assert "around the object" in messages("Fit Picture")[0]
+
+
 def test_object_at_the_border_is_not_cut():
     image, mask = photo(), disc((400, 600), 390, 595, 40)
     fitted = fit(image, mask, margin=50)

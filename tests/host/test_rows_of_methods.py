@@ -26,10 +26,10 @@ def send(work: Work) -> None:
     """Where the graph looks for its pictures."""
     import folder_paths
 
-    for name, path in work.files.items():
+    for name, sent in work.files.items():
         target = Path(folder_paths.get_input_directory(), "pnp-mix", name)
         target.parent.mkdir(exist_ok=True)
-        shutil.copy(path, target)
+        target.write_bytes(sent.encode())
 
 
 def in_models(name: str) -> str:

@@ -145,7 +145,7 @@ def test_the_template_is_filled_in(job):
     ]
     assert {"cup, fish"} < {x["text"] for x in nodes["CLIPTextEncode"]}
     assert {x["image"] for x in nodes["LoadImage"]} == {f"pnp-mix/{name}" for name in work.files}
-    assert [path.stem for path in work.files.values()] == ["scene", "dog", "cat"]
+    assert [sent.path.stem for sent in work.files.values()] == ["scene", "dog", "cat"]
     assert "PreviewImage" not in nodes, "nobody looks"
     assert graphs.to_api(work.workflow).items() >= work.prompt.items(), "the metadata is the graph that ran"
 
@@ -155,6 +155,17 @@ def test_two_of_a_kind_each_take_an_object_of_their_own(job):
     work = work_of(job._replace(words=("dog", "dog"), masks=(), object_masks=()))
     asked = [x for x in by_class(work.prompt)["PnPMixGroundedMask"] if x["pick"] == "in order"]
     assert [(said(work.prompt, x["prompt"]), x["number"]) for x in asked] == [("dog . dog", 1), ("dog . dog", 2)]
+
+
+def test_a_cut_out_is_its_own_object_mask(job, tmp_path):
+    """A thing with an alpha channel needs no words to be found by; the other one is found as ever."""
+    cut_out = Image.new("RGBA", (64, 64))
+    cut_out.paste((200, 30, 30, 255), (10, 10, 40, 50))
+    cut_out.save(tmp_path / "mug.png")
+    work = work_of(job._replace(things=(tmp_path / "mug.png", job.things[1]), masks=(), object_masks=()))
+    (loaded,) = by_class(work.prompt)["LoadImageMask"]
+    assert work.files[loaded["image"].removeprefix("pnp-mix/")].content == "alpha"
+    assert len(by_class(work.prompt)["PnPMixGroundedMask"]) == 3 and work.workflow is None
 
 
 def test_masks_from_files_take_the_place_of_what_finds_things(job):
@@ -208,8 +219,10 @@ def test_a_full_disk_leaves_no_half_picture_and_the_next_job_is_tried(job, tmp_p
     """The disk is stood in for; the server is not needed to get there."""
 
     class Drawn:
+        told = ()
+
         def pictures(self, *_):
-            return [b"a picture"]
+            return [job.scene.read_bytes()]
 
     class Full:
         def __init__(self, file):

@@ -1,0 +1,162 @@
+"""Pictures as ComfyUI gets them: decoded here, in one way for all of its versions."""
+
+import hashlib
+import io
+import re
+import struct
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+from .server import FOLDER, JobFailed
+
+Content = Literal["picture", "mask", "alpha"]
+
+
+class Sent(NamedTuple):
+    """A file to be sent, and what of it."""
+
+    path: Path
+    content: Content = "picture"  # "mask": white on black; "alpha": the mask that a cut-out brings
+    profile: bytes | None = None  # ICC profile that the colors are converted to; None: they stay as they are
+
+    def name(self) -> str:
+        """What it is called there: its own name, and what tells it from others of that name."""
+        mark = hashlib.sha256(self.path.read_bytes() + self.content.encode() + (self.profile or b"")).hexdigest()
+        return f"{safe(self.path.stem)}-{mark[:12]}.png"
+
+    def encode(self) -> bytes:
+        """The PNG file."""
+        image = decode(self.path)
+        if self.content == "alpha":
+            drawn = image.getchannel("A")
+        elif self.content == "mask":
+            drawn = mask_of(image)
+        else:
+            drawn = in_profile(image.convert("RGB"), profile_of(self.path), self.profile)
+        file = io.BytesIO()
+        drawn.save(file, "PNG", compress_level=1)
+        return file.getvalue()
+
+
+def sent(files: dict[str, Sent], path: Path, content: Content = "picture", profile: bytes | None = None) -> str:
+    """Adds a file to those that are to be sent; what ComfyUI's loaders call it.
+
+    Raises:
+        JobFailed: it is not there, or is no picture that can be read.
+    """
+    decode(path)
+    file = Sent(path, content, profile)
+    files[file.name()] = file
+    return f"{FOLDER}/{file.name()}"
+
+
+def safe(name: str) -> str:
+    """For a file."""
+    return re.sub(r"[^\w-]+", "_", name)[:80]
+
+
+@lru_cache(maxsize=8)  # a run may have thousands
+def decode(path: Path) -> Image.Image:
+    """RGB or RGBA, 8 bits, upright; of a film the first picture.
+
+    Raises:
+        JobFailed: it is not there, or is no picture that can be read.
+    """
+    if path.suffix.lower() in (".heic", ".heif", ".hif"):
+        register_heif(path)
+    try:
+        image = Image.open(path)
+        image.load()
+        if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # 16 bits of gray, which convert() would clip
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+        return ImageOps.exif_transpose(image).convert("RGBA" if has_alpha else "RGB")
+    except FileNotFoundError:
+        raise JobFailed(f"the picture {path} is not there") from None
+    except Exception as error:  # of a damaged file Pillow raises almost anything
+        raise JobFailed(f"{path} is no picture that can be read ({error})") from error
+
+
+def register_heif(path: Path) -> None:
+    """
+    Raises:
+        JobFailed: the library that reads HEIC is not installed.
+    """
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise JobFailed(f"{path} is a HEIC picture; install pillow-heif, or save it as JPEG or PNG") from None
+    register_heif_opener()
+
+
+@lru_cache(maxsize=64)
+def profile_of(path: Path) -> bytes | None:
+    """The ICC profile of its RGB colors; None where it has none.
+
+    Raises:
+        JobFailed: it is no picture that can be read.
+    """
+    decode(path)
+    with Image.open(path) as image:
+        profile = image.info.get("icc_profile")
+    if not profile:
+        return None
+    try:
+        space = ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space.strip()
+    except (OSError, ImageCms.PyCMSError):
+        return None  # damaged
+    return profile if space == "RGB" else None
+
+
+def in_profile(image: Image.Image, own: bytes | None, wanted: bytes | None) -> Image.Image:
+    """An RGB image in the colors of another ICC profile; None stands for sRGB."""
+    if own == wanted:
+        return image
+    srgb = ImageCms.createProfile("sRGB")
+    profiles = [ImageCms.ImageCmsProfile(io.BytesIO(x)) if x else srgb for x in (own, wanted)]
+    return ImageCms.profileToProfile(image, *profiles)
+
+
+def mask_of(image: Image.Image) -> Image.Image:
+    """White where the object is: the brightness, or the alpha channel where one color stands on transparency."""
+    if image.mode == "RGBA":
+        pixels = np.asarray(image)
+        seen = pixels[pixels[..., 3] > 0][:, :3]
+        if len(seen) and (seen == seen[0]).all() and pixels[..., 3].min() < 255:
+            return image.getchannel("A")
+    return image.convert("RGB").convert("L")
+
+
+def is_cut_out(path: Path) -> bool:
+    """Whether a part of the picture is transparent, and a part is not."""
+    image = decode(path)
+    if image.mode != "RGBA":
+        return False
+    lowest, highest = image.getchannel("A").getextrema()
+    return lowest < 128 <= highest
+
+
+def frames(path: Path) -> int:
+    with Image.open(path) as image:
+        return getattr(image, "n_frames", 1)
+
+
+def with_profile(png: bytes, profile: bytes | None) -> bytes:
+    """A PNG file whose colors are said to be of an ICC profile; its pixels and texts stay as they are."""
+    if profile is None:
+        return png
+    body = b"iCCP" + b"ICC profile\0\0" + zlib.compress(profile)
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    end_of_header = 8 + 25  # signature, IHDR
+    return png[:end_of_header] + chunk + png[end_of_header:]
+
+
+def changed_share(scene: Path, finished: bytes) -> float:
+    """Share 0..1 of the pixels of a scene that are others in the finished picture."""
+    before, after = (np.asarray(x.convert("RGB")) for x in (decode(scene), Image.open(io.BytesIO(finished))))
+    return float((before != after).any(-1).mean()) if before.shape == after.shape else 1.0
