@@ -67,9 +67,11 @@ class PnPMixGroundingDinoLoader(io.ComfyNode):
             if not has_text_encoder(weights):
                 weights |= read_bert(text_encoder_weights, folder)
             detector = build_grounding_dino(weights, config, tokenizer)
-        except ValueError as error:
+        except BadInput:
+            raise
+        except Exception as error:  # of weights of other shapes transformers raises almost anything
             remedy = f"Use groundingdino_swint_ogc or groundingdino_swinb_cogcoor, and the words of {BERT}."
-            raise BadInput(NODE, "model_name", f"{model_name}: {error}", remedy) from error
+            raise BadInput(NODE, "model_name", f"{model_name}: {error}"[:MAX_SAID], remedy) from error
         return io.NodeOutput(Detector(detector))
 
 

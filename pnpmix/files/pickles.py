@@ -29,6 +29,14 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+# What trainers leave beside the weights. It stays an object without any meaning
+LEFT_BESIDE = {
+    ("_codecs", "encode"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
+}
 MAX_OBJECTS = 4 * 1024**2  # bytes of the pickle, which names the tensors; 136 KB in big-lama.pt
 MAX_DEPTH = 20  # dictionaries in dictionaries
 LEGACY = 0x1950A86A20F9469CFC6C  # the number that files of torch before 1.6 begin with
@@ -56,7 +64,7 @@ class View(NamedTuple):
 class Module:
     """An object of the archive: its attributes, whatever its class is."""
 
-    def __init__(self) -> None:
+    def __init__(self, *_: Any) -> None:
         self.attributes: dict[str, Any] = {}
 
 
@@ -299,7 +307,7 @@ def read_objects(file: BinaryIO, records: dict[str, Record] | None = None) -> An
 
 def known(module: str, name: str) -> Callable | torch.dtype:
     """What a name in the pickle stands for here."""
-    if module.startswith("__torch__"):
+    if module.startswith("__torch__") or (module, name) in LEFT_BESIDE:
         return Module
     if module == "torch" and name in STORAGES:
         return STORAGES[name]
@@ -326,9 +334,9 @@ def pairs(items: list) -> Iterator[tuple[Any, Any]]:
 def with_attributes(module: Any, attributes: Any) -> Module | dict:
     if isinstance(module, dict):  # a state_dict() says which version of its classes it is of
         return module
-    if not isinstance(module, Module) or not isinstance(attributes, dict):
+    if not isinstance(module, Module):
         raise pickle.UnpicklingError("attributes are set on what is no module")
-    module.attributes = attributes
+    module.attributes = attributes if isinstance(attributes, dict) else {}
     return module
 
 

@@ -174,7 +174,7 @@ def test_odd_checkpoints(folders, node, folder):
         "only integer keys": {0: picture, 1: picture},
         "a scalar": {stem: torch.tensor(96.0), "other": picture},
         "no tensors": {stem: 96, "other": None},
-        "nested": {"model": {"state_dict": {"model": {stem: picture}}}},
+        "nested": {"model": {"state_dict": {"model": {stem: 96, "other": picture}}}},
         "a list": [picture],
         "nothing": {},
     }

@@ -93,7 +93,8 @@ def mutated(data, content: dict, tensors=TENSORS, values=VALUES, texts=TEXTS):
     owner, key = place(content, data.draw(st.sampled_from(paths(content)), label="entry"))
     kind = data.draw(st.sampled_from(["tensor", "value", "drop", "add", "name"]), label="kind")
     if kind == "tensor" and isinstance(owner[key], torch.Tensor):
-        owner[key] = tensors[data.draw(st.integers(0, len(tensors) - 1), label="tensor")](owner[key])
+        change = tensors[data.draw(st.integers(0, len(tensors) - 1), label="tensor")]
+        owner[key] = change(owner[key] if owner[key].ndim else owner[key][None])
     elif kind == "drop":
         del owner[key]
     elif kind == "add" and isinstance(owner, list):

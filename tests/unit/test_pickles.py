@@ -1,11 +1,13 @@
 """Pickles of torch give their tensors, and nothing in them is run."""
 
+import json
 import os
 import pickle
 import tracemalloc
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pnpmix.files.pickles import read_pickle
@@ -76,6 +78,11 @@ def test_what_torch_saves_is_read(tmp_path, protocol, new):
     path = tmp_path / "plain.pth"
     torch.save(CONTENT, path, pickle_protocol=protocol, _use_new_zipfile_serialization=new)
     assert same(read_pickle(path), CONTENT)
+
+
+def test_what_trainers_leave_beside_the_weights_is_passed_over(tmp_path):
+    torch.save({"loss": np.float64(0.5), "state_dict": {"a": torch.ones(2)}}, tmp_path / "trained.ckpt")
+    assert read_pickle(tmp_path / "trained.ckpt")["state_dict"]["a"].tolist() == [1, 1]
 
 
 def test_an_old_file_cut_short_is_refused(tmp_path):
@@ -219,8 +226,10 @@ def test_entries_that_share_bytes_are_refused(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "SEEK_DATA"), reason="this system does not tell of holes")
 def test_a_file_that_is_mostly_holes_is_refused(tmp_path):
+    entry = {"dtype": "U8", "shape": [10**12], "data_offsets": [0, 10**12]}
+    header = json.dumps({"x": entry}).encode()
     for name in ("sparse.pth", "sparse.safetensors"):
-        (tmp_path / name).write_bytes((2).to_bytes(8, "little") + b"{}")
-        os.truncate(tmp_path / name, 10**12)
+        (tmp_path / name).write_bytes(len(header).to_bytes(8, "little") + header)
+        os.truncate(tmp_path / name, 8 + len(header) + 10**12)
         with pytest.raises(ValueError, match="never written"):
             read_file(tmp_path / name)
