@@ -220,7 +220,9 @@ def kept_keys(guidance: LayoutGuidance, model, hidden) -> dict:
     """Where features read off the layout picture are kept from run to run, for as long as the model is the same."""
     ours = {LAYOUT_GUIDANCE, REFINEMENT}
     options = {name: value for name, value in model.model_options.items() if name not in ours}
-    made_with = [model.model, model.patches_uuid, comfy.patcher_extension.copy_nested_dicts(options), model.wrappers]
+    # not patches_uuid: the host gives a MODEL another one whenever the concepts' LoRAs are put on and taken off again
+    patches = {name: tuple(own) for name, own in model.patches.items()}
+    made_with = [model.model, patches, comfy.patcher_extension.copy_nested_dicts(options), model.wrappers]
     picture = guidance.reference.layout.trajectory
     before = [keys for made, keys in kept_beside(picture).values() if is_same(made, made_with)]
     keys = before[0] if before else {}
@@ -230,9 +232,17 @@ def kept_keys(guidance: LayoutGuidance, model, hidden) -> dict:
 
 def is_same(before: list, now: list) -> bool:
     try:
-        return before[0] is now[0] and before[1:] == now[1:]
+        return before[0] is now[0] and same_patches(before[1], now[1]) and before[2:] == now[2:]
     except Exception:  # of tensors and the like among the patches, which know no plain equality
         return False
+
+
+def same_patches(before: dict[str, tuple], now: dict[str, tuple]) -> bool:
+    """Whether the weights have the same patches, which clones of a MODEL share."""
+    if before.keys() != now.keys():
+        return False
+    pairs = [(before[name], now[name]) for name in now]
+    return all(len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True)) for a, b in pairs)
 
 
 NODES = [PnPMixConductor]

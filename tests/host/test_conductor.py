@@ -177,6 +177,26 @@ def test_reference_features_are_kept_for_the_next_run(model, loras):
 
 
 @pytest.mark.oldest
+def test_reference_features_are_kept_for_another_seed(model, loras):
+    """The same MODEL, as ComfyUI hands it over when nothing but the seed was changed, with a LoRA of its own on it."""
+    graph = Graph()
+    patched = model.clone()
+    name = next(iter(model.model_state_dict()))
+    patched.add_patches({name: (torch.zeros_like(model.model_state_dict()[name]),)})
+    layout = graph.run(layout=reference(graph, patched, steps=2))["layout"]
+    graph = Graph()
+    aligned, count = graph.run(model=alignment(graph, patched, layout))["model"], []
+    hook = model.model.diffusion_model.register_forward_pre_hook(lambda *_: count.append(None))
+    try:
+        for seed in (0, 1):
+            graph = Graph()
+            graph.run(latent=conductor(graph, aligned, chain(graph, loras), steps=2, seed=seed))
+    finally:
+        hook.remove()
+    assert len(count) == 14 + 12, "the second time without the two references"
+
+
+@pytest.mark.oldest
 def test_reference_features_of_two_conductors_with_other_models_do_not_displace_each_other(model, loras):
     graph, other, count = Graph(), model.clone(), []
     other.set_model_attn1_output_patch(lambda x, extra_options: x * 1.1)
