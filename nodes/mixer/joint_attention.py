@@ -222,7 +222,8 @@ class JointAttention:
     def guided_image(self, query: Tensor, key: Tensor, tokens: Tokens) -> slice | None:
         """Where the picture is in this attention; None where concepts are not read."""
         count, image = query.shape[-2], tokens.image
-        self.longer |= count > tokens.total
+        if count > tokens.total:
+            self.longer = True
         if key.shape[-2] != count:
             return None
         if count == tokens.total:
