@@ -119,7 +119,7 @@ def found_objects(
     kept = kept[nms(boxes[kept], score[kept], SAME_OBJECT)]
     from_left = sorted(kept.tolist(), key=lambda i: (boxes[i, 0] + boxes[i, 2]).item())
     objects = [
-        Found(tokenizer.decode(ids[words[i]].tolist()), score[i].item(), boxes[i], phrase[i].item()) for i in from_left
+        Found(tokenizer.decode(ids[words[i]].tolist()), score[i].item(), boxes[i], int(phrase[i])) for i in from_left
     ]
     return objects, of_phrase.amax(0).tolist()
 
