@@ -38,6 +38,11 @@ def tokenizer_of(clip, encoder: str):
     return getattr(clip.tokenizer, f"clip_{encoder}")
 
 
+def embeddings_of(clip, encoder: str) -> torch.Tensor:
+    """(vocabulary, width)"""
+    return getattr(clip.cond_stage_model, f"clip_{encoder}").transformer.get_input_embeddings().weight
+
+
 def identity(clip, encoder: str, token) -> object:
     """What tells a token from others, whatever its weight."""
     if encoder == DEMO:

@@ -18,6 +18,9 @@ from stand_ins import learned_with_demo_model
 from workflow_files import LEARN, WITHOUT_DOWNLOADS, read, to_api
 
 
+RARE_TOKEN = 42170  # "ktn" in the vocabulary of every CLIP
+
+
 class Case:
     def __init__(self, layout: str):
         self.layout, self.model, self.clip = layout, comfy_model(LAYOUTS[layout]), small_clip(layout)
@@ -61,14 +64,27 @@ def test_learning_leaves_model_and_clip_as_they_are(layout):
 
 @pytest.mark.oldest
 def test_nothing_learned_is_the_plain_word(case):
-    """With learning rate 0, h_c is the frozen projection of a rare word and the noun."""
+    """With learning rate 0, h_c is the frozen projection of a rare token and the noun."""
     concept = learned_by(case, learning_rate=0.0)
     tokens = case.clip.tokenize("photo of a dog")
-    tokens["l"][0][3] = case.clip.tokenize("ktn")["l"][0][1]
+    tokens["l"][0][3] = (RARE_TOKEN, 1.0)
     context = case.clip.encode_from_tokens(tokens)[0, 3:5]
     layer = "middle_block.1.transformer_blocks.0.attn2"
     weight = case.model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn2.to_k.weight
     torch.testing.assert_close(concept.features[layer][0], context @ weight.T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["SD 1.x", "SD 2.x v", "SDXL"])
+def test_the_identifier_begins_with_the_rare_token_of_each_encoder(layout):
+    """By the file of the vocabulary. As a word, "ktn" is cut in two, and its first token is the letter k."""
+    import comfy.sd1_clip
+
+    vocabulary = Path(comfy.sd1_clip.__file__).with_name("sd1_tokenizer") / "vocab.json"
+    assert json.loads(vocabulary.read_text(encoding="utf-8"))["ktn"] == RARE_TOKEN
+    clip, rare_vector = small_clip(layout), pack_module("latexblend.samplers").rare_vector
+    for encoder in clip.tokenize("dog"):
+        table = getattr(clip.cond_stage_model, f"clip_{encoder}").transformer.get_input_embeddings().weight
+        assert torch.equal(rare_vector(clip, encoder), table[RARE_TOKEN])
 
 
 @pytest.mark.oldest
@@ -140,9 +156,8 @@ def reference_gradient(case, pictures, seed: int) -> dict[str, torch.Tensor]:
 
     base_tokens, own_tokens = case.clip.tokenize(base_text), case.clip.tokenize(own_text)
     base, at = case.clip.encode_from_tokens(base_tokens), first(base_tokens)
-    rare = case.clip.tokenize("ktn")["l"][0][1][0]
     table = case.clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
-    identifier = table[rare].clone().requires_grad_(True)
+    identifier = table[RARE_TOKEN].clone().requires_grad_(True)
     start = first(own_tokens)
     own_tokens["l"][0][start] = (identifier, 1.0)
     gradients = pack_module("latexblend.gradients")
