@@ -96,7 +96,11 @@ def base_tokens(clip, template: str, noun: str) -> tuple[dict, int]:
     chunks, index = read(NODE, clip, template.format(f"a {noun}")), 0
     ids = noun_ids(NODE, clip, noun)
     for encoder, own in chunks.items():
-        c, index = find(clip, encoder, own, ids[encoder])[-1]
+        places = find(clip, encoder, own, ids[encoder])
+        if len(own) > 1 or not places:
+            fault = f"'{noun}' is too long: with the words around it, CLIP reads it in pieces of 75 tokens."
+            raise BadInput(NODE, "noun", fault, "Write what the thing is in a word or two: dog.")
+        c, index = places[-1]
         if not has_article(clip, encoder, own[c], index):
             make_room(NODE, clip, encoder, own[c], index)
             index += 1

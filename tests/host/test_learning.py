@@ -348,7 +348,9 @@ def test_what_cannot_be_learned_from_is_refused(case):
     with refused("class_images", "only 40 × 32 pixels"):
         learned_by(case, class_images=photos(1, 32))
     with refused("noun", "is no word"):
-        learned_by(case, noun="word " * 80)
+        learned_by(case, noun="a " * 80)
+    with refused("noun", "is too long", "75 tokens"):
+        learned_by(case, noun="a " * 72)
     with refused("Learn Concept", "'model'", "flow-matching"):
         graph, flow = Graph(), copy.copy(case)
         flow.model = graph.run(model=graph.add("ModelSamplingSD3", model=case.model, shift=3.0))["model"]
