@@ -97,6 +97,8 @@ def test_two_concepts_come_out_as_the_method_says(case):
     [
         dict(bind=False),
         dict(strength=0.5),
+        dict(strength=0.2, start_percent=0.6, mask=MASK),
+        dict(strength=0.5, guided=dict(scale=20.0, end_percent=0.6)),
         dict(start_percent=0.6),
         dict(mask=MASK),
         dict(mask=MASK, region=0.7),
@@ -137,6 +139,16 @@ def plain(small, positive=TEXT, **settings) -> torch.Tensor:
 @pytest.mark.parametrize("settings", [dict(strength=0.0, bind=True), dict(start_percent=1.0, bind=False)], ids=str)
 def test_a_concept_that_does_not_act_leaves_every_bit(small, settings):
     assert torch.equal(small.graph(concepts=1, **settings), plain(small))
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("settings", [{}, dict(mask=MASK), dict(start_percent=0.6), dict(guided=GUIDED)], ids=str)
+def test_strength_leads_to_the_plain_prompt_without_a_jump(small, settings):
+    """Binding, regions and guidance as well: at a hundredth of the strength they do nearly nothing."""
+    before = plain(small)
+    assert torch.equal(small.graph(concepts=1, strength=0.0, **settings), before)
+    changes = [relative_error(small.graph(concepts=1, strength=x, **settings), before) for x in (0.01, 0.25, 0.5, 1.0)]
+    assert changes == sorted(changes) and changes[0] < 0.02 * changes[-1], changes
 
 
 def test_other_prompts_come_out_of_the_blended_model_as_before(small):

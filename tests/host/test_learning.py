@@ -17,7 +17,6 @@ from small_models import LAYOUTS, comfy_model, diffusers_unet, small_clip
 from stand_ins import learned_with_demo_model
 from workflow_files import LEARN, WITHOUT_DOWNLOADS, read, to_api
 
-
 RARE_TOKEN = 42170  # "ktn" in the vocabulary of every CLIP
 
 
