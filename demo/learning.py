@@ -140,7 +140,8 @@ def learn(
         context = torch.cat([torch.cat([base, own], 1), bare])[: len(x0)]
         x = x0 + sigma.view(-1, 1, 1, 1) * drawn.noise
         denoised = model.denoise(x, sigma, context)
-        return training.prediction_loss(denoised, x0, sigma, torch.ones_like(x0[:, :1]), predicts_v=True).sum()
+        losses = training.prediction_loss(denoised, x0, sigma, torch.ones_like(x0[:, :1]), predicts_v=True)
+        return training.total_loss(losses, prior_weight=1.0)
 
     losses: list[float] = []
 

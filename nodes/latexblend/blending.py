@@ -40,7 +40,7 @@ class PnPMixBlendConcept(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     round=0.01,
-                    tooltip="From 0, the plain word, to 1, the concept. Lower: less like the photos, freer.",
+                    tooltip="From 0, the plain prompt, to 1, the concept, evenly. Lower: less like the photos, freer.",
                 ),
                 io.Mask.Input(
                     "mask",

@@ -315,7 +315,7 @@ class LearnSampler(comfy.samplers.Sampler):
         denoised = self.denoise(x, sigma, rows, own, [first])
         predicts_v = isinstance(sampling, V_PREDICTION)
         losses = training.prediction_loss(denoised, x0, sigma, mask, predicts_v)
-        return losses[0] + self.settings.prior_weight * losses[1:].sum()
+        return training.total_loss(losses, self.settings.prior_weight)
 
     def own_context(self, template: str) -> Tensor:
         context, _, _ = encode_slot(self.words.clip, template, self.words.noun, self.identifiers)

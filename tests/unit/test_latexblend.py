@@ -95,9 +95,34 @@ def test_views_are_photo_where_the_mask_says_so():
     kinds = set()
     for _ in range(40):
         view, mask = training.augment(photo, generator)
-        assert view.shape == photo.shape and (view[:, mask == 0] == 0).all()
+        assert view.shape == photo.shape and (view[:, mask == 0] == 0.5).all()
         kinds.add(bool((mask == 0).any()))
     assert kinds == {True, False}
+
+
+@pytest.mark.parametrize("top, left, side", [(0, 0, 160), (8, 16, 160), (13, 21, 170), (342, 341, 170), (3, 100, 306)])
+def test_what_the_vae_mixes_with_the_grey_is_not_learned(top, left, side):
+    """The latent tokens that the authors' code counts as photo, by its expression."""
+    mask = torch.zeros(512, 512)
+    mask[top : top + side, left : left + side] = 1
+    expected = torch.zeros(64, 64)
+    expected[top // 8 + 1 : (top + side) // 8 - 1, left // 8 + 1 : (left + side) // 8 - 1] = 1
+    assert torch.equal(training.mask_on_latent(mask, (64, 64)), expected)
+
+
+def test_a_view_that_fills_the_frame_is_learned_to_its_border():
+    assert training.mask_on_latent(torch.ones(64, 64), (32, 32)).all()
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_the_class_counts_as_much_as_in_the_authors_code(weight):
+    """Whose sum over channels divides by the mask's positions: four channels count four times."""
+    error, mask = random(2, 4, 6, 6, dtype=torch.float32).square(), torch.ones(2, 1, 6, 6)
+    mask[0, :, :3] = 0
+    own = (error[:1] * mask[:1]).sum() / mask[0].sum()
+    losses = training.prediction_loss(error.sqrt(), torch.zeros(2, 4, 6, 6), torch.ones(2), mask, predicts_v=False)
+    torch.testing.assert_close(training.total_loss(losses, weight), own + weight * error[1].mean())
+    assert training.total_loss(losses[:1], weight) == losses[0]
 
 
 def test_replacement_and_binding_touch_nothing_else():
