@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from pnpmix.latexblend import training
 from pnpmix.latexblend.bank import Features, extract
-from pnpmix.latexblend.blending import Slot, acting, bind, blend, layer_grid, region_bias
+from pnpmix.latexblend.blending import Slot, acting, blend, layer_grid, region_bias
 from pnpmix.latexblend.guidance import attention_maps, blending_loss, guide
 from pnpmix.mixer.inversion import Inversion
 from pnpmix.mixer.sampling import Rows
@@ -140,7 +140,8 @@ def learn(
         context = torch.cat([torch.cat([base, own], 1), bare])[: len(x0)]
         x = x0 + sigma.view(-1, 1, 1, 1) * drawn.noise
         denoised = model.denoise(x, sigma, context)
-        return training.prediction_loss(denoised, x0, sigma, torch.ones_like(x0[:, :1]), predicts_v=True).sum()
+        losses = training.prediction_loss(denoised, x0, sigma, torch.ones_like(x0[:, :1]), predicts_v=True)
+        return training.total_loss(losses, prior_weight=1.0)
 
     losses: list[float] = []
 
@@ -233,13 +234,13 @@ def sample_blended(
         biases, grid = [], layer_grid((GRID, GRID), query.shape[1])
         for row, prompt in enumerate(prompts):
             own = slice(row, row + 1)
-            if blending:
-                blend(key[own], value[own], layer, prompt.slots)
-            if losses is not None:
-                maps = attention_maps(query[own], key[own].clone(), attn.heads)  # binding changes it
+            if losses is not None:  # at identifiers as they were learned
+                free_key = key[own].clone()
+                blend(free_key, value[own].clone(), layer, prompt.slots, acts=blending)
+                maps = attention_maps(query[own], free_key, attn.heads)
                 losses.append(blending_loss(maps, grid, prompt.slots, settings.g1, settings.g2))
-            if settings.bind:
-                bind(key[own], prompt.slots)
+            if blending or settings.bind:
+                blend(key[own], value[own], layer, prompt.slots, acts=blending, bound=settings.bind)
             biases.append(region_bias(prompt.slots, settings.region, grid, key.shape[1]))
         mask = torch.stack([*biases, *[torch.zeros_like(biases[0])] * (len(key) - len(biases))])[:, None]
         return plain_attention(attn, query, key, value, mask if mask.any() else None)
@@ -294,9 +295,7 @@ def mix_learned(
         own = [k for _ in rows.roles for k in range(rows.concepts.start, rows.concepts.stop)]
         for row, k in enumerate(own):
             here = slice(row, row + 1)
-            blend(key[here], value[here], layer, acting(slots, k))
-            if is_bound:
-                bind(key[here], acting(slots, k))
+            blend(key[here], value[here], layer, acting(slots, k), bound=is_bound)
         return plain_attention(attn, query, key, value)
 
     with attending(model.unet, attend):

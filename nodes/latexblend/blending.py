@@ -9,7 +9,7 @@ from ..host.messages import at_fault, show
 from ..host.types import CATEGORY, EXPERT, BlendedConcept, BlendType, LearnedConcept, LearnedType, schema
 from .layers import check_fits, checkpoint_name, fingerprint
 from .patches import NODE, PLAN, Plan, install
-from .words import place, write
+from .words import left_out_of, place, write
 
 SLOTS = ["auto", "replace", "insert"]
 
@@ -40,7 +40,7 @@ class PnPMixBlendConcept(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     round=0.01,
-                    tooltip="From 0, the plain word, to 1, the concept. Lower: less like the photos, freer.",
+                    tooltip="From 0, the plain prompt, to 1, the concept, evenly. Lower: less like the photos, freer.",
                 ),
                 io.Mask.Input(
                     "mask",
@@ -142,7 +142,8 @@ class PnPMixBlend(io.ComfyNode):
                 check_fits(f"Blend Concept '{concept.learned.name}'", "learned", concept.learned, model)
         with at_fault(concepts[-1].node_id):
             chunks, firsts, _ = place(NODE, clip, text, concepts, slot)
-        show(NODE, cls.hidden.unique_id, warnings(model, concepts, cls.hidden.prompt, cls.hidden.unique_id))
+        messages = warnings(model, concepts, cls.hidden.prompt, cls.hidden.unique_id) + left_out_of(NODE, clip, text)
+        show(NODE, cls.hidden.unique_id, messages)
         slots = [
             Slot(c.learned.features, first, length_of(c.learned), c.strength, c.mask)
             for c, first in zip(concepts, firsts, strict=True)

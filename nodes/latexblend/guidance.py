@@ -114,8 +114,7 @@ class Look:
         self.g1, self.g2, self.losses, self.open = g1, g2, [], True
 
     def look(self, name: str, query: Tensor, key: Tensor, heads: int, grid: tuple[int, int], slots: list) -> None:
-        # of a copy: binding is still to change the keys in place, and the backward pass needs these
-        loss = blending_loss(attention_maps(query, key.clone(), heads), grid, slots, self.g1, self.g2).sum()
+        loss = blending_loss(attention_maps(query, key, heads), grid, slots, self.g1, self.g2).sum()
         if self.open:  # else it is only computed again, for the backward pass
             self.losses.append((name, loss))
 

@@ -7,7 +7,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...pnpmix.latexblend.blending import Slot, acting, bind, blend, region_bias
+from ...pnpmix.latexblend.blending import Slot, acting, blend, region_bias
 from ..host.checks import BadInput
 from .layers import cross_attentions, plain_attention
 
@@ -158,13 +158,13 @@ class BlendAttention:
         plan, tokens = active.plan, key.shape[1]
         repeats = range(0, tokens - active.tokens + 1, active.tokens)
         own_key, own_value = key[rows], value[rows]
-        if extra_options[SIGMA] <= active.start:
-            blend(own_key, own_value, self.name, slots, repeats)
-        grid = tuple(extra_options["activations_shape"][2:])
-        if MAPS in extra_options:
-            extra_options[MAPS].look(self.name, query[rows], own_key, extra_options["n_heads"], grid, slots)
-        if plan.bind:
-            bind(own_key, slots, repeats)
+        acts, grid = extra_options[SIGMA] <= active.start, tuple(extra_options["activations_shape"][2:])
+        if MAPS in extra_options:  # at identifiers as they were learned
+            free_key = own_key.clone()
+            blend(free_key, own_value.clone(), self.name, slots, repeats, acts)
+            extra_options[MAPS].look(self.name, query[rows], free_key, extra_options["n_heads"], grid, slots)
+        if acts or plan.bind:
+            blend(own_key, own_value, self.name, slots, repeats, acts, plan.bind)
         if plan.region == 0 or all(slot.mask is None for slot in slots):
             return None
         layer = (grid, tokens, *(slot.first for slot in slots))

@@ -22,10 +22,12 @@ from ...pnpmix.schedule import to_eps
 from ..host.checks import BadInput
 from .gradients import checkpointed, unchanged_norms, with_gradients
 from .layers import cross_attentions, differentiable_attention, plain_attention
-from .words import DEMO, bare, find, has_article, identity, make_room, noun_ids, read, write
+from .words import DEMO, embeddings_of, find, has_article, make_room, noun_ids, read, tokenizer_of, write
 
 NODE = "Learn Concept"
-RARE_WORD = "ktn"  # whose embedding V* begins with
+# Whose embedding V* begins with, as in the authors' code: an entry of the vocabulary, 42170, and no word, since it does
+# not end one. As a word, "ktn" is cut into "k" and "tn".
+RARE_TOKEN = "ktn"
 PREVIEW_EVERY, PREVIEW_STEPS, PREVIEW_CFG = 250, 12, 4.0
 KEPT_EVERY = 25  # steps: what is kept where the loss becomes NaN
 SPOKEN_EVERY = 1.0  # seconds
@@ -94,7 +96,11 @@ def base_tokens(clip, template: str, noun: str) -> tuple[dict, int]:
     chunks, index = read(NODE, clip, template.format(f"a {noun}")), 0
     ids = noun_ids(NODE, clip, noun)
     for encoder, own in chunks.items():
-        c, index = find(clip, encoder, own, ids[encoder])[-1]
+        places = find(clip, encoder, own, ids[encoder])
+        if len(own) > 1 or not places:
+            fault = f"'{noun}' is too long: with the words around it, CLIP reads it in pieces of 75 tokens."
+            raise BadInput(NODE, "noun", fault, "Write what the thing is in a word or two: dog.")
+        c, index = places[-1]
         if not has_article(clip, encoder, own[c], index):
             make_room(NODE, clip, encoder, own[c], index)
             index += 1
@@ -116,9 +122,8 @@ def encode_slot(clip, template: str, noun: str, identifiers: dict[str, Tensor]) 
 def rare_vector(clip, encoder: str) -> Tensor:
     if encoder == DEMO:
         return clip.cond_stage_model.table.weight[0].detach().float().cpu().clone()
-    token = bare(clip, encoder, read(NODE, clip, RARE_WORD)[encoder][0])[0]
-    table = getattr(clip.cond_stage_model, f"clip_{encoder}").transformer.get_input_embeddings().weight
-    return table[identity(clip, encoder, token)].detach().float().cpu().clone()
+    token = tokenizer_of(clip, encoder).tokenizer.convert_tokens_to_ids(RARE_TOKEN)
+    return embeddings_of(clip, encoder)[token].detach().float().cpu().clone()
 
 
 def in_its_place(clip):
@@ -310,7 +315,7 @@ class LearnSampler(comfy.samplers.Sampler):
         denoised = self.denoise(x, sigma, rows, own, [first])
         predicts_v = isinstance(sampling, V_PREDICTION)
         losses = training.prediction_loss(denoised, x0, sigma, mask, predicts_v)
-        return losses[0] + self.settings.prior_weight * losses[1:].sum()
+        return training.total_loss(losses, self.settings.prior_weight)
 
     def own_context(self, template: str) -> Tensor:
         context, _, _ = encode_slot(self.words.clip, template, self.words.noun, self.identifiers)

@@ -114,7 +114,8 @@ class PnPMixTrainConcept(io.ComfyNode):
                     max=10.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Weight of class_images. Higher: the concept stays closer to its kind.",
+                    tooltip="Weight of class_images. 1: the authors', a quarter of the photos'. Higher: the concept "
+                    "stays closer to its kind.",
                     **EXPERT,
                 ),
                 io.Combo.Input(
@@ -267,8 +268,8 @@ def encode_views(vae, photos: list[Tensor], settings: Settings) -> tuple[Tensor,
     latents, masks = [], []
     for picture, mask in views_of(photos, settings):
         latents.append(encode(vae, picture))
-        masks.append(torch.nn.functional.adaptive_avg_pool2d(mask[None, None], latents[-1].shape[-2:]))
-    return torch.cat(latents), (torch.cat(masks) > 0.99).float()
+        masks.append(training.mask_on_latent(mask, latents[-1].shape[-2:])[None])
+    return torch.cat(latents), torch.stack(masks)
 
 
 def views_of(photos: list[Tensor], settings: Settings) -> Iterator[tuple[Tensor, Tensor]]:

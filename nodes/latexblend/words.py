@@ -1,7 +1,7 @@
 """Where a concept's words stand in a prompt, by the tokens of the host's CLIP."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 import torch
 
@@ -38,6 +38,11 @@ def tokenizer_of(clip, encoder: str):
     return getattr(clip.tokenizer, f"clip_{encoder}")
 
 
+def embeddings_of(clip, encoder: str) -> torch.Tensor:
+    """(vocabulary, width)"""
+    return getattr(clip.cond_stage_model, f"clip_{encoder}").transformer.get_input_embeddings().weight
+
+
 def identity(clip, encoder: str, token) -> object:
     """What tells a token from others, whatever its weight."""
     if encoder == DEMO:
@@ -51,6 +56,28 @@ def spelling(clip, encoder: str, token) -> str:
     if own is None:
         return END_OF_WORD
     return f"{own}{END_OF_WORD}" if encoder == DEMO else tokenizer_of(clip, encoder).inv_vocab[own]
+
+
+def left_out(clip, encoder: str, chunks: Chunks) -> list[int]:
+    """Widths of the embeddings that the encoder leaves out, because its tokens have another one."""
+    if encoder == DEMO:
+        return []
+    width = embeddings_of(clip, encoder).shape[-1]
+    vectors = [token[0] for chunk in chunks for token in chunk if isinstance(token[0], torch.Tensor)]
+    return [x.shape[-1] for x in vectors if x.shape[-1] != width]
+
+
+def as_encoded(clip, encoder: str, chunks: Chunks) -> Chunks:
+    """The tokens that are left where embeddings are left out: others move up, and pads follow. Weights stay where they
+    are, as the host applies them to the places of a chunk."""
+    if not left_out(clip, encoder, chunks):
+        return chunks
+    kept = [[token[0] for token in chunk if not left_out(clip, encoder, [[token]])] for chunk in chunks]
+    pad = tokenizer_of(clip, encoder).pad_token
+    return [
+        [(token, weight) for token, (_, weight) in zip_longest(own, chunk, fillvalue=pad)]
+        for own, chunk in zip(kept, chunks, strict=True)
+    ]
 
 
 def bare(clip, encoder: str, chunk: list) -> list:
@@ -87,6 +114,16 @@ def find(clip, encoder: str, chunks: Chunks, ids: list) -> list[tuple[int, int]]
             if own[i : i + len(ids)] == ids and at_start:
                 places.append((c, i))
     return places
+
+
+def cut_in_two(clip, encoder: str, chunks: Chunks, ids: list) -> int:
+    """How often a noun stands where one chunk ends and the next begins."""
+    count = 0
+    for one, following in pairwise(chunks):
+        tail, head = bare(clip, encoder, one), bare(clip, encoder, following)
+        places = find(clip, encoder, [tail + head], ids)
+        count += sum(i < len(tail) < i + len(ids) for _, i in places)
+    return count
 
 
 def make_room(node: str, clip, encoder: str, chunk: list, index: int) -> None:
@@ -135,13 +172,15 @@ def place(
     Raises:
         BadInput: of the concept's node or of the input text.
     """
-    chunks, placed = read(node, clip, text), {}
+    chunks = {name: as_encoded(clip, name, own) for name, own in read(node, clip, text).items()}
+    placed = {}
     for encoder, own in chunks.items():
         length, starts = len(own[0]), []
         for concept in wanted:
             ids = noun_ids(node, clip, concept.learned.noun)[encoder]
             check_length(concept, len(ids))
-            starts.append((*occurrence(concept, text, find(clip, encoder, own, ids)), len(ids)))
+            cut = cut_in_two(clip, encoder, own, ids)
+            starts.append((*occurrence(concept, text, find(clip, encoder, own, ids), cut), len(ids)))
         order = sorted(range(len(starts)), key=lambda k: starts[k])
         for one, next_one in pairwise(order):
             if starts[one][0] == starts[next_one][0] and starts[one][1] + starts[one][2] > starts[next_one][1]:
@@ -168,6 +207,9 @@ def place(
         placed[encoder] = firsts
     firsts, *others = placed.values()
     if any(other != firsts for other in others):
+        if left_out_of(node, clip, text):
+            fault = "only one of the two encoders takes an embedding in it, so that words after it have two places."
+            raise BadInput(node, "text", fault, "Put the embedding behind the concepts' words, or use one for SDXL.")
         raise BadInput(node, "text", "the two encoders cut it into different tokens.", "Use plain words.")
     own = next(iter(chunks.values()))
     return chunks, firsts, sum(map(len, own))
@@ -184,9 +226,24 @@ def check_length(concept: BlendedConcept, tokens: int) -> None:
         raise BadInput(f"Blend Concept '{learned.name}'", "learned", fault, "Use a concept of this noun.")
 
 
-def occurrence(concept: BlendedConcept, text: str, places: list[tuple[int, int]]) -> tuple[int, int]:
+def left_out_of(node: str, clip, text: str) -> list[str]:
+    """Messages about the embeddings of a text that its encoders leave out."""
+    widths = {name: left_out(clip, name, own) for name, own in read(node, clip, text).items()}
+    return [
+        f"Warning: an embedding in the text is left out, as in any prompt: it has {width} numbers a token, and this "
+        f"CLIP's encoder {name} {embeddings_of(clip, name).shape[-1]}. It was made for another kind of checkpoint."
+        for name, others in widths.items()
+        for width in sorted(set(others))
+    ]
+
+
+def occurrence(concept: BlendedConcept, text: str, places: list[tuple[int, int]], cut: int) -> tuple[int, int]:
+    """Of the places where the noun stands whole, the one that is wanted. In others a border of chunks cuts it."""
     noun, count = concept.learned.noun, len(places)
     name = f"Blend Concept '{concept.learned.name}'"
+    if cut and concept.occurrence > count:
+        fault = f"'{noun}' stands where the text of Blend is cut: CLIP reads it in pieces of 75 tokens."
+        raise BadInput(name, "learned", fault, "Shorten the text before it, or write the noun earlier.")
     if count == 0:
         fault = f"the text of Blend has no word '{noun}', with which it was learned: {text[:80]!r}."
         raise BadInput(name, "learned", fault, f"Write '{noun}' where it is to be, in the singular and alone.")

@@ -38,34 +38,43 @@ def acting(slots: Sequence[Slot], concept: int) -> list[Slot]:
     return [slot for slot in slots if slot.owners is None or concept in slot.owners]
 
 
-def blend(key: Tensor, value: Tensor, layer: str, slots: Sequence[Slot], repeats: Sequence[int] = (0,)) -> None:
-    """K and V of each slot become the concept's, in place.
+def blend(
+    key: Tensor,
+    value: Tensor,
+    layer: str,
+    slots: Sequence[Slot],
+    repeats: Sequence[int] = (0,),
+    acts: bool = True,
+    bound: bool = False,
+) -> None:
+    """K and V of each slot go by its strength from the prompt's own to the concept's, in place.
+
+    On a straight line from the plain prompt to all that a strength of 1 does, binding included.
 
     Args:
         key, value: (B, tokens, inner) after the projections.
         repeats: offsets at which the prompt begins, where it stands in the context several times.
+        acts: whether it is time for the concepts; until then their words stay the prompt's.
+        bound: V* gets the attention logits of the noun's last token, by a copy of its key.
     """
     for slot in slots:
         if slot.strength == 0:
             continue
-        for x, learned in zip((key, value), slot.features[layer], strict=True):
-            for offset in repeats:
-                own = slice(offset + slot.first, offset + slot.first + slot.length)
+        for offset in repeats:
+            own = slice(offset + slot.first, offset + slot.first + slot.length)
+            learned_key, learned_value = slot.features[layer] if acts else (key[:, own], value[:, own])
+            if bound:
+                learned_key = torch.cat([learned_key[..., -1:, :], learned_key[..., 1:, :]], -2)
+            for x, learned in ((key, learned_key), (value, learned_value)):
                 x[:, own] = learned if slot.strength == 1 else torch.lerp(x[:, own], learned.to(x), slot.strength)
-
-
-def bind(key: Tensor, slots: Sequence[Slot], repeats: Sequence[int] = (0,)) -> None:
-    """V* gets the attention logits of the noun's last token, by a copy of its key, in place (B, tokens, inner)."""
-    for slot in slots:
-        if slot.strength > 0:
-            for offset in repeats:
-                key[:, offset + slot.first] = key[:, offset + slot.last]
 
 
 def region_bias(
     slots: Sequence[Slot], region: float, grid: tuple[int, int], tokens: int, repeats: Sequence[int] = (0,)
 ) -> Tensor:
     """What is added to a layer's logits (h * w, tokens) so that concepts with a mask act inside it.
+
+    By a concept's strength, as all that it does.
 
     Args:
         region: 0..1; 0 adds nothing, 1 leaves FAINTEST outside.
@@ -75,7 +84,7 @@ def region_bias(
     for slot in slots:
         if slot.mask is not None and slot.strength > 0:
             outside = 1 - to_latent_grid(slot.mask.float().cpu(), *grid).flatten()
-            logits = (1 - region * outside).clamp(min=FAINTEST).log()[:, None]
+            logits = (1 - region * slot.strength * outside).clamp(min=FAINTEST).log()[:, None]
             for offset in repeats:
                 bias[:, offset + slot.first : offset + slot.last + 1] = logits
     return bias

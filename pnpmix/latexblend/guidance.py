@@ -34,7 +34,7 @@ def blending_loss(maps: Tensor, grid: tuple[int, int], slots: Sequence[Slot], g1
     """g1 * sum of D(V*, noun) - g2 * sum of D between concepts, of one layer.
 
     Of a noun's tokens the one farthest from V* counts. Between two concepts, in either order, it is the mean over the
-    other's tokens of the distance from the farthest of the own.
+    other's tokens of the distance from the farthest of the own. Each term counts by the strengths of its concepts.
 
     Args:
         maps: (B, positions, tokens), see `attention_maps`, with the identifiers' own keys.
@@ -45,11 +45,12 @@ def blending_loss(maps: Tensor, grid: tuple[int, int], slots: Sequence[Slot], g1
     tokens = [torch.arange(slot.first, slot.last + 1, device=maps.device) for slot in slots]
     where = [distributions(maps[:, :, own], grid) for own in tokens]
     loss = maps.new_zeros(len(maps))
-    for own in where:
-        loss = loss + g1 * distance(own[:, :1], own[:, 1:]).amax(1)
-        for other in where:
+    for slot, own in zip(slots, where, strict=True):
+        loss = loss + g1 * slot.strength * distance(own[:, :1], own[:, 1:]).amax(1)
+        for other_slot, other in zip(slots, where, strict=True):
             if other is not own:
-                loss = loss - g2 * distance(own[:, :, None], other[:, None]).amax(1).mean(1)
+                apart = distance(own[:, :, None], other[:, None]).amax(1).mean(1)
+                loss = loss - g2 * slot.strength * other_slot.strength * apart
     return loss
 
 

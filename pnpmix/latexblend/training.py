@@ -20,8 +20,10 @@ TEMPLATES = (
 )
 EXTRACTED_FROM = TEMPLATES[2]
 WEIGHT_DECAY, MAX_NORM = 0.01, 1.0
+CONCEPT_WEIGHT = 4.0  # of the concept's loss beside that of its class
 TIMESTEPS = 1000
-SMALL, MIDDLE = 1 / 3, 0.6  # shares of the frame: how small a photo is shown, and below which on black
+SMALL, MIDDLE = 1 / 3, 0.6  # shares of the frame: how small a photo is shown, and below which on grey
+GREY = 0.5  # which for the VAE is 0
 ZOOM = (1.2, 1.4)
 
 Delta = tuple[Tensor, ...]  # of one projection: (inner, width), or its factors (inner, rank) and (rank, width)
@@ -95,6 +97,15 @@ def prediction_loss(denoised: Tensor, x0: Tensor, sigma: Tensor, mask: Tensor, p
     return weight * error.sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
 
 
+def total_loss(losses: Tensor, prior_weight: float) -> Tensor:
+    """Of a step's rows (B,).
+
+    The authors' code adds the concept's error up over the 4 channels of a latent, and takes the mean for its class.
+    Without a class picture it takes the mean for the concept as well. Clipping of gradients sees the difference.
+    """
+    return losses[0] if len(losses) == 1 else CONCEPT_WEIGHT * losses[0] + prior_weight * losses[1]
+
+
 def step_generator(seed: int, step: int) -> torch.Generator:
     """So that a step draws the same whether or not training was interrupted before it."""
     return torch.Generator("cpu").manual_seed((seed * 1_000_003 + step) % 2**63)
@@ -125,7 +136,7 @@ def augment(picture: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
     """A view of a square photo (3, S, S), and the mask (S, S) of what of it is photo.
 
     Half of them are mirrored. A third are cut out of a magnified photo; of the others, those drawn to be smaller than
-    MIDDLE stand on black, and the rest fill the frame.
+    MIDDLE stand on grey, and the rest fill the frame.
     """
     size = picture.shape[-1]
     chance, share, x, y = torch.rand(4, generator=generator).tolist()
@@ -142,10 +153,25 @@ def augment(picture: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
     small = max(round(size * share), 1)
     left, top = (round((size - small) * offset) for offset in (x, y))
     there = slice(top, top + small), slice(left, left + small)
-    view = torch.zeros_like(picture)
+    view = torch.full_like(picture, GREY)
     view[(slice(None), *there)], mask = resized(picture, small), torch.zeros(size, size)
     mask[there] = 1
     return view, mask
+
+
+def mask_on_latent(mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The mask of a view (S, S) → (h, w), without the latent tokens at the photo's border, which the VAE mixes with the
+    grey around it: those that the authors' code leaves."""
+    if mask.all():
+        return mask.new_ones(grid)
+    inside = mask.new_zeros(grid)
+    spans = []
+    for along, count in zip((mask.any(1), mask.any(0)), grid, strict=True):
+        first, last = along.nonzero()[[0, -1], 0].tolist()
+        pixels = len(along) // count  # of a latent token
+        spans.append(slice(first // pixels + 1, max((last + 1) // pixels - 1, 0)))
+    inside[tuple(spans)] = 1
+    return inside
 
 
 def resized(picture: Tensor, size: int) -> Tensor:

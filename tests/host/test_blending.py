@@ -3,6 +3,7 @@
 from functools import cache
 
 import pytest
+import safetensors.torch
 import torch
 
 from blend_oracle import LaTexBlend, OracleSlot
@@ -96,6 +97,8 @@ def test_two_concepts_come_out_as_the_method_says(case):
     [
         dict(bind=False),
         dict(strength=0.5),
+        dict(strength=0.2, start_percent=0.6, mask=MASK),
+        dict(strength=0.5, guided=dict(scale=20.0, end_percent=0.6)),
         dict(start_percent=0.6),
         dict(mask=MASK),
         dict(mask=MASK, region=0.7),
@@ -136,6 +139,16 @@ def plain(small, positive=TEXT, **settings) -> torch.Tensor:
 @pytest.mark.parametrize("settings", [dict(strength=0.0, bind=True), dict(start_percent=1.0, bind=False)], ids=str)
 def test_a_concept_that_does_not_act_leaves_every_bit(small, settings):
     assert torch.equal(small.graph(concepts=1, **settings), plain(small))
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("settings", [{}, dict(mask=MASK), dict(start_percent=0.6), dict(guided=GUIDED)], ids=str)
+def test_strength_leads_to_the_plain_prompt_without_a_jump(small, settings):
+    """Binding, regions and guidance as well: at a hundredth of the strength they do nearly nothing."""
+    before = plain(small)
+    assert torch.equal(small.graph(concepts=1, strength=0.0, **settings), before)
+    changes = [relative_error(small.graph(concepts=1, strength=x, **settings), before) for x in (0.01, 0.25, 0.5, 1.0)]
+    assert changes == sorted(changes) and changes[0] < 0.02 * changes[-1], changes
 
 
 def test_other_prompts_come_out_of_the_blended_model_as_before(small):
@@ -245,7 +258,7 @@ def test_guidance_needs_no_memory_of_the_run_before(small):
 def test_words_are_found_as_the_tokenizer_cuts_them(layout, text, noun, occurrence, slot, found):
     words, types = pack_module("latexblend.words"), pack_module("host.types")
     clip = tokenizers(layout)
-    concept = types.LearnedConcept({}, "x", noun, "", "", "", {})
+    concept = types.LearnedConcept(of_tokens(len(found)), "x", noun, "", "", "", {})
     wanted = [types.BlendedConcept(concept, occurrence, 1.0, None)]
     chunks, (first,), length = words.place("Blend", clip, text, wanted, slot)
     for encoder, own in chunks.items():
@@ -258,6 +271,11 @@ def test_words_are_found_as_the_tokenizer_cuts_them(layout, text, noun, occurren
         assert first == 4
 
 
+def of_tokens(count: int) -> dict:
+    """Features of some layer."""
+    return {"layer": (torch.zeros(count, 4), torch.zeros(count, 4))}
+
+
 @cache
 def tokenizers(layout: str):
     return small_clip(layout)
@@ -267,7 +285,7 @@ def tokenizers(layout: str):
 def test_an_embedding_before_the_noun_is_no_article(tmp_path):
     words, types = pack_module("latexblend.words"), pack_module("host.types")
     clip = tokenizers("SD 1.x")
-    concept = types.LearnedConcept({}, "x", "dog", "", "", "", {})
+    concept = types.LearnedConcept(of_tokens(2), "x", "dog", "", "", "", {})
     read = words.read
     vector = torch.zeros(48)
 
@@ -287,7 +305,68 @@ def test_an_embedding_before_the_noun_is_no_article(tmp_path):
     assert first == 2 and chunks["l"][0][1][0] is vector
 
 
+@pytest.fixture
+def embeddings(tmp_path):
+    """A folder that the tokenizers of a CLIP look into, with embeddings of three tokens."""
+
+    def given(clip, **widths):
+        for name, width in widths.items():
+            safetensors.torch.save_file({"emb_params": torch.ones(3, width)}, tmp_path / f"{name}.safetensors")
+        for name in clip.tokenize(""):
+            monkeypatch.setattr(getattr(clip.tokenizer, f"clip_{name}"), "embedding_directory", [str(tmp_path)])
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield given
+
+
+@pytest.mark.parametrize(
+    "text", ["embedding:wide {}", "(embedding:wide:1.3) {}", "{} (embedding:wide:0.5)", "a sea, {}"]
+)
+def test_an_embedding_of_another_width_moves_no_word(small, embeddings, messages, text):
+    """The host leaves it out, so that what comes after it moves up; weights in brackets stay with their places."""
+    embeddings(small.clip, wide=64, fits=48)
+    own = text.format(TEXT)
+    assert torch.equal(small.graph(strength=0.0, concepts=1, text=own), plain(small, own))
+    assert ("embedding in the text is left out" in messages()) == ("wide" in text)
+    if text == "embedding:wide {}":
+        assert "64 numbers a token, and this CLIP's encoder l 48" in messages()
+        assert torch.equal(small.graph(text=own), small.graph())
+        words = pack_module("latexblend.words")
+        wanted = [pack_module("host.types").BlendedConcept(c, 1, 1.0, None) for c in (small.dog, small.car)]
+        for name, moved in (("wide", 0), ("fits", 3)):
+            _, firsts, _ = words.place("Blend", small.clip, f"embedding:{name} {TEXT}", wanted, "auto")
+            assert firsts == [DOG[0] + moved, CAR[0] + moved]
+
+
+@pytest.mark.oldest
+def test_an_embedding_for_one_of_two_encoders_may_stand_behind_the_concepts(embeddings):
+    words, types, clip = pack_module("latexblend.words"), pack_module("host.types"), small_clip("SDXL")
+    embeddings(clip, old=embedding_width(clip, "l"))
+    wanted = [types.BlendedConcept(types.LearnedConcept(of_tokens(2), "x", "dog", "", "", "", {}), 1, 1.0, None)]
+    assert words.place("Blend", clip, "a dog, embedding:old", wanted, "auto")[1] == [1]
+    with pytest.raises(Exception, match="only one of the two encoders takes an embedding.*behind the concepts. words"):
+        words.place("Blend", clip, "embedding:old a dog", wanted, "auto")
+
+
+def embedding_width(clip, encoder: str) -> int:
+    return getattr(clip.cond_stage_model, f"clip_{encoder}").transformer.get_input_embeddings().weight.shape[-1]
+
+
 # What a person can get wrong
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize(
+    "text", ["word " * 74 + "sports car", "word " * 149 + "sports car", "word " * 74 + "(sports:1.2) (car and dog:1.1)"]
+)
+def test_a_noun_that_the_limit_of_75_tokens_cuts_is_told_so(small, text):
+    with refused(
+        "Blend Concept 'sports car'", "stands where the text of Blend is cut", "75 tokens", "Shorten the text"
+    ):
+        run_blend(small, text, chain=[(small.car, {})])
+    run_blend(small, f"{text}, a sports car", chain=[(small.car, {})])
+    with refused("stands where the text of Blend is cut"):
+        run_blend(small, f"{text}, a sports car", chain=[(small.car, dict(occurrence=2))])
 
 
 def run_blend(small, text=TEXT, chain=None, model=None, **settings):

@@ -17,6 +17,8 @@ from small_models import LAYOUTS, comfy_model, diffusers_unet, small_clip
 from stand_ins import learned_with_demo_model
 from workflow_files import LEARN, WITHOUT_DOWNLOADS, read, to_api
 
+RARE_TOKEN = 42170  # "ktn" in the vocabulary of every CLIP
+
 
 class Case:
     def __init__(self, layout: str):
@@ -61,14 +63,27 @@ def test_learning_leaves_model_and_clip_as_they_are(layout):
 
 @pytest.mark.oldest
 def test_nothing_learned_is_the_plain_word(case):
-    """With learning rate 0, h_c is the frozen projection of a rare word and the noun."""
+    """With learning rate 0, h_c is the frozen projection of a rare token and the noun."""
     concept = learned_by(case, learning_rate=0.0)
     tokens = case.clip.tokenize("photo of a dog")
-    tokens["l"][0][3] = case.clip.tokenize("ktn")["l"][0][1]
+    tokens["l"][0][3] = (RARE_TOKEN, 1.0)
     context = case.clip.encode_from_tokens(tokens)[0, 3:5]
     layer = "middle_block.1.transformer_blocks.0.attn2"
     weight = case.model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn2.to_k.weight
     torch.testing.assert_close(concept.features[layer][0], context @ weight.T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["SD 1.x", "SD 2.x v", "SDXL"])
+def test_the_identifier_begins_with_the_rare_token_of_each_encoder(layout):
+    """By the file of the vocabulary. As a word, "ktn" is cut in two, and its first token is the letter k."""
+    import comfy.sd1_clip
+
+    vocabulary = Path(comfy.sd1_clip.__file__).with_name("sd1_tokenizer") / "vocab.json"
+    assert json.loads(vocabulary.read_text(encoding="utf-8"))["ktn"] == RARE_TOKEN
+    clip, rare_vector = small_clip(layout), pack_module("latexblend.samplers").rare_vector
+    for encoder in clip.tokenize("dog"):
+        table = getattr(clip.cond_stage_model, f"clip_{encoder}").transformer.get_input_embeddings().weight
+        assert torch.equal(rare_vector(clip, encoder), table[RARE_TOKEN])
 
 
 @pytest.mark.oldest
@@ -109,26 +124,31 @@ def test_learning_goes_on_where_a_file_ends(case):
 
 
 @pytest.mark.oldest
-def test_the_first_gradient_is_that_of_a_slow_reference(case):
-    """diffusers' UNet, softmax spelled out, and of the prompt's keys and values all but h_c detached."""
+@pytest.mark.parametrize("has_class, prior_weight", [(False, 1.0), (True, 1.0), (True, 3.0)])
+def test_the_first_gradient_is_that_of_a_slow_reference(case, has_class, prior_weight):
+    """diffusers' UNet, softmax spelled out, and of the prompt's keys and values all but h_c detached. With a picture of
+    its class, the two losses are those of the authors' code."""
     settings = dict(steps=1, augment=False, resumable=True, images=photos(1))
-    state = learned_by(case, **settings).state
-    expected = reference_gradient(case, photos(1), seed=5)
+    class_images = photos(1, seed=1) if has_class else None
+    state = learned_by(case, class_images=class_images, prior_weight=prior_weight, **settings).state
+    expected = reference_gradient(case, photos(1), class_images, prior_weight, seed=5)
     norm = math.sqrt(sum(float(x.square().sum()) for x in expected.values()))
     for name, x in expected.items():
         clipped = x * min(1, 1 / norm)
         torch.testing.assert_close(state[f"{name}.mean"], 0.1 * clipped, rtol=2e-3, atol=2e-4 * float(clipped.norm()))
 
 
-def reference_gradient(case, pictures, seed: int) -> dict[str, torch.Tensor]:
+def reference_gradient(case, pictures, class_images, prior_weight: float, seed: int) -> dict[str, torch.Tensor]:
     """By the names of learning's state, of the loss of the first step."""
     import comfy.utils
     from pnpmix.latexblend.training import TEMPLATES, draw
 
     unet = diffusers_unet(LAYOUTS[case.layout])
-    latent = Vae().encode(pictures[:, :, 4:-4])[0] * case.model.get_model_object("latent_format").scale_factor
-    drawn = draw(seed, 0, 1, 0, latent.shape)
-    t, noise = int(drawn.timesteps[0]), drawn.noise
+    every = [pictures] if class_images is None else [pictures, class_images]
+    latent = torch.cat([Vae().encode(x[:, :, 4:-4]) for x in every])
+    latent = latent * case.model.get_model_object("latent_format").scale_factor
+    drawn = draw(seed, 0, 1, len(every) - 1, latent.shape[1:])
+    t, noise = drawn.timesteps, drawn.noise
     base_text, own_text = (TEMPLATES[k].format("a dog") for k in (drawn.base_template, drawn.concept_template))
     dog, article = (case.clip.tokenize(word)["l"][0][1][0] for word in ("dog", "a"))
 
@@ -140,9 +160,9 @@ def reference_gradient(case, pictures, seed: int) -> dict[str, torch.Tensor]:
 
     base_tokens, own_tokens = case.clip.tokenize(base_text), case.clip.tokenize(own_text)
     base, at = case.clip.encode_from_tokens(base_tokens), first(base_tokens)
-    rare = case.clip.tokenize("ktn")["l"][0][1][0]
+    contexts = torch.cat([base, case.clip.encode_from_tokens(case.clip.tokenize("dog"))])[: len(every)]
     table = case.clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
-    identifier = table[rare].clone().requires_grad_(True)
+    identifier = table[RARE_TOKEN].clone().requires_grad_(True)
     start = first(own_tokens)
     own_tokens["l"][0][start] = (identifier, 1.0)
     gradients = pack_module("latexblend.gradients")
@@ -160,7 +180,8 @@ def reference_gradient(case, pictures, seed: int) -> dict[str, torch.Tensor]:
                 delta = torch.zeros_like(layer.weight, requires_grad=True)
                 deltas[f"delta.{ours[f'{name}.to_{side}'].replace(f'.to_{side}', '')}.{side}.0"] = delta
                 plain, learning = layer(base).detach(), own @ (layer.weight + delta).T
-                features.append(torch.cat([plain[:, :at], learning, plain[:, at + 2 :]], 1))
+                concept = torch.cat([plain[:, :at], learning, plain[:, at + 2 :]], 1)
+                features.append(torch.cat([concept, contexts[1:] @ (layer.weight + delta).T]))
             query, key, value = (
                 x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (attn.to_q(hidden_states), *features)
             )
@@ -172,18 +193,35 @@ def reference_gradient(case, pictures, seed: int) -> dict[str, torch.Tensor]:
     before = unet.attn_processors
     own_processors = {name: process(name.removesuffix(".processor")) for name in before if "attn2" in name}
     unet.set_attn_processor({**before, **own_processors})
-    abar = alphas_cumprod()[t]
+    abar = alphas_cumprod()[t].float().view(-1, 1, 1, 1)
     with torch.enable_grad():
-        predicted = unet(abar.sqrt() * latent + (1 - abar).sqrt() * noise, t, base).sample
-        loss = (predicted - noise).square().mean()
+        predicted = unet(abar.sqrt() * latent + (1 - abar).sqrt() * noise, t, contexts).sample
+        error = (predicted - noise).square()
+        loss = error[0].mean()
+        if class_images is not None:
+            loss = error[0].sum() / error[0, 0].numel() + prior_weight * error[1].mean()
         parameters = {"identifier.l": identifier, **deltas}
         return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 
 
 @pytest.mark.oldest
+def test_small_views_stand_on_grey_and_are_learned_inside_their_border(case):
+    """In pixels of -1 to 1, as the VAE has them, nothing. The mask leaves out what it mixes with the photo."""
+    training, samplers = pack_module("latexblend.training"), pack_module("latexblend.samplers")
+    settings = samplers.Settings("dog", 1, 1e-3, 128, 0, 5, True, 1.0, "fp32")
+    latents, masks = training.encode_views(Vae(), [torch.ones(128, 128, 3)], settings)
+    small = [k for k in range(len(masks)) if not masks[k].all()]
+    assert 0 < len(small) < len(masks) and latents.shape[-2:] == masks.shape[-2:] == (16, 16)
+    for k in small:
+        photo, learned_from = latents[k] > 0.999, masks[k][0] == 1  # of a white photo, the tokens that are it alone
+        assert 0 < learned_from.sum() < photo[0].sum() and photo[:, learned_from].all()
+        assert (latents[k][:, latents[k][0] < 0.51] - 0.5).abs().max() < 1e-5
+
+
+@pytest.mark.oldest
 def test_photos_may_come_as_a_list_of_different_sizes(case):
     sampler = pack_module("latexblend.training")
-    squares = sampler.squares("images", [photos(2), photos(1, 80)], 64)
+    squares = [sampler.square(x, 64) for x in sampler.photos_of("images", [photos(2), photos(1, 80)])]
     assert [x.shape for x in squares] == [(3, 64, 64)] * 3
 
 
@@ -333,7 +371,9 @@ def test_what_cannot_be_learned_from_is_refused(case):
     with refused("class_images", "only 40 × 32 pixels"):
         learned_by(case, class_images=photos(1, 32))
     with refused("noun", "is no word"):
-        learned_by(case, noun="word " * 80)
+        learned_by(case, noun="a " * 80)
+    with refused("noun", "is too long", "75 tokens"):
+        learned_by(case, noun="a " * 72)
     with refused("Learn Concept", "'model'", "flow-matching"):
         graph, flow = Graph(), copy.copy(case)
         flow.model = graph.run(model=graph.add("ModelSamplingSD3", model=case.model, shift=3.0))["model"]

@@ -49,34 +49,45 @@ class LaTexBlend:
             query = attn.to_q(hidden_states)
             key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
             is_own = self.mode != "off"
+            plain_key = key
             if is_own and self.blending:
                 key, value = key.clone(), value.clone()
                 for slot in self.slots:
-                    for i, token in enumerate(slot.tokens):
-                        own_key, own_value = slot.features[name]
-                        key[0, token] = (1 - slot.strength) * key[0, token] + slot.strength * own_key[i]
-                        value[0, token] = (1 - slot.strength) * value[0, token] + slot.strength * own_value[i]
-            query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)[0] for x in (query, key, value))
-            logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+                    own_key, own_value = slot.features[name]
+                    key[0, slot.tokens] = own_key
+                    value[0, slot.tokens] = (1 - slot.strength) * value[0, slot.tokens] + slot.strength * own_value
+            query, plain_key, key, value = (
+                x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)[0] for x in (query, plain_key, key, value)
+            )
+            plain, whole = (query @ x.transpose(-1, -2) / math.sqrt(query.shape[-1]) for x in (plain_key, key))
+            logits = self.between(plain, whole)
             height, width = self.grid
             while height * width > logits.shape[1]:
                 height, width = math.ceil(height / 2), math.ceil(width / 2)
             if self.mode == "look":
                 self.maps.append((logits.softmax(-1).mean(0), (height, width)))
             if is_own and self.bind:
-                logits = logits.clone()
                 for slot in self.slots:
-                    if slot.strength > 0:
-                        logits[..., slot.tokens[0]] = logits[..., slot.tokens[-1]]
+                    whole[..., slot.tokens[0]] = whole[..., slot.tokens[-1]]
+                logits = self.between(plain, whole)
             for slot in self.slots:
                 if is_own and slot.mask is not None and slot.strength > 0:
                     mask = torch.nn.functional.adaptive_avg_pool2d(slot.mask[None, None], (height, width)).flatten()
+                    inside = (1 - slot.strength * self.region * (1 - mask)).clamp(min=1e-4)
                     for token in slot.tokens:
-                        logits[..., token] = logits[..., token] + (1 - self.region * (1 - mask)).clamp(min=1e-4).log()
+                        logits[..., token] = logits[..., token] + inside.log()
             weights = logits.exp() / logits.exp().sum(-1, keepdim=True)
             return attn.to_out[0]((weights @ value).transpose(0, 1).flatten(1)[None])
 
         return process
+
+    def between(self, plain, whole):
+        """Logits from the plain prompt's to those at a strength of 1, by the strength of each concept."""
+        logits = whole.clone()
+        for slot in self.slots:
+            here = slot.tokens
+            logits[..., here] = (1 - slot.strength) * plain[..., here] + slot.strength * whole[..., here]
+        return logits
 
     def sigma(self, t: int) -> float:
         return math.sqrt((1 - self.abar[t]) / self.abar[t])
@@ -112,11 +123,12 @@ class LaTexBlend:
 
             for slot in self.slots:
                 identifier, *noun = slot.tokens
-                total = total + self.g1 * max(far(identifier, token) for token in noun)
+                total = total + self.g1 * slot.strength * max(far(identifier, token) for token in noun)
                 for other in self.slots:
                     if other is not slot:
                         farthest = [max(far(own, theirs) for own in slot.tokens) for theirs in other.tokens]
-                        total = total - self.g2 * sum(farthest) / len(farthest)
+                        both = slot.strength * other.strength
+                        total = total - self.g2 * both * sum(farthest) / len(farthest)
         return total / len(self.maps)
 
     def run(self, noise):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pnpmix.latexblend import bank, training
-from pnpmix.latexblend.blending import Slot, bind, blend, region_bias
+from pnpmix.latexblend.blending import Slot, blend, region_bias
 from pnpmix.latexblend.curve import draw_losses
 from pnpmix.latexblend.guidance import attention_maps, blending_loss, guide
 
@@ -95,9 +95,34 @@ def test_views_are_photo_where_the_mask_says_so():
     kinds = set()
     for _ in range(40):
         view, mask = training.augment(photo, generator)
-        assert view.shape == photo.shape and (view[:, mask == 0] == 0).all()
+        assert view.shape == photo.shape and (view[:, mask == 0] == 0.5).all()
         kinds.add(bool((mask == 0).any()))
     assert kinds == {True, False}
+
+
+@pytest.mark.parametrize("top, left, side", [(0, 0, 160), (8, 16, 160), (13, 21, 170), (342, 341, 170), (3, 100, 306)])
+def test_what_the_vae_mixes_with_the_grey_is_not_learned(top, left, side):
+    """The latent tokens that the authors' code counts as photo, by its expression."""
+    mask = torch.zeros(512, 512)
+    mask[top : top + side, left : left + side] = 1
+    expected = torch.zeros(64, 64)
+    expected[top // 8 + 1 : (top + side) // 8 - 1, left // 8 + 1 : (left + side) // 8 - 1] = 1
+    assert torch.equal(training.mask_on_latent(mask, (64, 64)), expected)
+
+
+def test_a_view_that_fills_the_frame_is_learned_to_its_border():
+    assert training.mask_on_latent(torch.ones(64, 64), (32, 32)).all()
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_the_class_counts_as_much_as_in_the_authors_code(weight):
+    """Whose sum over channels divides by the mask's positions: four channels count four times."""
+    error, mask = random(2, 4, 6, 6, dtype=torch.float32).square(), torch.ones(2, 1, 6, 6)
+    mask[0, :, :3] = 0
+    own = (error[:1] * mask[:1]).sum() / mask[0].sum()
+    losses = training.prediction_loss(error.sqrt(), torch.zeros(2, 4, 6, 6), torch.ones(2), mask, predicts_v=False)
+    torch.testing.assert_close(training.total_loss(losses, weight), own + weight * error[1].mean())
+    assert training.total_loss(losses[:1], weight) == losses[0]
 
 
 def test_replacement_and_binding_touch_nothing_else():
@@ -109,8 +134,39 @@ def test_replacement_and_binding_touch_nothing_else():
         torch.testing.assert_close(key[:, start], 0.75 * before[:, start] + 0.25 * features["layer"][0][0])
     rest = [i for i in range(12) if i not in (2, 3, 8, 9)]
     assert torch.equal(key[:, rest], before[:, rest])
-    bind(key, [Slot(features, 2, 2)], (0, 6))
-    assert torch.equal(key[:, 2], key[:, 3]) and torch.equal(key[:, 8], key[:, 9])
+    blend(key, value, "layer", [Slot(features, 2, 2)], (0, 6), bound=True)
+    assert all(torch.equal(key[:, i], features["layer"][0][1].expand(2, 4)) for i in (2, 3, 8, 9))
+    assert torch.equal(key[:, rest], before[:, rest])
+
+
+@pytest.mark.parametrize("acts", [True, False])
+def test_strength_leads_evenly_to_all_that_binding_does(acts):
+    features = {"layer": (random(3, 4, seed=1), random(3, 4, seed=2))}
+    plain = random(1, 6, 4, seed=3), random(1, 6, 4, seed=4)
+
+    def blended(strength):
+        pair = [x.clone() for x in plain]
+        blend(*pair, "layer", [Slot(features, 1, 3, strength)], acts=acts, bound=True)
+        return pair
+
+    for share in (0.0, 0.25, 0.8):
+        for x, whole, before in zip(blended(share), blended(1.0), plain, strict=True):
+            torch.testing.assert_close(x, before + share * (whole - before))
+    key = blended(1.0)[0]
+    assert torch.equal(key[:, 1], key[:, 3]) and torch.equal(key[:, 3], plain[0][:, 3]) == (not acts)
+
+
+def test_a_concept_of_no_strength_guides_nothing():
+    """And half of one half as much."""
+    maps = attention_maps(random(1, 30, 8), random(1, 9, 8, seed=2), HEADS)
+    whole = [Slot({}, 1, 2), Slot({}, 4, 3)]
+
+    def loss(*strengths):
+        slots = [slot._replace(strength=x) for slot, x in zip(whole, strengths, strict=True)]
+        return blending_loss(maps, GRID, slots, 0.7, 1.3)
+
+    assert loss(0.0, 0.0) == 0 and loss(1.0, 0.0) == blending_loss(maps, GRID, whole[:1], 0.7, 1.3)
+    torch.testing.assert_close(loss(0.5, 0.0), loss(1.0, 0.0) / 2)
 
 
 def test_a_region_leaves_a_concept_faint_outside():
