@@ -37,7 +37,10 @@ FIELDS = ("name", "noun", "family", "checkpoint", "fingerprint")
 
 
 def concept_files(*endings: str) -> list[str]:
-    files = [*shown_in_lists(folder_paths.get_filename_list(CONCEPTS)), *sorted(DEMO + path.name for path in demo.files())]
+    files = [
+        *shown_in_lists(folder_paths.get_filename_list(CONCEPTS)),
+        *sorted(DEMO + path.name for path in demo.files()),
+    ]
     return [file for file in files if file.endswith(endings)]
 
 
