@@ -5,10 +5,9 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
-
 from headless.pictures import Sent, changed_share, decode, frames, is_cut_out, mask_of, profile_of, with_profile
 from headless.server import JobFailed
+from PIL import Image, ImageCms
 
 GRADIENT = np.stack(np.broadcast_arrays(np.arange(48)[:, None] * 5, np.arange(32) * 8, 90), -1).astype(np.uint8)
 ORIENTATION = 0x0112
