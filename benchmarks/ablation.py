@@ -66,8 +66,8 @@ def dilution_without_inpainting(**inputs) -> Variant:
 def same_noise() -> Variant:
     @contextmanager
     def applied(case: Case, inversion: Inversion) -> Iterator[Case]:
-        def with_the_scenes_noise(x0: Tensor, sigmas: Tensor, seed: int) -> Tensor:
-            return edit_friendly_trajectory(x0, sigmas, inversion.seed)
+        def with_the_scenes_noise(x0: Tensor, sigmas: Tensor, seed: int, **others) -> Tensor:
+            return edit_friendly_trajectory(x0, sigmas, inversion.seed, **others)
 
         with patch.object(diffusers_host, "edit_friendly_trajectory", with_the_scenes_noise):
             yield case

@@ -16,6 +16,7 @@ from demo.measures import measure
 from pnpmix.metrics.statistics import interval
 from tqdm import tqdm
 
+RESULTS = Path(__file__).parent / "results" / "steps.json"
 FULL = Settings(steps=100, skip_steps=32)
 ROWS = {
     "100 / 32": FULL,
@@ -56,8 +57,7 @@ def main() -> None:
         distances, alike, seconds = zip(*results, strict=True)
         cells = ["{:.1f} ± {:.1f}".format(*interval(distances)), "{:.2f} ± {:.2f}".format(*interval(alike))]
         lines.append(f"| {row} | {sum(seconds) / whole:.2f} | " + " | ".join(cells) + " |")
-    path = Path(__file__).parent / "results" / "steps.json"
-    path.write_text(json.dumps({"distance in 1/255, fidelity, seconds": values}) + "\n", encoding="utf-8")
+    RESULTS.write_text(json.dumps({"distance in 1/255, fidelity, seconds": values}) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 

@@ -22,8 +22,9 @@ from tqdm import tqdm
 from .diffusers_host import DemoModel, all_sigmas, denoise_with_cfg, load_model
 from .lora import FEW_STEPS, Lora
 from .model import TIMESTEPS
-from .train import batch, machine_kind
+from .train import RECIPES, batch, machine_kind
 
+UNET = RECIPES["unet"]
 SCENES = 10**6  # added to the seed: other scenes than those that the model was trained on
 STEP = 100  # timesteps between two levels of the teacher, at most
 CFG = 2.0  # of the teacher, which the student has built in
@@ -80,7 +81,7 @@ def train(folder: Path, batches: int, seed: int, scenes: int) -> tuple[Lora, lis
     progress = tqdm(range(len(losses), batches), initial=len(losses), total=batches, unit="batch")
     for step in progress:
         started = time.perf_counter()
-        latents, prompts, _, noise = (x[:scenes] for x in batch(SCENES + seed, step))
+        latents, prompts, _, noise = (x[:scenes] for x in batch(SCENES + seed, step, UNET.batch, UNET.random_levels))
         first = int(np.random.default_rng([SCENES + seed, step, 1]).integers(1, TIMESTEPS))
         sigmas = torch.cat([all_sigmas()[levels_from(first)], torch.zeros(1)])
         with lora.off():

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
+from pnpmix.files.texts import printable
 from pnpmix.metrics.statistics import mean_with_interval
 
 from . import papers
@@ -40,11 +42,12 @@ figcaption { font-size: .75rem; line-height: 1.3; overflow-wrap: anywhere; }
 def write_report(folder: Path, rows: Sequence[Variant], results: Sequence["Evaluated"], about: dict[str, str]) -> Path:
     """Writes report.html and scores.json; the page's path."""
     scores = {
-        name_of(x): {row: made.scores | {"picture": str(made.path)} for row, made in x.made.items()} for x in results
+        name: {row: made.scores | {"picture": str(made.path)} for row, made in x.made.items()}
+        for name, x in zip(names_of(results), results, strict=True)
     }
     write_whole(folder / "scores.json", json.dumps({"about": about, "tasks": scores}, indent=1).encode())
     path = folder / "report.html"
-    write_whole(path, page(rows, results, about).encode())
+    write_whole(path, printable(page(rows, results, about)).encode())
     return path
 
 
@@ -62,7 +65,7 @@ def page(rows: Sequence[Variant], results: Sequence["Evaluated"], about: dict[st
         f"<h2>What the papers report</h2><p>{escape(papers.REMARK)}</p>",
         *(table(x.source, ["", *x.columns], x.rows) for x in papers.TABLES),
         "<h2>Pictures</h2>",
-        *(task(rows, x) for x in results if x.made),
+        *(task(rows, name, x) for name, x in zip(names_of(results), results, strict=True) if x.made),
         "</html>",
     ]
     return "\n".join(parts) + "\n"
@@ -103,12 +106,17 @@ def faults(results: Sequence["Evaluated"]) -> str:
     return f"<h2>What failed</h2><ul>{''.join(lines)}</ul>" if lines else ""
 
 
-def name_of(result: "Evaluated") -> str:
-    job = result.job
-    return job.name or (job.scene.stem if job.scene else job.where or "a row that is not right")
+def names_of(results: Sequence["Evaluated"]) -> list[str]:
+    """What each task is called, with a number where an earlier one is called so too."""
+    names: list[str] = []
+    for job in (result.job for result in results):
+        name = job.name or (job.scene.stem if job.scene else job.where or "a row that is not right")
+        numbered = (f"{name} ({number})" for number in itertools.count(2))
+        names.append(next(x for x in itertools.chain([name], numbered) if x not in names))
+    return names
 
 
-def task(rows: Sequence[Variant], result: "Evaluated") -> str:
+def task(rows: Sequence[Variant], name: str, result: "Evaluated") -> str:
     job = result.job
     given = [("scene", job.scene), *zip(job.words, job.things, strict=True)]
     given += [(f"mask of {word}", path) for word, path in zip(job.words, job.masks, strict=True)]
@@ -118,7 +126,7 @@ def task(rows: Sequence[Variant], result: "Evaluated") -> str:
             path, scores = result.made[row.name]
             best = [f"{COLUMNS[x].title} {scores[x]:.{COLUMNS[x].digits}f}" for x in COLUMNS if x in scores][:2]
             figures.append(figure(path, f"{row.name}, {row.steps} steps: {', '.join(best)}"))
-    return f"<h3>{escape(name_of(result))}: {escape(job.prompt)}</h3><div class=task>{''.join(figures)}</div>"
+    return f"<h3>{escape(name)}: {escape(job.prompt)}</h3><div class=task>{''.join(figures)}</div>"
 
 
 def figure(path: Path, words: str, kind: str = "") -> str:

@@ -27,10 +27,15 @@ function paragraphs(message) {
   });
 }
 
+const SETTLED = 300; // ms after which the editor has given a graph the view that it had before
+
 function goTo(node) {
-  if (app.canvas.graph !== node.graph) app.canvas.setGraph(node.graph); // of a subgraph
+  const isElsewhere = app.canvas.graph !== node.graph; // in a subgraph, or out of one
+  if (isElsewhere) app.canvas.setGraph(node.graph);
   app.canvas.selectNode(node);
-  app.canvas.animateToBounds(node.boundingRect, { duration: 1, zoom: 0.35 });
+  const look = () => app.canvas.animateToBounds(node.boundingRect, { duration: 1, zoom: 0.35 });
+  if (isElsewhere) setTimeout(look, SETTLED);
+  else look();
 }
 
 function show(message, node) {
@@ -46,6 +51,10 @@ function hide() {
   box.replaceChildren();
 }
 
+// What nodes of this pack raise in nodes of others too: in samplers, for what is patched into a model
+const BAD_INPUT = ".nodes.host.checks.BadInput";
+const BLOCKED = /^Execution Blocked: (Demo Scene, input )/; // an output that is empty, in the node that it is wired to
+
 let atFault; // the node to be mended, where another one stops for it; the server tells it first
 api.addEventListener("pnpmix.fault", ({ detail }) => (atFault = detail.node));
 api.addEventListener("execution_start", () => {
@@ -53,7 +62,9 @@ api.addEventListener("execution_start", () => {
   hide();
 });
 api.addEventListener("execution_error", ({ detail }) => {
-  if (detail.node_type?.startsWith("PnPMix")) show(detail.exception_message, findNode(atFault ?? detail.node_id));
+  const { node_type: type, exception_type: kind, exception_message: message } = detail;
+  const isOurs = type?.startsWith("PnPMix") || kind?.endsWith(BAD_INPUT) || BLOCKED.test(message);
+  if (isOurs) show(message.replace(BLOCKED, "$1"), findNode(atFault ?? detail.node_id));
 });
 
 app.registerExtension({ name: "PnPMix.RunError", afterConfigureGraph: hide }); // another graph

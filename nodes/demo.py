@@ -59,9 +59,9 @@ class PnPMixDemoModel(io.ComfyNode):
     def execute(cls, network="unet") -> io.NodeOutput:
         check_choice("Load Demo Model", "network", network, list(NETWORKS))
         weights = demo.load_weights(NETWORKS[network])
-        clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(DemoTokenizer, DemoTextEncoder))
         cpu = torch.device("cpu")  # where a table of 16 kB is read soonest, and no host streams it
-        clip.patcher = comfy.model_patcher.ModelPatcher(clip.cond_stage_model, cpu, cpu)
+        target = comfy.supported_models_base.ClipTarget(DemoTokenizer, DemoTextEncoder)
+        clip = comfy.sd.CLIP(target, model_options={"load_device": cpu, "offload_device": cpu})
         clip.cond_stage_model.load_sd(comfy.utils.state_dict_prefix_replace(weights, {"words.": ""}, filter_keys=True))
         load, prefix = (load_unet, "unet.") if network == "unet" else (load_transformer, "transformer.")
         own = comfy.utils.state_dict_prefix_replace(weights, {prefix: ""}, filter_keys=True)
@@ -249,7 +249,12 @@ class DemoTokenizer:
         pass
 
     def tokenize_with_weights(self, text, return_word_ids=False, **_):
-        return {"words": [[(row, 1.0) for row in phrase] for phrase in demo.parse(text)]}
+        try:
+            phrases = demo.parse(text)
+        except ValueError as error:  # in the node that has the text, which is one of ComfyUI's
+            fault, _, remedy = str(error).partition(". ")
+            raise BadInput("Prompt for the demo model", "text", f"{fault}.", remedy) from error
+        return {"words": [[(row, 1.0) for row in phrase] for phrase in phrases]}
 
 
 class DemoTextEncoder(demo.Words):

@@ -6,7 +6,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 
-from ..host.checks import BadInput, check_conditioning, check_latent, model_family
+from ..host.checks import BadInput, check_conditioning, check_latent, check_size, model_family
 from ..host.messages import at_fault
 from ..host.types import CONCEPT_FILE, ConceptFile, ConductedConcept, LayoutGuidance
 from .gradients import check_gradients
@@ -91,8 +91,6 @@ def check_guidance(guidance: LayoutGuidance, model, latent: Tensor) -> None:
         if guidance.reference.family != family:
             fault = f"it was made with a model of another family ({guidance.reference.family}, this one is {family})."
             raise BadInput(node, "layout", fault, "Make the layout reference with this checkpoint.")
-        shape, expected = tuple(guidance.reference.layout.trajectory.shape[1:]), tuple(latent.shape[1:])
-        if shape != expected:
-            fault = f"its shape {shape} is not that of the new picture, {expected}."
-            raise BadInput(node, "layout", fault, "Scale the layout picture to the new picture's size.")
+        remedy = "Scale the layout picture to the new picture's size."
+        check_size(node, "layout", guidance.reference.layout.trajectory, latent, "the new picture", model, remedy)
         check_gradients(node, model.model.diffusion_model)

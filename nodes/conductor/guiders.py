@@ -3,9 +3,13 @@
 import comfy.model_management
 import comfy.samplers
 
+from ..host.unread import READERS
+
 
 class PlainGuider(comfy.samplers.CFGGuider):
     """What the model predicts for one prompt, without an unconditional pass, and stops where asked to."""
+
+    reads = frozenset(READERS)  # none; but another sampler is to run the MODEL
 
     def __init__(self, model, positive: list):
         super().__init__(model)

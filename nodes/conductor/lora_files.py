@@ -11,7 +11,7 @@ from ...demo import loras as demo
 from ...pnpmix.files.tensors import described, is_plain, read_file
 from ...pnpmix.files.texts import Name
 from ..host.checks import BadInput
-from ..host.loading import dictionary_in, reading
+from ..host.loading import dictionary_in, reading, shown_in_lists
 
 DEMO = "demo model: "  # before the names of those that come with this pack
 EMBEDDINGS = {"new_concept_embedding": "l", "new_concept_embedding_2": "g"}  # part of an ED-LoRA file → text encoder
@@ -33,7 +33,7 @@ class LoraFile(NamedTuple):
 
 def names() -> list[str]:
     own = sorted(DEMO + path.name for path in demo.FOLDER.glob("*.safetensors"))
-    return [*folder_paths.get_filename_list("loras"), *own]
+    return [*shown_in_lists(folder_paths.get_filename_list("loras")), *own]
 
 
 def path_of(node: str, name: str) -> str:

@@ -17,7 +17,7 @@ from ...pnpmix.conductor.sampling import Placement, sample_concept_conductor
 from ..host.checks import BadInput
 from ..host.loading import resident
 from ..host.memory import is_oom
-from ..host.types import ConductedConcept, LayoutGuidance
+from ..host.types import LAYOUT_GUIDANCE, REFINEMENT, ConductedConcept, LayoutGuidance
 from .gradients import make_plain
 from .taps import Layers, Stop, here, layers_of, with_attention_tap, with_gradients, with_patch, with_stop
 
@@ -38,6 +38,8 @@ def kept_resident(model):
 
 class BranchGuider(comfy.samplers.CFGGuider):
     """Branch 0 is the base model, 1..n are the concepts, whose weights come as hooks of their conditioning."""
+
+    reads = frozenset({LAYOUT_GUIDANCE, REFINEMENT})
 
     def __init__(
         self,

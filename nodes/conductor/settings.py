@@ -6,6 +6,7 @@ from typing_extensions import override
 from ...pnpmix.conductor.refinement import Refinement
 from ..host.checks import BadInput, check_model, check_numbers
 from ..host.types import CATEGORY, EXPERT, LAYOUT_GUIDANCE, REFINEMENT, LayoutGuidance, LayoutType, schema
+from ..host.unread import with_settings
 
 WEIGHT, WEIGHT_SDXL = 10.0, 40.0  # of the authors
 
@@ -67,10 +68,8 @@ class PnPMixLayoutAlignment(io.ComfyNode):
         check_model(node, model)
         is_sdxl = type(model.model.model_config).__name__.startswith("SDXL")
         weight = weight or (WEIGHT_SDXL if is_sdxl else WEIGHT)
-        patched = model.clone()
         guidance = LayoutGuidance(layout, weight, concept_weight, end, cls.hidden.unique_id)
-        patched.model_options[LAYOUT_GUIDANCE] = guidance
-        return io.NodeOutput(patched)
+        return io.NodeOutput(with_settings(model, LAYOUT_GUIDANCE, guidance))
 
 
 class PnPMixMaskRefinement(io.ComfyNode):
@@ -141,9 +140,8 @@ class PnPMixMaskRefinement(io.ComfyNode):
         check_model(node, model)
         if start > end:
             raise BadInput(node, "start", f"{start:g} is after end {end:g}.", "Set it to at most end.")
-        patched = model.clone()
-        patched.model_options[REFINEMENT] = Refinement(start, end, updates, threshold, restarts)
-        return io.NodeOutput(patched)
+        refinement = Refinement(start, end, updates, threshold, restarts)
+        return io.NodeOutput(with_settings(model, REFINEMENT, refinement))
 
 
 NODES = [PnPMixLayoutAlignment, PnPMixMaskRefinement]

@@ -135,6 +135,16 @@ def check_channels(node: str, name: str, latent: Tensor, model) -> None:
         )
 
 
+def check_size(node: str, name: str, latent: Tensor, expected: Tensor, whose: str, model, remedy: str) -> None:
+    """Refuses a latent of a picture of another size than that of `whose`, which are in the pixels that people see."""
+    if latent.shape[-2:] == expected.shape[-2:]:
+        return
+    ratio = downscale_ratio(model)
+    (height, width), (other_height, other_width) = ([ratio * x for x in y.shape[-2:]] for y in (latent, expected))
+    fault = f"its picture is {width} x {height} pixels, {whose} {other_width} x {other_height}."
+    raise BadInput(node, name, fault, remedy)
+
+
 # of a prompt's tokens, as ComfyUI's networks call it
 CONTEXT_WIDTHS = ("context_dim", "context_in_dim", "joint_attention_dim", "cap_feat_dim")
 

@@ -1,11 +1,13 @@
 """Model files: found in ComfyUI's folders, read as data, placed by ComfyUI's model management."""
 
 import contextlib
+import functools
 import importlib.util
 import itertools
+import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import comfy.model_management
 import folder_paths
@@ -16,7 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ...pnpmix.files.tensors import described, is_plain, read_file
-from ...pnpmix.files.texts import first_fault
+from ...pnpmix.files.texts import first_fault, printable
 from .checks import BadInput
 
 MAX_SAID = 300  # characters of what is wrong with a file
@@ -62,12 +64,27 @@ def register_folders() -> None:
                 os.makedirs(paths[-1])
 
 
+def shown_in_lists(files: Sequence[str]) -> list[str]:
+    """Without names that hold HTML, which the lists of older editors (frontend 1.27) put into their page as such."""
+    kept = [file for file in files if "<" not in file]
+    for file in files:
+        if file not in kept:
+            tell_left_out(file)
+    return kept
+
+
+@functools.cache  # once for each
+def tell_left_out(file: str) -> None:
+    logging.info("PnP-MIX: %s is in no list, because of the < in its name.", printable(file))
+
+
 def file_input(folder: str, tooltip: str, also: str | None = None) -> io.Combo.Input:
     """The input 'model_name', with the known files for js/model_files.js to show where one is missing.
 
     also: another folder of which a file is needed.
     """
-    choice = io.Combo.Input("model_name", options=folder_paths.get_filename_list(folder), tooltip=tooltip)
+    files = shown_in_lists(folder_paths.get_filename_list(folder))
+    choice = io.Combo.Input("model_name", options=files, tooltip=tooltip)
     folders = [folder] if also is None else [folder, also]
     choice.extra_dict = {"pnpmix_known": [{"folder": f"models/{x}", "files": KNOWN_FILES[x]} for x in folders]}
     return choice
@@ -79,7 +96,7 @@ def path_of(node: str, folder: str, file: str | None) -> str:
     Raises:
         BadInput: it is not there; the message says which files fit, and where they go.
     """
-    listed = file in folder_paths.get_filename_list(folder)  # no other file is ever opened
+    listed = file in shown_in_lists(folder_paths.get_filename_list(folder))  # no other file is ever opened
     path = folder_paths.get_full_path(folder, file) if listed else None  # None of what is no file
     if path is None:
         fault = f"'{file}' is not in models/{folder}, or is no file."

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator
+from html import escape
 
 import comfy.utils
 from comfy_api.latest import ui
@@ -22,8 +23,17 @@ def show(node: str, unique_id: str, messages: list[str]) -> dict[str, list[str]]
     messages = list(map(printable, messages))
     for message in messages:
         logging.log(logging.WARNING if message.startswith("Warning") else logging.INFO, "%s: %s", node, message)
-    PromptServer.instance.send_progress_text("\n".join(messages), unique_id)
+    show_text("\n".join(messages), unique_id)
     return {"messages": [f"{node}: {message}" for message in messages]}
+
+
+def show_text(text: str, unique_id: str) -> None:
+    """On the node, in the place of what it showed before.
+
+    The editor takes it for HTML and makes links of [[words|address]], while names and entries of files may be either.
+    """
+    shown = escape(printable(text), quote=False).replace("[[", "&#91;&#91;")
+    PromptServer.instance.send_progress_text(shown, unique_id)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from ...pnpmix.latexblend.bank import FORMAT, VERSION, check, extract, from_tens
 from ...pnpmix.latexblend.training import EXTRACTED_FROM
 from ..host.checks import BadInput, check_model, check_name, model_family
 from ..host.files import save_new
-from ..host.loading import CONCEPTS, reading
+from ..host.loading import CONCEPTS, reading, shown_in_lists
 from ..host.messages import show
 from ..host.types import CATEGORY, LearnedConcept, LearnedType, schema
 from .layers import checkpoint_name, cross_attentions, fingerprint, layer_widths
@@ -37,7 +37,10 @@ FIELDS = ("name", "noun", "family", "checkpoint", "fingerprint")
 
 
 def concept_files(*endings: str) -> list[str]:
-    files = [*folder_paths.get_filename_list(CONCEPTS), *sorted(DEMO + path.name for path in demo.files())]
+    files = [
+        *shown_in_lists(folder_paths.get_filename_list(CONCEPTS)),
+        *sorted(DEMO + path.name for path in demo.files()),
+    ]
     return [file for file in files if file.endswith(endings)]
 
 

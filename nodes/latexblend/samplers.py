@@ -12,7 +12,6 @@ import comfy.utils
 import latent_preview
 import torch
 from comfy.model_sampling import V_PREDICTION
-from server import PromptServer
 from torch import Tensor
 
 from ...pnpmix.files.tensors import described
@@ -20,6 +19,7 @@ from ...pnpmix.latexblend import training
 from ...pnpmix.latexblend.bank import extract
 from ...pnpmix.schedule import to_eps
 from ..host.checks import BadInput
+from ..host.messages import show_text
 from .gradients import checkpointed, unchanged_norms, with_gradients
 from .layers import cross_attentions, differentiable_attention, plain_attention
 from .words import DEMO, embeddings_of, find, has_article, make_room, noun_ids, read, tokenizer_of, write
@@ -348,7 +348,7 @@ class LearnSampler(comfy.samplers.Sampler):
         if time.monotonic() - self.spoken > SPOKEN_EVERY:
             self.spoken = time.monotonic()
             text = f"step {step} of {self.settings.steps}, loss {mean(self.losses[-50:]):.4f}"
-            PromptServer.instance.send_progress_text(text, self.node_id)
+            show_text(text, self.node_id)
         if comfy.model_management.processing_interrupted():
             if not self.settings.keep_on_cancel:
                 comfy.model_management.throw_exception_if_processing_interrupted()

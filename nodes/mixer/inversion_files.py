@@ -16,7 +16,7 @@ from ...pnpmix.files.texts import Name, Text
 from ...pnpmix.mixer.inversion import Inversion
 from ..host.checks import BadInput, falls_to_zero
 from ..host.files import save_new
-from ..host.loading import reading
+from ..host.loading import reading, shown_in_lists
 from ..host.messages import show
 from ..host.types import CATEGORY, InversionType, InvertedLatent, schema
 
@@ -33,7 +33,7 @@ def saved_inversions() -> list[str]:
     base = inversions_directory()
     files, _ = folder_paths.recursive_search(base)
     files = (file for file in files if file.endswith(".safetensors") and os.path.isfile(os.path.join(base, file)))
-    return sorted(file.replace(os.sep, "/") for file in files)
+    return shown_in_lists(sorted(file.replace(os.sep, "/") for file in files))
 
 
 class PnPMixSaveInversion(io.ComfyNode):

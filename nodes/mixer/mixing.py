@@ -25,6 +25,7 @@ from ..host.checks import (
     check_numbers,
     check_one_gpu,
     check_predictions,
+    check_size,
     downscale_ratio,
     model_family,
 )
@@ -189,9 +190,9 @@ class PnPMixSampler(io.ComfyNode):
             check_prompt(NODE, name, conditioning, model)
         inpainted: InpaintedBackground | None = model.model_options.get(DILUTION)
         if inpainted is not None:
-            remedy = "Encode the inpainted background in the background's size."
+            eps, remedy = inversion.inversion.eps, "Encode the inpainted background in the background's size."
             with at_fault(inpainted.node_id):
-                check_shape("Background Dilution++", inpainted.latent, inversion, remedy)
+                check_size("Background Dilution++", "latent", inpainted.latent, eps, "the background", model, remedy)
 
         normalised = check_object_masks(concepts, model)
 
@@ -273,16 +274,11 @@ def check_inversion(model, inversion: InvertedLatent) -> None:
     check_channels(NODE, "inversion", inversion.inversion.eps, model)
 
 
-def check_shape(node: str, latent: Tensor, inversion: InvertedLatent, remedy: str) -> None:
-    shape, expected = tuple(latent.shape[1:]), tuple(inversion.inversion.eps.shape[1:])
-    if shape != expected:
-        raise BadInput(node, "latent", f"its shape {shape} is not that of the inversion, {expected}.", remedy)
-
-
 def check_concept(concept: Concept, positive: list, model, inversion: InvertedLatent) -> None:
     node = f"Concept '{concept.name}'"
     check_channels(node, "latent", concept.latent, model)
-    check_shape(node, concept.latent, inversion, "Scale the picture to the background's size before encoding it.")
+    remedy = "Scale the picture to the background's size before encoding it."
+    check_size(node, "latent", concept.latent, inversion.inversion.eps, "the background", model, remedy)
     if concept.learned is not None:
         check_learned(concept, positive, model)
     if concept.positive is None or concept.positive is positive:

@@ -34,6 +34,8 @@ Prediction = TypeVar("Prediction")
 class RowGuider(comfy.samplers.CFGGuider):
     """Classifier-free guidance over rows of which some may have a prompt of their own."""
 
+    reads = frozenset({APPEARANCE, DILUTION})
+
     def __init__(self, model, positive: list, negative: list, cfg: float, own_positives: list[list | None] = ()):
         super().__init__(model)
         self.set_cfg(cfg)

@@ -5,6 +5,7 @@ from typing_extensions import override
 
 from ..host.checks import BadInput, check_channels, check_choice, check_latent, check_numbers
 from ..host.types import APPEARANCE, CATEGORY, DILUTION, EXPERT, Appearance, InpaintedBackground, schema
+from ..host.unread import with_settings
 from .families import check_denoiser, guided_blocks
 
 LAYERS, POSITIONS, OUTSIDE = ["all", "decoder", "vital"], ["target", "kept"], ["scaled", "blended"]
@@ -101,9 +102,8 @@ class PnPMixAppearance(io.ComfyNode):
         if start_percent > end_percent:
             fault = f"{start_percent:g} is after end_percent {end_percent:g}."
             raise BadInput(node, "start_percent", fault, "Set it to at most end_percent.")
-        patched = model.clone()
-        patched.model_options[APPEARANCE] = Appearance(alpha, layers, start_percent, end_percent, adain, position)
-        return io.NodeOutput(patched)
+        appearance = Appearance(alpha, layers, start_percent, end_percent, adain, position)
+        return io.NodeOutput(with_settings(model, APPEARANCE, appearance))
 
 
 class PnPMixDilution(io.ComfyNode):
@@ -157,9 +157,8 @@ class PnPMixDilution(io.ComfyNode):
         check_choice(node, "outside", outside, OUTSIDE)
         samples = check_latent(node, "latent", latent)
         check_channels(node, "latent", samples, model)
-        patched = model.clone()
-        patched.model_options[DILUTION] = InpaintedBackground(samples, beta, expand, outside, cls.hidden.unique_id)
-        return io.NodeOutput(patched)
+        inpainted = InpaintedBackground(samples, beta, expand, outside, cls.hidden.unique_id)
+        return io.NodeOutput(with_settings(model, DILUTION, inpainted))
 
 
 NODES = [PnPMixAppearance, PnPMixDilution]

@@ -29,6 +29,13 @@ def stopped(editor: Editor):
     return editor.page.get_by_role("alert").filter(has_text="object_mask")
 
 
+IN_VIEW = """() => {
+    const [node] = Object.values(app.canvas.selected_nodes);
+    const [x, y] = app.canvasPosToClientPos([node.pos[0] + node.size[0] / 2, node.pos[1] + node.size[1] / 2]);
+    return x > 0 && y > 0 && x < window.innerWidth && y < window.innerHeight;
+}"""
+
+
 def selected(editor: Editor) -> list[str]:
     return editor.page.evaluate("Object.values(app.canvas.selected_nodes).map((node) => node.title)")
 
@@ -62,6 +69,64 @@ def test_the_way_to_the_node_at_fault_leads_into_a_subgraph(editor: Editor):
     stopped(editor).get_by_role("button", name="Go to the node").click()
     assert selected(editor) == ["Concept 2"]
     assert editor.page.evaluate("app.canvas.graph.nodes.map((node) => node.type)") == ["PnPMixConcept"] * 2
+    editor.page.wait_for_timeout(700)
+    assert editor.page.evaluate(IN_VIEW)
+
+
+@pytest.mark.parametrize("far", [(6000, 4000), (-9000, 300)])
+def test_the_way_back_out_of_a_subgraph_leads_to_the_node_too(editor: Editor, far):
+    workflow = demo_without_an_object_mask()
+    editor.load(workflow)
+    (scene,), (concept, _) = (
+        [node["id"] for node in workflow["nodes"] if node["type"] == kind]
+        for kind in ("PnPMixDemoScene", "PnPMixConcept")
+    )
+    editor.page.evaluate(
+        """([scene, concept, far]) => {
+            app.graph.getNodeById(concept).pos = far;
+            app.graph.nodes.filter((node) => node.type === "PnPMixConcept").forEach((node) => (node.pos = far));
+            app.canvas.selectItems([app.graph.getNodeById(scene)]);
+        }""",
+        [scene, concept, far],
+    )
+    editor.command("Comfy.Graph.ConvertToSubgraph")
+    message = stopped(editor)
+    editor.page.evaluate("app.canvas.setGraph([...app.graph.subgraphs.values()][0])")
+    editor.page.wait_for_timeout(500)
+    message.get_by_role("button", name="Go to the node").click()
+    editor.page.wait_for_timeout(700)
+    assert selected(editor) == ["Concept 2"] and editor.page.evaluate(IN_VIEW)
+
+
+def test_a_word_that_the_demo_model_does_not_know_is_said_where_it_stands(editor: Editor):
+    """In a node of ComfyUI, which is the one to go to."""
+    workflow = demo_without_an_object_mask()
+    text, *_ = [node for node in workflow["nodes"] if node["type"] == "CLIPTextEncode"]
+    text["widgets_values"][0] = "a dragon"
+    for entry in text["inputs"]:
+        if entry["name"] == "text" and entry.get("link") is not None:
+            workflow["links"] = [link for link in workflow["links"] if link[0] != entry["link"]]
+            entry["link"] = None
+    editor.load(workflow)
+    editor.run()
+    editor.page.wait_for_timeout(300)
+    editor.close_dialogs()
+    message = editor.page.get_by_role("alert").filter(has_text="dragon")
+    assert "the word 'dragon'. Use its words: " in message.inner_text()
+    message.get_by_role("button", name="Go to the node").click()
+    assert editor.page.evaluate("Object.keys(app.canvas.selected_nodes).map(Number)") == [text["id"]]
+
+
+def test_an_output_of_demo_scene_that_is_empty_says_so(editor: Editor):
+    scene, shown = editor.add("PnPMixDemoScene"), editor.add("PreviewImage", 800)
+    editor.connect(scene, 3, shown, "images")
+    editor.run()
+    editor.page.wait_for_timeout(300)
+    editor.close_dialogs()
+    message = editor.page.get_by_role("alert").filter(has_text="Demo Scene")
+    assert message.locator("p").all_inner_texts() == [
+        "Demo Scene, input 'concepts': it is 2, and a further one is wired. Raise it."
+    ]
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)

@@ -167,7 +167,10 @@ def test_a_noise_shift_beyond_a_step(model, shift):
 
 def test_concept_of_another_size_or_model(model):
     for wrong, words in (
-        (latent(1, HEIGHT, WIDTH + 16), ("shape", "Scale")),
+        (
+            latent(1, HEIGHT, WIDTH + 16),
+            (f"{WIDTH + 16} x {HEIGHT} pixels, the background {WIDTH} x {HEIGHT}", "Scale"),
+        ),
         (torch.zeros(1, 16, HEIGHT // 8, WIDTH // 8), ("16 channels", "VAE of the same checkpoint")),
     ):
         graph = Graph()
@@ -180,7 +183,8 @@ def test_inpainted_background_of_another_size(model):
     graph = Graph()
     patched = dilution(graph, model, latent={"samples": latent(5, HEIGHT, WIDTH + 8)})
     mixed = mixer(graph, patched, invert(graph, model), chain(graph, 1))
-    stops(graph, mixed, "Background Dilution++", "'latent'", "shape")
+    sizes = f"its picture is {WIDTH + 8} x {HEIGHT} pixels, the background {WIDTH} x {HEIGHT}."
+    stops(graph, mixed, "Background Dilution++", "'latent'", sizes)
 
 
 def test_mask_that_is_empty(model):

@@ -1,5 +1,6 @@
 """The demo model in ComfyUI: stands in for a checkpoint, and gives what it gives without ComfyUI."""
 
+import gc
 import sys
 
 import pytest
@@ -224,6 +225,17 @@ def test_unknown_words_are_refused():
     clip = output(graph.add("PnPMixDemoModel"), 1)
     with refused("does not know the word 'dog'", "cup", "meadow"):
         graph.run(conditioning=graph.add("CLIPTextEncode", clip=clip, text="a cup and a dog"))
+
+
+def test_the_text_encoder_stays_in_the_hands_of_the_host():
+    """Which takes it for a memory leak where what it has loaded is gone and the weights are not."""
+    import comfy.model_management
+
+    graph = Graph()
+    clip = graph.run(clip=output(graph.add("PnPMixDemoModel"), 1))["clip"]
+    gc.collect()
+    assert not [x for x in comfy.model_management.current_loaded_models if x.is_dead()]
+    assert {clip.patcher.load_device.type, clip.patcher.offload_device.type} == {"cpu"}
 
 
 def test_a_concept_that_the_scene_does_not_have_is_refused(monkeypatch):

@@ -1,10 +1,16 @@
 """Pictures and masks of no pixels or of no numbers, names that no file takes, and more photos than anybody meant."""
 
+import html
+import json
+import os
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from pnpmix.metrics.statistics import Measured
 
-from comfy_host import Graph, pack_module, refused
+from comfy_host import PACK, Graph, pack_module, refused
 from learned_concepts import Vae, learn, photos
 from small_models import LAYOUTS, comfy_model, small_clip
 
@@ -154,3 +160,42 @@ def test_what_a_node_shows_can_be_written(monkeypatch):
     )
     pack_module("host.messages").show("Blend", "1", ["Warning: 'a\ud800'"])
     assert shown == [rb"Warning: 'a\ud800'"]
+
+
+def test_messages_leave_for_the_editor_in_one_place_where_html_becomes_text(monkeypatch):
+    import server
+
+    shown = []
+    monkeypatch.setattr(server.PromptServer.instance, "send_progress_text", lambda text, node_id: shown.append(text))
+    said = "Warning: '<b>' & [[[words|https://x]]]"
+    told = pack_module("host.messages").show("Blend", "1", [said])
+    assert html.unescape(*shown) == said and not re.search(r"<|\[\[", *shown)
+    assert told == {"messages": [f"Blend: {said}"]}, "for programs, which read words"
+    senders = [x.name for x in (PACK / "nodes").rglob("*.py") if "send_progress_text" in x.read_text(encoding="utf-8")]
+    assert senders == ["messages.py"]
+
+
+def test_no_list_has_a_name_that_is_html():
+    """Older editors put the entries of a list into the page as they are."""
+    import folder_paths
+    import nodes
+
+    kinds = {
+        "PnPMixLoadConcept": folder_paths.get_folder_paths("concepts")[0],
+        "PnPMixConceptLora": folder_paths.get_folder_paths("loras")[0],
+        "PnPMixInpaintModelLoader": folder_paths.get_folder_paths("inpaint")[0],
+        "PnPMixSamLoader": folder_paths.get_folder_paths("sams")[0],
+        "PnPMixGroundingDinoLoader": folder_paths.get_folder_paths("grounding-dino")[0],
+        "PnPMixLoadInversion": os.path.join(folder_paths.get_output_directory(), "inversions"),
+    }
+    made = [Path(folder, f"{name}.safetensors") for folder in kinds.values() for name in ("<b>", "plain file")]
+    try:
+        for file in made:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        for kind in kinds:
+            inputs = json.dumps(nodes.NODE_CLASS_MAPPINGS[kind].INPUT_TYPES()["required"])
+            assert "plain file.safetensors" in inputs and "<b>" not in inputs, kind
+    finally:
+        for file in made:
+            file.unlink(missing_ok=True)

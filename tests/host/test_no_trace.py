@@ -45,6 +45,20 @@ def test_patched_model_is_as_good_as_unpatched_in_ksampler(model):
     assert torch.equal(plain_ksampler(patched), plain_ksampler(model))
 
 
+def test_patches_that_another_sampler_does_not_read_are_said_in_the_log_once(model, caplog):
+    graph = Graph()
+    patched = graph.run(model=dilution(graph, appearance(graph, appearance(graph, model))))["model"]
+    plain_ksampler(patched)
+    said = [x.getMessage() for x in caplog.records if "did nothing" in x.getMessage()]
+    assert said == [
+        f"{node} did nothing in this run: only the node Mask Noise Mixer reads it."
+        for node in ("Guided Appearance Attention", "Background Dilution++")
+    ]
+    caplog.clear()
+    run_pnp_mix(model)
+    assert "did nothing" not in caplog.text
+
+
 def test_the_same_graph_twice_gives_the_same(model):
     first, second = run_pnp_mix(model), run_pnp_mix(model)
     assert torch.equal(first["latent"], second["latent"])

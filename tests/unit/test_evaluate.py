@@ -1,6 +1,7 @@
 """run.py evaluate: folders of tasks, rows of an ablation, and the page."""
 
 import html
+import html.parser
 import json
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from headless import evaluate, methods, papers, scores
 from headless.evaluate import Evaluated, Made
 from headless.jobs import BadTable, Job, JobFailed, work_of
-from headless.report import page
+from headless.report import page, write_report
 from headless.server import ServerEnded
 from headless.tasks import pictures_of, read_tasks
 from headless.variants import OTHER_METHODS, ROWS, change, for_demo
@@ -184,6 +185,50 @@ def test_the_page_is_one_file_with_every_picture_the_intervals_and_the_papers_ta
     assert written.count("<img") == 4 * 5 + 7, "scene, things, masks and results of each"
     assert set(re.findall(r'src="([^:]*:[^,]*),', written)) == {"data:image/png;base64", "data:image/jpeg;base64"}
     assert "http" not in written.replace("https", "http").split("<h2>What the papers")[0], "nothing is fetched"
+
+
+class Elements(html.parser.HTMLParser):
+    """The elements of a page, with their attributes, and its text."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, [name for name, _ in attributes]))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_no_text_of_a_task_or_a_fault_is_html_in_the_page(job, tmp_path):
+    def written(said: str) -> Elements:
+        rows = [ROWS[0]._replace(name=f"row {said}"), ROWS[1]]
+        made = {rows[0].name: Made(job.scene, {"fidelity": 0.5})}
+        own = job._replace(name=said, prompt=said, words=(said, said))
+        results = [Evaluated(own, made, {said: said}), Evaluated(NOTHING, {}, {"": said})]
+        return Elements(write_report(tmp_path, rows, results, {said: said}).read_text(encoding="utf-8"))
+
+    said = "'\"><img src=x onerror=alert(1)><script>alert(2)</script>&amp;\ud800"
+    hostile, plain = written(said), written("plain")
+    assert hostile.found == plain.found
+    assert hostile.text.count(said.replace("\ud800", "\\ud800")) == plain.text.count("plain")
+
+
+def test_tasks_of_the_same_name_are_all_in_the_report(job, tmp_path):
+    names, row = ["dog", "dog (2)", "dog", "dog", ""], ROWS[0]
+    results = [
+        Evaluated(job._replace(name=name), {row.name: Made(job.scene, {"fidelity": k / 8})}, {})
+        for k, name in enumerate(names)
+    ]
+    nothing = [Evaluated(NOTHING, {}, {"": "why"})] * 2
+    text = write_report(tmp_path, [row], [*results, *nothing], {}).read_text(encoding="utf-8")
+    tasks = json.loads((tmp_path / "scores.json").read_text())["tasks"]
+    found = {name: x[row.name]["fidelity"] for name, x in tasks.items() if x}
+    expected = ["dog", "dog (2)", "dog (3)", "dog (4)", job.scene.stem]
+    assert found == {name: k / 8 for k, name in enumerate(expected)}
+    assert len(tasks) == 7 and all(f"<h3>{name}:" in text for name in expected)
 
 
 # Rows of the other methods
