@@ -100,21 +100,18 @@ def test_the_way_back_out_of_a_subgraph_leads_to_the_node_too(editor: Editor, fa
 
 def test_a_word_that_the_demo_model_does_not_know_is_said_where_it_stands(editor: Editor):
     """In a node of ComfyUI, which is the one to go to."""
-    workflow = demo_without_an_object_mask()
-    text, *_ = [node for node in workflow["nodes"] if node["type"] == "CLIPTextEncode"]
-    text["widgets_values"][0] = "a dragon"
-    for entry in text["inputs"]:
-        if entry["name"] == "text" and entry.get("link") is not None:
-            workflow["links"] = [link for link in workflow["links"] if link[0] != entry["link"]]
-            entry["link"] = None
-    editor.load(workflow)
+    model, shown = editor.add("PnPMixDemoModel", 0), editor.add("PreviewAny", 800)
+    text = editor.add("CLIPTextEncode", 350, text="a dragon")
+    editor.connect(model, 1, text, "clip")
+    editor.connect(text, 0, shown, "source")
     editor.run()
     editor.page.wait_for_timeout(300)
     editor.close_dialogs()
     message = editor.page.get_by_role("alert").filter(has_text="dragon")
+    message.wait_for(timeout=2000)
     assert "the word 'dragon'. Use its words: " in message.inner_text()
     message.get_by_role("button", name="Go to the node").click()
-    assert editor.page.evaluate("Object.keys(app.canvas.selected_nodes).map(Number)") == [text["id"]]
+    assert editor.page.evaluate("Object.keys(app.canvas.selected_nodes).map(Number)") == [text]
 
 
 def test_an_output_of_demo_scene_that_is_empty_says_so(editor: Editor):
