@@ -412,6 +412,7 @@ thing's branch.
 {SIZES.format(side=side)}
 
 - Not found, or the wrong one: be more precise, such as: dog on the left. Or lower {found} in **Blend**.
+- Two of a kind: give both **Your thing** the same word. They take the two best, from left to right.
 
 {INSIDE}
 {kind.hints}{HINTS if kind == PLAIN else LOOKS}
