@@ -123,7 +123,7 @@ def run_jobs(jobs: Iterable[Job | JobFailed], folder: Path, server: Callable[[],
                 told = [text for text in server().told if WORTH_SAYING.search(text)]
                 if changed_share(job.scene, picture) > 0.5:
                     told.append("Warning: more than half of the scene changed; in a mask white marks what is replaced")
-                said = "\n    ".join([said, *work.notes, *told])
+                said = "; ".join([said, *work.notes, *(text.rstrip(".") for text in told)])
         except (JobFailed, ServerEnded, OSError) as error:
             failed += 1
             where = f"{job.where}: " if isinstance(job, Job) and job.where else ""

@@ -108,14 +108,14 @@ def template_with_given_masks(side: int = SIZE, name: str = "4 Two things") -> t
     settings |= {"UNETLoader": {"unet_name": "random.safetensors"}, "VAELoader": {"vae_name": "random.safetensors"}}
     settings["PnPMixDDPMInvert"] = {"steps": 4, "skip_steps": 1}
     pictures = {"Your photo": "background.png", "Your picture 1": "my_dog.png", "Your picture 2": "my_cat.png"}
-    masks = iter(("suit.png", "middle.png", "head.png", "middle.png"))  # of each thing: in the photo, in its picture
+    masks = {"In the photo 1": "suit.png", "In the photo 2": "head.png", "In your picture": "middle.png"}
     for node_id, node in prompt.items():
         kind, title = node["class_type"], node["_meta"]["title"]
         node["inputs"] |= settings.get(kind, {})
         if kind == "LoadImage":
             node["inputs"]["image"] = pictures[title]
         if kind == "PnPMixGroundedMask":
-            node |= {"class_type": "LoadImageMask", "inputs": {"image": next(masks), "channel": "red"}}
+            node |= {"class_type": "LoadImageMask", "inputs": {"image": masks[title], "channel": "red"}}
         if title == SIDE:
             node["inputs"]["value"] = side
         ids.setdefault(title or kind, node_id)
