@@ -63,6 +63,12 @@ class Concept(NamedTuple):
     object_mask: Tensor | None = None  # (h, w) of the object in the person's picture
     node_id: str | None = None  # of its node in the graph, which takes the concept's colour
     learned: "LearnedConcept | None" = None  # who it is, of the concepts that Blend puts into the mixer's prompt
+    title: str = ""  # of its node in the editor, where that is not the name
+
+    @property
+    def label(self) -> str:
+        """What messages call it, so that people find its node."""
+        return f"Concept '{self.name}'" + (f" (node '{self.title}')" if self.title else "")
 
 
 class Appearance(NamedTuple):

@@ -84,7 +84,8 @@ class PnPMixConcept(io.ComfyNode):
         object_mask=None,
         learned: LearnedConcept | None = None,
     ) -> io.NodeOutput:
-        name = name or own_title(cls.hidden.unique_id, cls.hidden.prompt) or str(len(concepts) + 1)
+        title = own_title(cls.hidden.unique_id, cls.hidden.prompt) or ""
+        name = name or title or str(len(concepts) + 1)
         node = f"Concept '{name}'"
         check_numbers(node, seed=seed)
         samples = check_latent(node, "latent", latent)
@@ -93,7 +94,8 @@ class PnPMixConcept(io.ComfyNode):
             object_mask = check_mask(node, "object_mask", object_mask, "Mark the object of your picture in white.")
             cells = to_image_size(object_mask, *samples.shape[-2:])
             check_marks_an_object(node, "object_mask", samples[0], cells, near=0.1 * samples.std().item())
-        concept = Concept(samples, mask, positive, seed, name, object_mask, cls.hidden.unique_id, learned)
+        title = title if title != name else ""
+        concept = Concept(samples, mask, positive, seed, name, object_mask, cls.hidden.unique_id, learned, title)
         return io.NodeOutput([*concepts, concept])
 
 

@@ -275,7 +275,7 @@ def check_inversion(model, inversion: InvertedLatent) -> None:
 
 
 def check_concept(concept: Concept, positive: list, model, inversion: InvertedLatent) -> None:
-    node = f"Concept '{concept.name}'"
+    node = concept.label
     check_channels(node, "latent", concept.latent, model)
     remedy = "Scale the picture to the background's size before encoding it."
     check_size(node, "latent", concept.latent, inversion.inversion.eps, "the background", model, remedy)
@@ -292,7 +292,7 @@ def check_concept(concept: Concept, positive: list, model, inversion: InvertedLa
 
 
 def check_learned(concept: Concept, positive: list, model) -> None:
-    node = f"Concept '{concept.name}'"
+    node = concept.label
     if family_of(model.model) is not None:
         fault = f"'{concept.learned.name}' was learned with another family, and this model is a transformer."
         raise BadInput(node, "learned", fault, "Unwire it, or load the checkpoint that it was learned with.")
@@ -328,8 +328,9 @@ def each_to_its_own(positive: list, concepts: list[Concept]) -> list:
 
 def in_pixels(concept: Concept, height: int, width: int) -> Concept:
     """With masks of the picture's size."""
-    for name in ("mask", "object_mask"):
-        check_aspect(f"Concept '{concept.name}'", name, getattr(concept, name), height, width)
+    with at_fault(concept.node_id):
+        for name in ("mask", "object_mask"):
+            check_aspect(concept.label, name, getattr(concept, name), height, width)
     own = None if concept.object_mask is None else to_image_size(concept.object_mask, height, width)
     return concept._replace(mask=to_image_size(concept.mask, height, width), object_mask=own)
 
@@ -343,10 +344,10 @@ def check_apart(concepts: list[Concept]) -> None:
         for other in concepts[:k]:
             one, two = concept.mask >= 0.5, other.mask >= 0.5
             if (one & two).sum() > SAME_PLACE * (one | two).sum():
-                fault = f"it marks the same object as the mask of Concept '{other.name}'."
+                fault = f"it marks the same object as the mask of {other.label}."
                 remedy = "Give each its own: with Grounded Mask write the word twice and choose pick: in order."
                 with at_fault(concept.node_id):
-                    raise BadInput(f"Concept '{concept.name}'", "mask", fault, remedy)
+                    raise BadInput(concept.label, "mask", fault, remedy)
 
 
 def visible_parts(concepts: list[Concept]) -> list[Concept]:
@@ -356,7 +357,7 @@ def visible_parts(concepts: list[Concept]) -> list[Concept]:
         if mask.max() < 0.5:
             remedy = "Move it to a later place in the chain, or set overlap to shared."
             with at_fault(concept.node_id):
-                raise BadInput(f"Concept '{concept.name}'", "mask", "concepts in front of it cover all of it.", remedy)
+                raise BadInput(concept.label, "mask", "concepts in front of it cover all of it.", remedy)
     return [concept._replace(mask=mask) for concept, mask in zip(concepts, masks, strict=True)]
 
 
@@ -371,7 +372,7 @@ def on_grid(concept: Concept, name: str, grid: tuple[int, int], ratio: int, feat
         fault = f"nothing of it is left on the latent grid of {grid[0]} × {grid[1]} cells."
         with at_fault(concept.node_id):
             remedy = f"Mark an object of at least {ratio} pixels, or let Fit Picture crop around the object."
-            raise BadInput(f"Concept '{concept.name}'", name, fault, remedy)
+            raise BadInput(concept.label, name, fault, remedy)
     return weights
 
 
@@ -385,7 +386,7 @@ def check_object_masks(concepts: list[Concept], model) -> bool:
             fault = "it is not wired, and adain of Guided Appearance Attention is on."
             remedy = "Wire the mask of the object in your picture, or switch adain off."
             with at_fault(concept.node_id):
-                raise BadInput(f"Concept '{concept.name}'", "object_mask", fault, remedy)
+                raise BadInput(concept.label, "object_mask", fault, remedy)
     return True
 
 

@@ -243,6 +243,26 @@ def test_a_concept_without_a_name_is_called_by_its_title_or_number(titles, calle
     stops(graph, second, f"Concept '{called}', input 'mask'")
 
 
+@pytest.mark.parametrize("title, shown", [("My dog", " (node 'My dog')"), ("dog", ""), ("Concept", "")])
+@pytest.mark.parametrize(
+    "fault", [dict(latent={"samples": latent(1, HEIGHT, WIDTH + 16)}), dict(mask=torch.ones(1, HEIGHT, 8))]
+)
+def test_a_fault_of_a_concept_that_the_mixer_finds_names_both_it_and_its_node(model, monkeypatch, title, shown, fault):
+    import server
+
+    told = []
+    monkeypatch.setattr(
+        server.PromptServer.instance, "send_sync", lambda event, data, sid=None: told.append((event, data))
+    )
+    if "mask" in fault:
+        fault["mask"][0, :, :4] = 0
+    graph = Graph()
+    link = concept(graph, 0, name="dog", **fault)
+    graph.prompt[link[0]]["_meta"] = {"title": title}
+    stops(graph, mixer(graph, model, invert(graph, model), link), f"Concept 'dog'{shown}, input ")
+    assert [data["node"] for event, data in told if event == "pnpmix.fault"] == [link[0]]
+
+
 def test_mask_of_another_size_is_resized(model):
     """No error: a mask of half the size means the same place."""
     small = torch.zeros(1, HEIGHT // 2, WIDTH // 2)
@@ -335,7 +355,12 @@ def test_inversion_of_another_family_or_channels(model):
 def test_inversion_of_another_shape(model):
     graph = Graph()
     smaller = invert(graph, model, latent={"samples": latent(0, HEIGHT, WIDTH - 16)})
-    stops(graph, mixer(graph, model, smaller, chain(graph, 1)), "'latent'", "not that of the inversion")
+    stops(
+        graph,
+        mixer(graph, model, smaller, chain(graph, 1)),
+        "'latent'",
+        f"{WIDTH} x {HEIGHT} pixels, the background {WIDTH - 16} x {HEIGHT}",
+    )
 
 
 def flow_model():
