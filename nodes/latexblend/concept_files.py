@@ -385,7 +385,7 @@ def from_delta(content: dict, clip, model, noun: str) -> dict:
         own = [numbers(weights.get(name), name, widths[layer]) for name in sides.values()]
         project[layer] = tuple(lambda x, w=w: torch.nn.functional.linear(x.to(w), w) for w in own)
     identifier = dict(zip(encoders, vectors, strict=True))
-    context, _, _ = encode_slot(clip, EXTRACTED_FROM, noun, identifier)
+    context, _, _ = encode_slot("Import Concept", clip, EXTRACTED_FROM, noun, identifier)
     return extract(context[0], project)
 
 

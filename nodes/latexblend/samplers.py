@@ -81,7 +81,7 @@ class Words(NamedTuple):
 
     def base(self, template: str) -> tuple[Tensor, Tensor | None, int]:
         """The base flow's context (1, tokens, width) and pooled vector, and the slot's first token."""
-        chunks, first = base_tokens(self.clip, template, self.noun)
+        chunks, first = base_tokens(NODE, self.clip, template, self.noun)
         context, pooled = self.clip.encode_from_tokens(write(chunks), return_pooled=True)
         return context, pooled, first
 
@@ -91,31 +91,33 @@ class Words(NamedTuple):
         return self.clip.encode_from_tokens(write(chunks), return_pooled=True)
 
 
-def base_tokens(clip, template: str, noun: str) -> tuple[dict, int]:
+def base_tokens(node: str, clip, template: str, noun: str) -> tuple[dict, int]:
     """The chunks of template("a noun"), and the index of the article, whose place V* takes."""
-    chunks, index = read(NODE, clip, template.format(f"a {noun}")), 0
-    ids = noun_ids(NODE, clip, noun)
+    chunks, index = read(node, clip, template.format(f"a {noun}")), 0
+    ids = noun_ids(node, clip, noun)
     for encoder, own in chunks.items():
         places = find(clip, encoder, own, ids[encoder])
         if len(own) > 1 or not places:
             fault = f"'{noun}' is too long: with the words around it, CLIP reads it in pieces of 75 tokens."
-            raise BadInput(NODE, "noun", fault, "Write what the thing is in a word or two: dog.")
+            raise BadInput(node, "noun", fault, "Write what the thing is in a word or two: dog.")
         c, index = places[-1]
         if not has_article(clip, encoder, own[c], index):
-            make_room(NODE, clip, encoder, own[c], index)
+            make_room(node, clip, encoder, own[c], index)
             index += 1
     return chunks, index - 1
 
 
-def encode_slot(clip, template: str, noun: str, identifiers: dict[str, Tensor]) -> tuple[Tensor, Tensor | None, int]:
+def encode_slot(
+    node: str, clip, template: str, noun: str, identifiers: dict[str, Tensor]
+) -> tuple[Tensor, Tensor | None, int]:
     """The concept flow's context (1, 1 + L, width) of template("V* noun") in its slot; the prompt's pooled vector; the
     slot's first token."""
-    chunks, first = base_tokens(clip, template, noun)
+    chunks, first = base_tokens(node, clip, template, noun)
     for encoder, own in chunks.items():
         token = (identifiers[encoder], 1.0)
         own[0][first] = [token] if encoder == DEMO else token
     context, pooled = clip.encode_from_tokens(write(chunks), return_pooled=True)
-    length = 1 + len(next(iter(noun_ids(NODE, clip, noun).values())))
+    length = 1 + len(next(iter(noun_ids(node, clip, noun).values())))
     return context[:, first : first + length], pooled, first
 
 
@@ -318,7 +320,7 @@ class LearnSampler(comfy.samplers.Sampler):
         return training.total_loss(losses, self.settings.prior_weight)
 
     def own_context(self, template: str) -> Tensor:
-        context, _, _ = encode_slot(self.words.clip, template, self.words.noun, self.identifiers)
+        context, _, _ = encode_slot(NODE, self.words.clip, template, self.words.noun, self.identifiers)
         return context.to(self.device)
 
     def denoise(self, x: Tensor, sigma: Tensor, rows: list[dict], own: Tensor | None, first: list[int]) -> Tensor:
