@@ -84,7 +84,8 @@ def picture(path: Path) -> np.ndarray:
 def small_two_concept_graph() -> tuple[dict, dict]:
     """The shipped workflow as the editor would send it, at 128 × 128 with 3 steps; its nodes' ids by class.
 
-    Thresholds are 0, since what random weights see is arbitrary, and so are their masks: those are not grown.
+    Thresholds are 0, since what random weights see is arbitrary, and so are their masks: those are not grown. They may
+    see every word in one place, so the second concept goes where the first does not.
     """
     prompt, ids = to_api(read("pnp_mix_two_concepts")), {}
     settings = {
@@ -97,6 +98,9 @@ def small_two_concept_graph() -> tuple[dict, dict]:
     for node_id, node in prompt.items():
         node["inputs"] |= settings.get(node["class_type"], {})
         ids.setdefault(node["class_type"], node_id)
+    second = [node["inputs"] for node in prompt.values() if node["class_type"] == "PnPMixConcept"][-1]
+    prompt["elsewhere"] = {"class_type": "InvertMask", "inputs": {"mask": second["mask"]}}
+    second["mask"] = ["elsewhere", 0]
     return prompt, ids
 
 
