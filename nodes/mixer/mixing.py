@@ -345,7 +345,10 @@ def check_apart(concepts: list[Concept]) -> None:
             one, two = concept.mask >= 0.5, other.mask >= 0.5
             if (one & two).sum() > SAME_PLACE * (one | two).sum():
                 fault = f"it marks the same object as the mask of {other.label}."
-                remedy = "Mark another object. For two of a kind write the word twice in Grounded Mask, and choose pick: in order."
+                remedy = (
+                    "Mark another object. For two of a kind write the word twice in Grounded Mask, and choose pick: in "
+                    "order."
+                )
                 with at_fault(concept.node_id):
                     raise BadInput(concept.label, "mask", fault, remedy)
 
