@@ -116,7 +116,9 @@ def test_it_warns_where_concepts_overlap(editor: Editor):
     workflow = quick_demo()
     editor.load(workflow)
     (scene,), concepts = (ids(workflow, x) for x in ("PnPMixDemoScene", "PnPMixConcept"))
-    editor.connect(scene, 4, concepts[1], "mask")
+    larger = editor.add("GrowMask", 300, expand=6, tapered_corners=True)
+    editor.connect(scene, 4, larger, "mask")
+    editor.connect(larger, 0, concepts[1], "mask")
     editor.run()
     warning = editor.page.locator(".pnpmix-overlay").get_by_role("paragraph")
     assert warning.inner_text() == "heart and star overlap: 100 % of the smaller mask."

@@ -155,10 +155,11 @@ def blend(
     model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
     photo, things = graph.input("photo", "IMAGE"), []
     found_by = [graph.input(name, sort) for name, sort in FINDERS[finder]] if finder else []
-    where = ("word {}", "STRING") if finder else ("where {} goes", "MASK")
     for k in range(1, count + 1):
-        names = [where, ("your picture {}", "IMAGE"), ("your object {}", "MASK")]
-        things.append([graph.input(name.format(k), sort) for name, sort in names])
+        # a text is a widget of the node, also where it comes from outside
+        where = (f"word {k}", "STRING", WORDS[k - 1]) if finder else (f"where {k} goes", "MASK")
+        names = [where, (f"your picture {k}", "IMAGE"), (f"your object {k}", "MASK")]
+        things.append([graph.input(*name) for name in names])
     if finder:
         masks = add_places(graph, photo, [thing[0] for thing in things], found_by)
         things = [[mask, *thing[1:]] for mask, thing in zip(masks, things, strict=True)]
