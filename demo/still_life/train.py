@@ -63,10 +63,9 @@ def draw_shard(seed: int, number: int, autoencoder: Autoencoder, device: str) ->
         scene = random_scene(rng)
         picture = draw_scene(scene)[0][None].to(device)
         half = F.avg_pool2d(picture.movedim(-1, 1), 2).movedim(1, -1)
-        with torch.autocast(device, torch.bfloat16):
-            for view in (picture, half):
-                latent = autoencoder.encode(view).half().cpu()
-                latents[latent.shape[-1]].append(latent)
+        for view in (picture, half):
+            latent = autoencoder.encode(view).half().cpu()
+            latents[latent.shape[-1]].append(latent)
         objects = [(thing.words(), thing.kind) for thing in scene.objects]
         phrases.append([*objects, (f"{scene.table} table", "table"), (f"{scene.wall} wall", "wall")])
     return {"latents": {side: torch.cat(all_) for side, all_ in latents.items()}, "phrases": phrases}

@@ -56,6 +56,12 @@ def tiny_train(module) -> dict:
     return {"RECIPES": recipes, "sample": partial(module.sample, steps=1)}
 
 
+def tiny_still_life(module) -> dict:
+    recipe = module.RECIPES["flow"]._replace(stages=(module.Stage(16, 1, 1, 1e-3),))
+    in_float32 = partial(module.train, recipe=recipe, dtype=torch.float32)
+    return {"SHARD": 1, "train": in_float32, "sample": partial(module.sample, steps=1)}
+
+
 def tiny_modes(module) -> dict:
     """Without the full UNets, which take 4 GB."""
     (name, (_, *inputs)), *_ = module.MODES.items()
@@ -91,6 +97,7 @@ def tiny_latexblend_speed(module) -> dict:
 COMMANDS = {
     "demo": (["--steps", "2", "--skip-steps", "0", "--output", "demo"], None),
     "demo.train": (["--model", "flow", "--steps", "1", "--folder", "."], tiny_train),
+    "demo.still_life.train": (["--model", "flow", "--scenes", "1", "--folder", "."], tiny_still_life),
     "demo.train_loras": (["--steps", "1", "--shapes", "cup", "--folder", "."], None),
     "demo.learn_concepts": (
         ["--nouns", "cup", "--folder", "."],
