@@ -7,8 +7,8 @@ from pathlib import Path
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from .nodes.host.help import register_help
-from .nodes.host.loading import register_folders
+from .nodes.common.help import register_help
+from .nodes.common.loading import register_folders
 
 WEB_DIRECTORY = "./js"
 PARTS = (  # files of nodes/, each of which ends in a list NODES

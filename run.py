@@ -172,13 +172,13 @@ def start(options: list[str]) -> int:
 
 
 def without_editor(command: str, options: list[str]) -> int:
-    """The commands of `headless/`.
+    """The commands of `cli/`.
 
     That is a package of its own: it runs in ComfyUI's Python, which this file cannot count on.
     """
     comfyui, python, needed = prepare()
     # the folder that paths are relative to stays the user's, and is not on the path
-    code = "import runpy, sys; sys.path[0] = sys.argv.pop(1); runpy.run_module('headless', run_name='__main__')"
+    code = "import runpy, sys; sys.path[0] = sys.argv.pop(1); runpy.run_module('cli', run_name='__main__')"
     line = [str(x) for x in (python, "-c", code, PACK, command, *options, "--", *needed)]
     variables = os.environ | {"COMFYUI_DIR": str(comfyui)}
     if os.name != "nt":

@@ -52,7 +52,7 @@ function hide() {
 }
 
 // What nodes of this pack raise in nodes of others too: in samplers, for what is patched into a model
-const BAD_INPUT = ".nodes.host.checks.BadInput";
+const BAD_INPUT = ".nodes.common.checks.BadInput";
 const BLOCKED = /^Execution Blocked: (Demo Scene, input )/; // an output that is empty, in the node that it is wired to
 
 let atFault; // the node to be mended, where another one stops for it; the server tells it first

@@ -20,8 +20,8 @@ from typing_extensions import override
 from ..demo import model as demo
 from ..demo.own_things import more_photos
 from ..demo.scenes import MAX_THINGS, draw_concepts, draw_scene, random_blend
-from .host.checks import BadInput, check_choice, check_numbers
-from .host.types import CATEGORY, EXPERT, schema
+from .common.checks import BadInput, check_choice, check_numbers
+from .common.types import CATEGORY, EXPERT, schema
 
 NETWORKS = {"unet": demo.WEIGHTS, "flow": demo.FLOW_WEIGHTS}
 WORDS = ", ".join((*demo.COLOURS, *demo.TEXTURES, *demo.NOUNS))

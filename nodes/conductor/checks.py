@@ -6,9 +6,9 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 
-from ..host.checks import BadInput, check_conditioning, check_latent, check_size, model_family
-from ..host.messages import at_fault
-from ..host.types import CONCEPT_FILE, ConceptFile, ConductedConcept, LayoutGuidance
+from ..common.checks import BadInput, check_conditioning, check_latent, check_size, model_family
+from ..common.messages import at_fault
+from ..common.types import CONCEPT_FILE, ConceptFile, ConductedConcept, LayoutGuidance
 from .gradients import check_gradients
 from .lora_weights import counted, fitting
 from .taps import layers_of

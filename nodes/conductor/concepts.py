@@ -7,9 +7,9 @@ from comfy_api.latest import io
 from node_helpers import conditioning_set_values
 from typing_extensions import override
 
-from ..host.checks import BadInput, check_mask, check_numbers, check_text
-from ..host.messages import show
-from ..host.types import (
+from ..common.checks import BadInput, check_mask, check_numbers, check_text
+from ..common.messages import show
+from ..common.types import (
     CATEGORY,
     CONCEPT_FILE,
     EXPERT,

@@ -14,8 +14,8 @@ from typing_extensions import override
 from ...pnpmix.conductor.injection import any_inside, first_masks
 from ...pnpmix.conductor.refinement import Masks, first_state
 from ...pnpmix.masks import layer_grids, to_image_size
-from ..host.beside import kept_beside, replace_kept
-from ..host.checks import (
+from ..common.beside import kept_beside, replace_kept
+from ..common.checks import (
     BadInput,
     check_aspect,
     check_channels,
@@ -29,9 +29,9 @@ from ..host.checks import (
     downscale_ratio,
     falls_to_zero,
 )
-from ..host.messages import at_fault, show
-from ..host.overlay import concept_overlay, show_at_once
-from ..host.types import (
+from ..common.messages import at_fault, show
+from ..common.overlay import concept_overlay, show_at_once
+from ..common.types import (
     CATEGORY,
     EXPERT,
     LAYOUT_GUIDANCE,

@@ -4,7 +4,7 @@ import comfy.ops
 import torch
 from torch import nn
 
-from ..host.checks import BadInput
+from ..common.checks import BadInput
 
 
 def make_plain(model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 import comfy.model_management
 import comfy.samplers
 
-from ..host.unread import READERS
+from ..common.unread import READERS
 
 
 class PlainGuider(comfy.samplers.CFGGuider):

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ...pnpmix.conductor.layout import Layout, ddim_invert, inversion_levels, noised
-from ..host.checks import (
+from ..common.checks import (
     check_channels,
     check_choice,
     check_conditioning,
@@ -17,7 +17,7 @@ from ..host.checks import (
     check_predictions,
     model_family,
 )
-from ..host.types import CATEGORY, EXPERT, LayoutReference, LayoutType, schema
+from ..common.types import CATEGORY, EXPERT, LayoutReference, LayoutType, schema
 from .checks import check_plain_prompt
 from .guiders import PlainGuider
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from ...demo import loras as demo
 from ...pnpmix.files.tensors import described, is_plain, read_file
 from ...pnpmix.files.texts import Name
-from ..host.checks import BadInput
-from ..host.loading import dictionary_in, reading, shown_in_lists
+from ..common.checks import BadInput
+from ..common.loading import dictionary_in, reading, shown_in_lists
 
 DEMO = "demo model: "  # before the names of those that come with this pack
 EMBEDDINGS = {"new_concept_embedding": "l", "new_concept_embedding_2": "g"}  # part of an ED-LoRA file → text encoder

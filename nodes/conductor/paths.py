@@ -14,10 +14,10 @@ from ...pnpmix.conductor.injection import fuse, inside, mean_probabilities
 from ...pnpmix.conductor.layout import Alignment, Layout, layout_gradient, nearest_level
 from ...pnpmix.conductor.refinement import Masks, Refinement
 from ...pnpmix.conductor.sampling import Placement, sample_concept_conductor
-from ..host.checks import BadInput
-from ..host.loading import resident
-from ..host.memory import is_oom
-from ..host.types import LAYOUT_GUIDANCE, REFINEMENT, ConductedConcept, LayoutGuidance
+from ..common.checks import BadInput
+from ..common.loading import resident
+from ..common.memory import is_oom
+from ..common.types import LAYOUT_GUIDANCE, REFINEMENT, ConductedConcept, LayoutGuidance
 from .gradients import make_plain
 from .taps import Layers, Stop, here, layers_of, with_attention_tap, with_gradients, with_patch, with_stop
 

@@ -4,9 +4,9 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ...pnpmix.conductor.refinement import Refinement
-from ..host.checks import BadInput, check_model, check_numbers
-from ..host.types import CATEGORY, EXPERT, LAYOUT_GUIDANCE, REFINEMENT, LayoutGuidance, LayoutType, schema
-from ..host.unread import with_settings
+from ..common.checks import BadInput, check_model, check_numbers
+from ..common.types import CATEGORY, EXPERT, LAYOUT_GUIDANCE, REFINEMENT, LayoutGuidance, LayoutType, schema
+from ..common.unread import with_settings
 
 WEIGHT, WEIGHT_SDXL = 10.0, 40.0  # of the authors
 

@@ -4,9 +4,9 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ...pnpmix.latexblend.blending import Slot
-from ..host.checks import BadInput, check_choice, check_mask, check_model, check_numbers
-from ..host.messages import at_fault, show
-from ..host.types import CATEGORY, EXPERT, BlendedConcept, BlendType, LearnedConcept, LearnedType, schema
+from ..common.checks import BadInput, check_choice, check_mask, check_model, check_numbers
+from ..common.messages import at_fault, show
+from ..common.types import CATEGORY, EXPERT, BlendedConcept, BlendType, LearnedConcept, LearnedType, schema
 from .layers import check_fits, checkpoint_name, fingerprint
 from .patches import NODE, PLAN, Plan, install
 from .words import left_out_of, place, write

@@ -20,11 +20,11 @@ from ...pnpmix.files.texts import Label, Name, Text, first_fault
 from ...pnpmix.latexblend import bank
 from ...pnpmix.latexblend.bank import FORMAT, VERSION, check, extract, from_tensors
 from ...pnpmix.latexblend.training import EXTRACTED_FROM
-from ..host.checks import BadInput, check_model, check_name, model_family
-from ..host.files import save_new
-from ..host.loading import CONCEPTS, reading, shown_in_lists
-from ..host.messages import show
-from ..host.types import CATEGORY, LearnedConcept, LearnedType, schema
+from ..common.checks import BadInput, check_model, check_name, model_family
+from ..common.files import save_new
+from ..common.loading import CONCEPTS, reading, shown_in_lists
+from ..common.messages import show
+from ..common.types import CATEGORY, LearnedConcept, LearnedType, schema
 from .layers import checkpoint_name, cross_attentions, fingerprint, layer_widths
 from .samplers import encode_slot, rare_vector
 from .words import noun_ids

@@ -9,9 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from ...pnpmix.latexblend.guidance import attention_maps, blending_loss, guide
-from ..host.checks import check_model, check_numbers, check_one_gpu
-from ..host.loading import resident
-from ..host.types import CATEGORY, EXPERT, schema
+from ..common.checks import check_model, check_numbers, check_one_gpu
+from ..common.loading import resident
+from ..common.types import CATEGORY, EXPERT, schema
 from .gradients import checkpointed, with_gradients
 from .layers import differentiable_attention
 from .patches import MAPS, PLAN

@@ -7,8 +7,8 @@ from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from torch import Tensor
 
 from ...pnpmix.latexblend import bank
-from ..host.checks import BadInput, model_family
-from ..host.types import LearnedConcept
+from ..common.checks import BadInput, model_family
+from ..common.types import LearnedConcept
 
 Layer = tuple[str, int, int]  # block's name and number, and the index in it: by which patches are found
 NAMES = {"input_blocks": "input", "middle_block": "middle", "output_blocks": "output"}

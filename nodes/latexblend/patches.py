@@ -8,7 +8,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...pnpmix.latexblend.blending import Slot, acting, blend, region_bias
-from ..host.checks import BadInput
+from ..common.checks import BadInput
 from .layers import cross_attentions, plain_attention
 
 NODE, KEY = "Blend", "pnpmix_blend"

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from ...pnpmix.latexblend import training
 from ...pnpmix.latexblend.curve import draw_losses
-from ..host.checks import (
+from ..common.checks import (
     BadInput,
     check_choice,
     check_image,
@@ -20,10 +20,10 @@ from ..host.checks import (
     check_numbers,
     model_family,
 )
-from ..host.loading import resident, resident_clip
-from ..host.memory import for_host
-from ..host.messages import show
-from ..host.types import CATEGORY, EXPERT, LearnedConcept, LearnedType, schema
+from ..common.loading import resident, resident_clip
+from ..common.memory import for_host
+from ..common.messages import show
+from ..common.types import CATEGORY, EXPERT, LearnedConcept, LearnedType, schema
 from .gradients import with_gradients
 from .layers import checkpoint_name, fingerprint
 from .samplers import NODE, LearnSampler, Settings, Words, mean

@@ -6,8 +6,8 @@ from itertools import pairwise, zip_longest
 import torch
 
 from ...demo.model import VOCABULARY
-from ..host.checks import BadInput, check_text
-from ..host.types import BlendedConcept
+from ..common.checks import BadInput, check_text
+from ..common.types import BlendedConcept
 
 ARTICLES = {"a", "an", "the", "my", "your", "his", "her", "its", "our", "their", "one", "this", "that"}
 DEMO = "words"  # under which the demo model's tokens come, where each is a phrase

@@ -9,8 +9,8 @@ from typing_extensions import override
 
 from ...pnpmix.metrics.background import lpips, lpips_network, psnr, ssim
 from ...pnpmix.metrics.statistics import Measured
-from ..host.checks import BadInput
-from ..host.types import CATEGORY, schema
+from ..common.checks import BadInput
+from ..common.types import CATEGORY, schema
 from .encoders import checked_masks, plain_pictures
 from .scores import score_outputs, scored
 

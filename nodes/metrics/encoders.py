@@ -8,7 +8,7 @@ from comfy.utils import ProgressBar
 from torch import Tensor
 
 from ...pnpmix.metrics.similarity import one_vector, regional_crop
-from ..host.checks import BadInput, check_aspect, check_image, check_text, masks_of, masks_of_pictures
+from ..common.checks import BadInput, check_aspect, check_image, check_text, masks_of, masks_of_pictures
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP, where a CLIP_VISION does not say its own
 

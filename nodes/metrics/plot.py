@@ -6,9 +6,9 @@ from comfy_api.latest import io, ui
 from typing_extensions import override
 
 from ...pnpmix.metrics.statistics import distinct, table
-from ..host.checks import BadInput, check_text
-from ..host.memory import for_host
-from ..host.types import CATEGORY, ScoresType, schema
+from ..common.checks import BadInput, check_text
+from ..common.memory import for_host
+from ..common.types import CATEGORY, ScoresType, schema
 
 NODE = "Score Plot"
 

@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from ...pnpmix.metrics.statistics import Measured, interval, report
-from ..host.messages import show
-from ..host.types import ScoresType
+from ..common.messages import show
+from ..common.types import ScoresType
 
 
 def score_outputs(**means: str) -> list:

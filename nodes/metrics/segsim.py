@@ -9,8 +9,8 @@ from typing_extensions import override
 from ...pnpmix.metrics.segsim import Subjects, count_subjects, omission, redundancy, segsim
 from ...pnpmix.metrics.similarity import regional_crop
 from ...pnpmix.metrics.statistics import Measured
-from ..host.checks import BadInput, check_image
-from ..host.types import CATEGORY, DetectorType, ReferencesType, SegmenterType, SubjectReference, schema
+from ..common.checks import BadInput, check_image
+from ..common.types import CATEGORY, DetectorType, ReferencesType, SegmenterType, SubjectReference, schema
 from ..vision.grounded_mask import look_for
 from .encoders import embed_pictures, mean_colour
 from .scores import score_outputs, scored

@@ -6,8 +6,8 @@ from typing_extensions import override
 
 from ...pnpmix.metrics.similarity import colour_similarity, image_similarity, text_similarity
 from ...pnpmix.metrics.statistics import Measured
-from ..host.checks import BadInput
-from ..host.types import CATEGORY, schema
+from ..common.checks import BadInput
+from ..common.types import CATEGORY, schema
 from .encoders import embed_pictures, embed_text, mean_colour, plain_pictures, regions
 from .scores import score_outputs, scored
 

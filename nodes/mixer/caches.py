@@ -8,8 +8,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from ...pnpmix.mixer.sampling import Rows
-from ..host.checks import BadInput
-from ..host.memory import is_oom
+from ..common.checks import BadInput
+from ..common.memory import is_oom
 
 CACHE = "easycache"  # in transformer_options, of both nodes
 REMEDY = "Bypass that patch; ComfyUI's own EasyCache and LazyCache work here."

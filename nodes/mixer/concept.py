@@ -4,8 +4,8 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ...pnpmix.masks import to_image_size
-from ..host.checks import check_latent, check_marks_an_object, check_mask, check_numbers
-from ..host.types import CATEGORY, EXPERT, Concept, ConceptsType, LearnedConcept, LearnedType, schema
+from ..common.checks import check_latent, check_marks_an_object, check_mask, check_numbers
+from ..common.types import CATEGORY, EXPERT, Concept, ConceptsType, LearnedConcept, LearnedType, schema
 
 
 class PnPMixConcept(io.ComfyNode):

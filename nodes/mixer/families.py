@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ...pnpmix.schedule import NoisePath
-from ..host.checks import BadInput, check_conditioning, check_model, check_whole_pictures, downscale_ratio
+from ..common.checks import BadInput, check_conditioning, check_model, check_whole_pictures, downscale_ratio
 
 REMEDY = (
     "Load an SD 1.x, SD 2.x or SDXL checkpoint, or a Flux, Chroma, Qwen-Image, Z-Image, Lumina 2, SD 3 or "

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ...pnpmix.schedule import without_noisiest
-from ..host.checks import (
+from ..common.checks import (
     BadInput,
     check_channels,
     check_choice,
@@ -17,8 +17,8 @@ from ..host.checks import (
     falls_to_zero,
     model_family,
 )
-from ..host.memory import room_for
-from ..host.types import CATEGORY, EXPERT, InversionType, InvertedLatent, schema
+from ..common.memory import room_for
+from ..common.types import CATEGORY, EXPERT, InversionType, InvertedLatent, schema
 from .families import check_denoiser, check_prompt, check_size, reads_one_level
 from .samplers import MAX_ROWS, InvertSampler, RowGuider, acts_by_time
 

@@ -14,11 +14,11 @@ from typing_extensions import override
 from ...pnpmix.files.tensors import described, read_safetensors
 from ...pnpmix.files.texts import Name, Text
 from ...pnpmix.mixer.inversion import Inversion
-from ..host.checks import BadInput, falls_to_zero
-from ..host.files import save_new
-from ..host.loading import reading, shown_in_lists
-from ..host.messages import show
-from ..host.types import CATEGORY, InversionType, InvertedLatent, schema
+from ..common.checks import BadInput, falls_to_zero
+from ..common.files import save_new
+from ..common.loading import reading, shown_in_lists
+from ..common.messages import show
+from ..common.types import CATEGORY, InversionType, InvertedLatent, schema
 
 FORMAT = "pnp-mix inversion 1"
 MAX_SEED = 2**64 - 1

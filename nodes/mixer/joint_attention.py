@@ -12,8 +12,8 @@ from torch import Tensor
 from ...pnpmix.masks import box_distance, covered_cells, part_of
 from ...pnpmix.mixer.attention import attend_to_objects, guided_joint_attention, turn
 from ...pnpmix.mixer.sampling import Rows
-from ..host.checks import BadInput
-from ..host.types import Appearance, Concept
+from ..common.checks import BadInput
+from ..common.types import Appearance, Concept
 from .caches import Reuse
 from .families import Tokens, family_of, guided_blocks, joint_blocks, token_grid, tokens_of
 from .patches import ROWS, Area, check_rows

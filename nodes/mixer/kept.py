@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ...pnpmix.mixer.sampling import Rows
-from ..host.checks import BadInput
-from ..host.types import APPEARANCE, DILUTION, Appearance, Concept
+from ..common.checks import BadInput
+from ..common.types import APPEARANCE, DILUTION, Appearance, Concept
 
 SHARE = 0.25  # of the free memory, at most
 Layer = tuple  # of the UNet, and of which prompt

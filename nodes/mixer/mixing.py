@@ -16,8 +16,8 @@ from ...pnpmix.masks import (
     share_overlaps,
     to_image_size,
 )
-from ..host.beside import kept_beside, replace_kept
-from ..host.checks import (
+from ..common.beside import kept_beside, replace_kept
+from ..common.checks import (
     BadInput,
     check_aspect,
     check_channels,
@@ -29,10 +29,10 @@ from ..host.checks import (
     downscale_ratio,
     model_family,
 )
-from ..host.memory import room_for
-from ..host.messages import at_fault, show
-from ..host.overlay import concept_overlay, show_at_once
-from ..host.types import (
+from ..common.memory import room_for
+from ..common.messages import at_fault, show
+from ..common.overlay import concept_overlay, show_at_once
+from ..common.types import (
     APPEARANCE,
     CATEGORY,
     DILUTION,

@@ -11,8 +11,8 @@ from torch import Tensor
 from ...pnpmix.masks import part_of, readable_cells, weighted
 from ...pnpmix.mixer.attention import attend_to_objects, by_role, guided_appearance_attention
 from ...pnpmix.mixer.sampling import Rows
-from ..host.checks import BadInput
-from ..host.types import Appearance, Concept
+from ..common.checks import BadInput
+from ..common.types import Appearance, Concept
 from .kept import PersonalRows
 
 ROWS = "pnpmix_rows"  # in transformer_options, for the length of one call

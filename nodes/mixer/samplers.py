@@ -14,10 +14,10 @@ from torch import Tensor
 from ...pnpmix.mixer.dilution import Dilution
 from ...pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
 from ...pnpmix.mixer.sampling import Rows, roles_needed, sample_pnp_mix
-from ..host.checks import BadInput
-from ..host.memory import is_oom, pinned, place_for, place_for_some, rows_that_fit
-from ..host.messages import at_fault
-from ..host.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground
+from ..common.checks import BadInput
+from ..common.memory import is_oom, pinned, place_for, place_for_some, rows_that_fit
+from ..common.messages import at_fault
+from ..common.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground
 from ..latexblend.patches import BELONGS, BLENDED, PLAN
 from .caches import CACHE, Reuse, attention_layers, cache_of_each_layout, new_cache
 from .families import family_of, has_frames, joint_blocks, noise_path

@@ -3,9 +3,9 @@
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..host.checks import BadInput, check_channels, check_choice, check_latent, check_numbers
-from ..host.types import APPEARANCE, CATEGORY, DILUTION, EXPERT, Appearance, InpaintedBackground, schema
-from ..host.unread import with_settings
+from ..common.checks import BadInput, check_channels, check_choice, check_latent, check_numbers
+from ..common.types import APPEARANCE, CATEGORY, DILUTION, EXPERT, Appearance, InpaintedBackground, schema
+from ..common.unread import with_settings
 from .families import check_denoiser, guided_blocks
 
 LAYERS, POSITIONS, OUTSIDE = ["all", "decoder", "vital"], ["target", "kept"], ["scaled", "blended"]

@@ -13,9 +13,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from ...pnpmix.files.texts import first_fault
-from ..host.checks import BadInput
-from ..host.loading import BERT, KNOWN_FILES, MAX_SAID, file_input, importing, load_weights, needs, validate_file
-from ..host.types import CATEGORY, DetectorType, schema
+from ..common.checks import BadInput
+from ..common.loading import BERT, KNOWN_FILES, MAX_SAID, file_input, importing, load_weights, needs, validate_file
+from ..common.types import CATEGORY, DetectorType, schema
 from .picture_model import PictureModel
 
 needs("transformers")

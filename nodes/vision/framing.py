@@ -26,10 +26,10 @@ from ...pnpmix.vision.framing import (
     whole,
 )
 from ...pnpmix.vision.inpainting import fill_weights
-from ..host.checks import BadInput, check_choice, check_image, check_marks_an_object, check_numbers, masks_of
-from ..host.memory import for_host
-from ..host.messages import show
-from ..host.types import CATEGORY, Place, PlaceType, schema
+from ..common.checks import BadInput, check_choice, check_image, check_marks_an_object, check_numbers, masks_of
+from ..common.memory import for_host
+from ..common.messages import show
+from ..common.types import CATEGORY, Place, PlaceType, schema
 
 FIT, PASTE = "Fit Picture", "Paste Back"
 MODES = CROP, PAD, OBJECT = ["crop", "pad", "around the object"]

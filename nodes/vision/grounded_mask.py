@@ -7,8 +7,8 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ...pnpmix.masks import gaussian_blur, grow
-from ..host.checks import BadInput, check_choice, check_image, check_numbers, check_text
-from ..host.types import CATEGORY, EXPERT, DetectorType, SegmenterType, schema
+from ..common.checks import BadInput, check_choice, check_image, check_numbers, check_text
+from ..common.types import CATEGORY, EXPERT, DetectorType, SegmenterType, schema
 
 NODE = "Grounded Mask"
 PICK = ["best", "all", "each", "in order"]

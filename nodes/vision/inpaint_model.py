@@ -3,9 +3,9 @@
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..host.checks import BadInput
-from ..host.loading import file_input, importing, load_weights, needs, validate_file
-from ..host.types import CATEGORY, InpaintModelType, schema
+from ..common.checks import BadInput
+from ..common.loading import file_input, importing, load_weights, needs, validate_file
+from ..common.types import CATEGORY, InpaintModelType, schema
 
 needs("spandrel")
 NODE = "Load Inpaint Model"

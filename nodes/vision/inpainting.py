@@ -10,11 +10,11 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ...pnpmix.vision.inpainting import MAX_SIDE, fill_by_model, fill_smoothly, fill_weights, inpaint
-from ..host.checks import BadInput, check_aspect, check_image, check_numbers, masks_of, masks_of_pictures
-from ..host.loading import load_where_it_runs, patcher_of
-from ..host.memory import for_host
-from ..host.messages import show
-from ..host.types import CATEGORY, InpaintModelType, schema
+from ..common.checks import BadInput, check_aspect, check_image, check_numbers, masks_of, masks_of_pictures
+from ..common.loading import load_where_it_runs, patcher_of
+from ..common.memory import for_host
+from ..common.messages import show
+from ..common.types import CATEGORY, InpaintModelType, schema
 
 NODE = "Inpaint Background"
 

@@ -3,9 +3,9 @@
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..host.checks import BadInput, check_image, check_numbers
-from ..host.messages import thumbnails
-from ..host.types import CATEGORY, schema
+from ..common.checks import BadInput, check_image, check_numbers
+from ..common.messages import thumbnails
+from ..common.types import CATEGORY, schema
 
 NODE = "Background Picker"
 

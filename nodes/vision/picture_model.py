@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..host.loading import load_where_it_runs, patcher_of
+from ..common.loading import load_where_it_runs, patcher_of
 
 MAX_KEPT = 32  # pictures whose encodings are kept; those of a detector take 20 to 30 MB each
 

@@ -5,9 +5,9 @@ from comfy_api.latest import io
 from torch import Tensor
 from typing_extensions import override
 
-from ..host.checks import BadInput
-from ..host.loading import file_input, importing, load_weights, needs, validate_file
-from ..host.types import CATEGORY, SegmenterType, schema
+from ..common.checks import BadInput
+from ..common.loading import file_input, importing, load_weights, needs, validate_file
+from ..common.types import CATEGORY, SegmenterType, schema
 from .picture_model import PictureModel
 
 needs("segment-anything")

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from headless import blend, graphs
-from headless.drawn import draw_jobs
-from headless.pictures import Sent
-from headless.server import Server as Client
+from cli import blend, graphs
+from cli.drawn import draw_jobs
+from cli.pictures import Sent
+from cli.server import Server as Client
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
@@ -52,7 +52,7 @@ def table(tmp_path) -> Path:
 
 def start_blend(*options: str, comfyui_options: tuple[str, ...] = (), log: Path) -> subprocess.Popen:
     """As run.py does, once it has found ComfyUI's Python."""
-    code = "import runpy, sys; sys.path[0] = sys.argv.pop(1); runpy.run_module('headless', run_name='__main__')"
+    code = "import runpy, sys; sys.path[0] = sys.argv.pop(1); runpy.run_module('cli', run_name='__main__')"
     command = [sys.executable, "-c", code, str(PACK), "blend", *options]
     command += ["--", *comfyui_options] if comfyui_options else []
     with log.open("w") as file:

@@ -172,4 +172,4 @@ def lines_of_run_py() -> list[list[str]]:
 @pytest.mark.parametrize("command", lines_of_run_py(), ids=" ".join)
 def test_run_py_knows_every_option_that_a_page_shows(command):
     kind, *options = command
-    importlib.import_module(f"headless.{kind}").read_options(options)
+    importlib.import_module(f"cli.{kind}").read_options(options)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from headless import evaluate, graphs
-from headless.jobs import Job, scene_work
-from headless.server import Server as Client
+from cli import evaluate, graphs
+from cli.jobs import Job, scene_work
+from cli.server import Server as Client
 from PIL import Image
 
 from server_process import Server
@@ -28,7 +28,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def few_steps(monkeypatch):
-    monkeypatch.setattr("headless.variants.DEMO_STEPS", {100: 5, 50: 5, 25: 4, 8: 4})
+    monkeypatch.setattr("cli.variants.DEMO_STEPS", {100: 5, 50: 5, 25: 4, 8: 4})
 
 
 def test_the_demo_gives_pictures_scores_and_a_page_and_goes_on_after_a_stop(server, few_steps, tmp_path, capsys):
@@ -60,7 +60,7 @@ def test_the_demo_gives_pictures_scores_and_a_page_and_goes_on_after_a_stop(serv
 
 
 def test_a_task_that_fails_is_in_the_page_and_the_others_go_on(server, few_steps, tmp_path, capsys, monkeypatch):
-    from headless import drawn
+    from cli import drawn
 
     def with_faults(folder: Path, count: int) -> Path:
         """Of three tasks one lacks a picture, and one has a word that the model does not know."""

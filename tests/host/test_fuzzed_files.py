@@ -252,7 +252,7 @@ def test_checkpoints(folder, node, tmp_path, monkeypatch):
 
 def test_tables_tasks_and_notes(tmp_path):
     """Of the command line."""
-    from headless import evaluate, jobs, tasks
+    from cli import evaluate, jobs, tasks
 
     table = (
         'scene,things,words,seed,steps,prompt,masks,name\na.png,b.png|c.png,dog|"big, cat",7,12,"at night",x|y,one\n'

@@ -299,7 +299,7 @@ def test_a_missing_file_is_named_with_those_that_fit_and_where_they_go(folders, 
 def test_folders_are_made_unless_the_files_are_elsewhere_or_the_disk_is_read_only(comfyui, tmp_path, monkeypatch):
     import folder_paths
 
-    (loading,) = (module for name, module in sys.modules.items() if name.endswith("nodes.host.loading"))
+    (loading,) = (module for name, module in sys.modules.items() if name.endswith("nodes.common.loading"))
     elsewhere, models = tmp_path / "elsewhere", tmp_path / "models"
     elsewhere.mkdir()
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", {"sams": ([str(elsewhere)], {".pth"})})

@@ -10,10 +10,10 @@ from PIL import Image
 # isort: off
 import packages  # noqa: F401 makes the next ones known
 from demo.loras import FOLDER
-from headless import graphs, methods
-from headless.drawn import draw_jobs
-from headless.jobs import Job, Work, read_table
-from headless.variants import OTHER_METHODS, change
+from cli import graphs, methods
+from cli.drawn import draw_jobs
+from cli.jobs import Job, Work, read_table
+from cli.variants import OTHER_METHODS, change
 
 # isort: on
 from comfy_host import Graph

@@ -5,7 +5,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-for name in ("pnpmix", "demo", "benchmarks", "headless"):
+for name in ("pnpmix", "demo", "benchmarks", "cli"):
     folder = Path(__file__).resolve().parents[2] / name
     spec = importlib.util.spec_from_file_location(
         name, folder / "__init__.py", submodule_search_locations=[str(folder)]

@@ -6,7 +6,7 @@ As `workflow_files.with_demo_model` does for PnP-MIX; the rest of the graph is t
 # isort: off
 from workflow_files import needed  # makes the next one known
 from demo.conducting import ConductorSettings
-from headless.graphs import SMALL
+from cli.graphs import SMALL
 
 # isort: on
 CONDUCTED, LEARNED = 101, 2  # seeds of scenes with things that there are LoRAs for, or with looks that are learned well

@@ -2,8 +2,8 @@
 
 # isort: off
 import packages  # noqa: F401 makes the next one known
-from headless import graphs
-from headless.graphs import FINDERS, SIDE, SMALL, add_level, levels, links, subgraphs, to_api, widget_values  # noqa: F401
+from cli import graphs
+from cli.graphs import FINDERS, SIDE, SMALL, add_level, levels, links, subgraphs, to_api, widget_values  # noqa: F401
 
 # isort: on
 from comfy_host import PACK

@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from headless import blend, evaluate, graphs
-from headless.jobs import BadTable, Job, JobFailed, fitting_templates, in_order, prompt_of, read_table, work_of
+from cli import blend, evaluate, graphs
+from cli.jobs import BadTable, Job, JobFailed, fitting_templates, in_order, prompt_of, read_table, work_of
 from PIL import Image
 
 NOTHING = Job(Path(), (), ())

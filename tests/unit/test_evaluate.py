@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
-from headless import evaluate, methods, papers, scores
-from headless.evaluate import Evaluated, Made
-from headless.jobs import BadTable, Job, JobFailed, work_of
-from headless.report import page, write_report
-from headless.server import ServerEnded
-from headless.tasks import pictures_of, read_tasks
-from headless.variants import OTHER_METHODS, ROWS, change, for_demo
+from cli import evaluate, methods, papers, scores
+from cli.evaluate import Evaluated, Made
+from cli.jobs import BadTable, Job, JobFailed, work_of
+from cli.report import page, write_report
+from cli.server import ServerEnded
+from cli.tasks import pictures_of, read_tasks
+from cli.variants import OTHER_METHODS, ROWS, change, for_demo
 from PIL import Image
 
 NOTHING = Job(None, (), ())

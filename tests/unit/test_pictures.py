@@ -5,8 +5,8 @@ import sys
 
 import numpy as np
 import pytest
-from headless.pictures import Sent, changed_share, decode, frames, is_cut_out, mask_of, profile_of, with_profile
-from headless.server import JobFailed
+from cli.pictures import Sent, changed_share, decode, frames, is_cut_out, mask_of, profile_of, with_profile
+from cli.server import JobFailed
 from PIL import Image, ImageCms
 
 GRADIENT = np.stack(np.broadcast_arrays(np.arange(48)[:, None] * 5, np.arange(32) * 8, 90), -1).astype(np.uint8)

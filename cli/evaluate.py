@@ -51,7 +51,7 @@ def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
     parser = argparse.ArgumentParser(
         prog="run.py evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tasks", type=Path, help="folder with a tasks.csv; see headless/evaluation.md")
+    parser.add_argument("--tasks", type=Path, help="folder with a tasks.csv; see cli/evaluation.md")
     parser.add_argument(
         "--demo", type=int, nargs="?", const=10, metavar="N",
         help="without a download: the demo model on N tasks that are drawn, with shorter schedules; default: 10",

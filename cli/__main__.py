@@ -1,4 +1,4 @@
-"""python -m headless blend … (or evaluate …): `run.py` calls it with the Python of the ComfyUI in COMFYUI_DIR."""
+"""python -m cli blend … (or evaluate …): `run.py` calls it with the Python of the ComfyUI in COMFYUI_DIR."""
 
 import signal
 import sys

@@ -40,7 +40,7 @@ def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
         default=[],
         help='up to three times: what it replaces = its picture, "dog=my_dog.jpg"',
     )
-    parser.add_argument("--table", type=Path, help="a CSV file with a job in each row; see headless/README.md")
+    parser.add_argument("--table", type=Path, help="a CSV file with a job in each row; see cli/README.md")
     parser.add_argument(
         "--demo", type=int, nargs="?", const=1, metavar="N",
         help="without a download: the demo model in the place of the checkpoint; without a table, on N scenes that "
