@@ -528,7 +528,7 @@ def test_pixels_to_a_cell_are_those_of_the_family(model, name, ratio):
 
     patched = model.clone()
     patched.add_object_patch("latent_format", getattr(comfy.latent_formats, name)())
-    assert pack_module("host.checks").downscale_ratio(patched) == ratio
+    assert pack_module("common.checks").downscale_ratio(patched) == ratio
 
 
 def test_two_concepts_for_one_object_are_refused(model, inversion):

@@ -256,7 +256,7 @@ def test_guidance_needs_no_memory_of_the_run_before(small):
     ],
 )
 def test_words_are_found_as_the_tokenizer_cuts_them(layout, text, noun, occurrence, slot, found):
-    words, types = pack_module("latexblend.words"), pack_module("host.types")
+    words, types = pack_module("latexblend.words"), pack_module("common.types")
     clip = tokenizers(layout)
     concept = types.LearnedConcept(of_tokens(len(found)), "x", noun, "", "", "", {})
     wanted = [types.BlendedConcept(concept, occurrence, 1.0, None)]
@@ -283,7 +283,7 @@ def tokenizers(layout: str):
 
 @pytest.mark.oldest
 def test_an_embedding_before_the_noun_is_no_article(tmp_path):
-    words, types = pack_module("latexblend.words"), pack_module("host.types")
+    words, types = pack_module("latexblend.words"), pack_module("common.types")
     clip = tokenizers("SD 1.x")
     concept = types.LearnedConcept(of_tokens(2), "x", "dog", "", "", "", {})
     read = words.read
@@ -332,7 +332,7 @@ def test_an_embedding_of_another_width_moves_no_word(small, embeddings, messages
         assert "64 numbers a token, and this CLIP's encoder l 48" in messages()
         assert torch.equal(small.graph(text=own), small.graph())
         words = pack_module("latexblend.words")
-        wanted = [pack_module("host.types").BlendedConcept(c, 1, 1.0, None) for c in (small.dog, small.car)]
+        wanted = [pack_module("common.types").BlendedConcept(c, 1, 1.0, None) for c in (small.dog, small.car)]
         for name, moved in (("wide", 0), ("fits", 3)):
             _, firsts, _ = words.place("Blend", small.clip, f"embedding:{name} {TEXT}", wanted, "auto")
             assert firsts == [DOG[0] + moved, CAR[0] + moved]
@@ -340,7 +340,7 @@ def test_an_embedding_of_another_width_moves_no_word(small, embeddings, messages
 
 @pytest.mark.oldest
 def test_an_embedding_for_one_of_two_encoders_may_stand_behind_the_concepts(embeddings):
-    words, types, clip = pack_module("latexblend.words"), pack_module("host.types"), small_clip("SDXL")
+    words, types, clip = pack_module("latexblend.words"), pack_module("common.types"), small_clip("SDXL")
     embeddings(clip, old=embedding_width(clip, "l"))
     wanted = [types.BlendedConcept(types.LearnedConcept(of_tokens(2), "x", "dog", "", "", "", {}), 1, 1.0, None)]
     assert words.place("Blend", clip, "a dog, embedding:old", wanted, "auto")[1] == [1]
@@ -468,7 +468,7 @@ def test_a_lora_beside_it_changes_all_but_the_concept(small):
         negative = encode(graph, small.clip, NEGATIVE)
         return samples(graph, ksampler(graph, model, positive, negative, steps=1, cfg=1.0))[0]
 
-    plain_attention = pack_module("latexblend.layers").plain_attention
+    plain_attention = pack_module("common.attention").plain_attention
     assert relative_error(sampled(lora=True), sampled(lora=False)) > 1e-3
     with_lora, without = keys
     assert torch.equal(with_lora[DOG], without[DOG])

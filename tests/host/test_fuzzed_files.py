@@ -38,7 +38,7 @@ def clip():
 @contextlib.contextmanager
 def right_or_bad_input():
     """What is raised names the node and what was expected, in words that a log takes."""
-    bad = pack_module("host.checks").BadInput
+    bad = pack_module("common.checks").BadInput
     try:
         yield
     except bad as error:
@@ -109,7 +109,7 @@ def use(model, clip, name: str) -> None:
     import comfy.lora
 
     files, concepts, checks = (pack_module(f"conductor.{x}") for x in ("lora_files", "concepts", "checks"))
-    types = pack_module("host.types")
+    types = pack_module("common.types")
     file = files.read("Concept LoRA", name)
     layers = concepts.check_tokens("Concept LoRA", file, clip, "a <dog> on a beach")
     concepts.with_weights("Concept LoRA", clip, file, name, 1.0)
@@ -295,5 +295,5 @@ def test_a_settings_file_of_a_text_encoder_takes_no_more_than_one_has(tmp_path):
     check()
     for name in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings"):
         (tmp_path / "config.json").write_text(json.dumps(config | {name: 10**9}))
-        with pytest.raises(pack_module("host.checks").BadInput, match=name):
+        with pytest.raises(pack_module("common.checks").BadInput, match=name):
             read_bert(read_text_encoder, str(tmp_path))

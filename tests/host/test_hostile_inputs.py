@@ -158,7 +158,7 @@ def test_what_a_node_shows_can_be_written(monkeypatch):
     monkeypatch.setattr(
         server.PromptServer.instance, "send_progress_text", lambda text, node_id, sid=None: shown.append(text.encode())
     )
-    pack_module("host.messages").show("Blend", "1", ["Warning: 'a\ud800'"])
+    pack_module("common.messages").show("Blend", "1", ["Warning: 'a\ud800'"])
     assert shown == [rb"Warning: 'a\ud800'"]
 
 
@@ -168,7 +168,7 @@ def test_messages_leave_for_the_editor_in_one_place_where_html_becomes_text(monk
     shown = []
     monkeypatch.setattr(server.PromptServer.instance, "send_progress_text", lambda text, node_id: shown.append(text))
     said = "Warning: '<b>' & [[[words|https://x]]]"
-    told = pack_module("host.messages").show("Blend", "1", [said])
+    told = pack_module("common.messages").show("Blend", "1", [said])
     assert html.unescape(*shown) == said and not re.search(r"<|\[\[", *shown)
     assert told == {"messages": [f"Blend: {said}"]}, "for programs, which read words"
     senders = [x.name for x in (PACK / "nodes").rglob("*.py") if "send_progress_text" in x.read_text(encoding="utf-8")]

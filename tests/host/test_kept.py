@@ -88,7 +88,7 @@ def test_what_is_kept_goes_with_the_inversion(model):
     graph = Graph()
     inversion = graph.run(inversion=invert(graph, model, steps=4, skip_steps=2))["inversion"]
     blend(model, inversion, keep=True)
-    kept, picture = pack_module("host.beside").KEPT, weakref.ref(inversion.inversion.eps)
+    kept, picture = pack_module("common.beside").KEPT, weakref.ref(inversion.inversion.eps)
     count = len(kept)
     assert picture() in kept
     del inversion, graph

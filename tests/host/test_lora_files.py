@@ -278,7 +278,7 @@ def test_half_characters_in_names_are_refused_and_written_out(clip, folder):
     torch.save({"params": {"new_concept_embedding": {"<\ud800>": torch.ones(7, 48)}}}, folder / "half.pth")
     with refused("Concept LoRA, input 'lora_name'", "half.pth", "surrogates not allowed"):
         prompts("half.pth", clip)
-    check_name = pack_module("host.checks").check_name
+    check_name = pack_module("common.checks").check_name
     with pytest.raises(Exception, match=r"\\ud800") as error:
         check_name("Learn Concept", "name", "a\ud800")
     str(error.value).encode()
@@ -291,6 +291,6 @@ def test_a_folder_or_a_file_of_another_user_is_said_so(folder):
         read("Concept LoRA", "dog.safetensors")
     with (
         pytest.raises(Exception, match="Concept LoRA, input 'lora_name': dog.safetensors cannot be read"),
-        pack_module("host.loading").reading("Concept LoRA", "lora_name", str(folder / "dog.safetensors"), ""),
+        pack_module("common.loading").reading("Concept LoRA", "lora_name", str(folder / "dog.safetensors"), ""),
     ):
         Path(folder / "dog.safetensors").read_bytes()

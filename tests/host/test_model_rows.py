@@ -160,7 +160,7 @@ def test_cancel_is_never_taken_for_a_lack_of_memory(monkeypatch):
     import comfy.model_management
 
     monkeypatch.setattr(comfy.model_management, "OOM_EXCEPTION", Exception)
-    is_oom = pack_module("host.memory").is_oom
+    is_oom = pack_module("common.memory").is_oom
     assert is_oom(RuntimeError())
     assert not is_oom(comfy.model_management.InterruptProcessingException())
 
@@ -172,13 +172,13 @@ def test_memory_is_pinned_where_the_host_holds_copies_that_nobody_waits_for_to_b
     pinned = []
     monkeypatch.setattr(comfy.model_management, "device_supports_non_blocking", lambda _: safe)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x) or x)
-    pack_module("host.memory").pinned(torch.zeros(2), torch.device(device))
+    pack_module("common.memory").pinned(torch.zeros(2), torch.device(device))
     assert len(pinned) == pins
 
 
 def test_cells_follow_the_device_that_computes():
     """By the `.to` that hosts with several GPUs call on patches; the others keep theirs."""
-    patches, types = pack_module("mixer.patches"), pack_module("host.types")
+    patches, types = pack_module("mixer.patches"), pack_module("common.types")
     grid, here = (12, 16), torch.tensor([1, 2])
     area = (*grid, 0, 0)
     appearance, cells = types.Appearance(0.15, "all", 0, 1), {area: {grid: [None, (here, here)]}}

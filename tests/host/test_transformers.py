@@ -543,7 +543,7 @@ def test_no_cache_skips_pictures_read_apart(monkeypatch, node):
 
 @pytest.mark.oldest
 def test_where_there_is_no_room_for_a_picture_read_apart_the_run_does_not_begin(monkeypatch, calls):
-    monkeypatch.setattr(pack_module("host.memory"), "KEPT_SHARE", 1e-12)
+    monkeypatch.setattr(pack_module("common.memory"), "KEPT_SHARE", 1e-12)
     with refused("Mask Noise Mixer", "'concepts'", "another length", "GB", "same number of tokens"):
         graph_result("Flux.1", model_of("Flux.1"), own={0: conditioning("Flux.1", 3, tokens=40)})
     assert calls == [4, 4], "of the inversion alone"
@@ -562,7 +562,7 @@ def test_where_there_is_no_room_for_a_picture_read_apart_the_run_does_not_begin(
 def test_pictures_read_apart_are_kept_on_the_device_or_else_on_the_cpu(monkeypatch, free, expected):
     import comfy.model_management
 
-    memory = pack_module("host.memory")
+    memory = pack_module("common.memory")
     monkeypatch.setattr(memory, "free_memory", lambda guider: free["meta"])
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: free[device.type])
     found = memory.place_for_some(int(4e8), None, torch.device("meta"))

@@ -143,7 +143,7 @@ def output(link: list, index: int) -> list:
 
 
 def pack_module(name: str):
-    """A module of the pack as ComfyUI loaded it, such as "host.checks" of nodes/."""
+    """A module of the pack as ComfyUI loaded it, such as "common.checks" of nodes/."""
     import nodes
 
     beginning = nodes.NODE_CLASS_MAPPINGS["PnPMixSampler"].__module__.removesuffix("mixer.mixing")

@@ -12,7 +12,7 @@ STEPS = 2
 
 def learned(model, noun: str, seed: int, tokens: int = 2, **fields):
     """PNPMIX_LEARNED"""
-    types, layers, checks = (pack_module(x) for x in ("host.types", "latexblend.layers", "host.checks"))
+    types, layers, checks = (pack_module(x) for x in ("common.types", "latexblend.layers", "common.checks"))
     generator = torch.Generator().manual_seed(seed)
     features = {
         name: tuple(torch.randn(tokens, width, generator=generator) for _ in "kv")
