@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..masks import bounding_box
 from .injection import Grid, all_grids, on_grid
 
 SEED = 123  # of the first centres of k-means
@@ -110,14 +111,10 @@ def best_segment(found: Tensor, before: Tensor, threshold: float) -> Tensor:
     flat = before.flatten()
     overlap = (found & flat).sum(-1) / (found | flat).sum(-1)
     best = int(overlap.argmax())
-    return bounding_box(before) if overlap[best] < threshold else found[best].view_as(before)
-
-
-def bounding_box(mask: Tensor) -> Tensor:
-    """(h, w) bool, not empty."""
-    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-    box = torch.zeros_like(mask)
-    box[rows[0, 0] : rows[-1, 0] + 1, columns[0, 0] : columns[-1, 0] + 1] = True
+    if overlap[best] >= threshold:
+        return found[best].view_as(before)
+    box = torch.zeros_like(before)
+    box[bounding_box(before)] = True
     return box
 
 

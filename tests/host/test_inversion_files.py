@@ -223,7 +223,7 @@ def files_module():
     import nodes
 
     package = nodes.NODE_CLASS_MAPPINGS["PnPMixSaveInversion"].__module__.removesuffix(".mixer.inversion_files")
-    return sys.modules[f"{package}.host.files"]
+    return sys.modules[f"{package}.common.files"]
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
