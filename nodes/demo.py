@@ -15,6 +15,7 @@ import torch
 from comfy.ldm.flux.model import FluxParams
 from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
+from einops import repeat
 from typing_extensions import override
 
 from ..demo import concepts as demo_concepts
@@ -156,7 +157,7 @@ class PnPMixDemoScene(io.ComfyNode):
 
 def enlarged(pictures):
     """Four times as large: the editor shows a picture of 64 pixels as a speck."""
-    return pictures.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    return repeat(pictures, "b h w c -> b (h 4) (w 4) c")
 
 
 class DemoLatent(comfy.latent_formats.LatentFormat):

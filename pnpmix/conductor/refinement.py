@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from einops import einsum
 from torch import Tensor
 
 from ..masks import bounding_box
@@ -67,7 +68,7 @@ def k_means(points: Tensor, clusters: int, restarts: int, seed: int = SEED) -> t
         distances = squared_distances(points, centres)
         members = torch.nn.functional.one_hot(distances.argmin(1), clusters).to(points)  # (R, T, K)
         counts = members.sum(1)[..., None]
-        means = members.transpose(1, 2) @ points / counts.clamp(min=1)
+        means = einsum(members, points, "r t k, t d -> r k d") / counts.clamp(min=1)
         means = torch.where(counts > 0, means, centres)
         shift = (means - centres).norm(dim=-1).mean(-1)
         centres = means

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from .blending import Slot
@@ -14,7 +15,8 @@ SHARPNESS = 100.0  # of the softmax over a map
 
 def distributions(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, positions, n) maps → (B, n, cells) log-probabilities of where each token acts."""
-    pooled = F.avg_pool2d(maps.mT.unflatten(-1, grid), tuple(min(POOL, side) for side in grid), ceil_mode=True)
+    maps = rearrange(maps, "b (h w) n -> b n h w", h=grid[0])
+    pooled = F.avg_pool2d(maps, tuple(min(POOL, side) for side in grid), ceil_mode=True)
     return (SHARPNESS * pooled.flatten(2)).log_softmax(-1)
 
 
