@@ -45,7 +45,7 @@ def kept_bytes(layout: str, size: int, fused: bool, dtype: torch.dtype = torch.f
     def tap(query: Tensor, key: Tensor, extra: dict) -> None:
         raise taps.Stop
 
-    options = taps.with_attention_tap(taps.with_gradients({}), taps.layers_of(unet).keys, tap)
+    options = taps.with_attention_tap(taps.differentiable({}), taps.layers_of(unet).keys, tap)
     options = taps.with_stop(options)["transformer_options"]
     if fused:
         options["optimized_attention_override"] = fused_attention

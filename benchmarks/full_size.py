@@ -143,7 +143,7 @@ class Case:
         comfy.model_management.load_models_gpu([self.model])
         device = self.model.load_device
         layers = pack_module("latexblend.layers")
-        with pack_module("latexblend.gradients").with_gradients(unet), contextlib.ExitStack() as undone:
+        with pack_module("common.gradients").with_gradients(unet), contextlib.ExitStack() as undone:
             parameters = {}
             x0 = self.latent()["samples"].to(device)
             for name, (_, module) in layers.cross_attentions(unet).items():

@@ -61,7 +61,7 @@ def fine_tune(model, clip, pictures: Tensor, steps: int) -> None:
 
     from comfy_host import pack_module
 
-    base, gradients = model.model, pack_module("latexblend.gradients")
+    base, gradients = model.model, pack_module("common.gradients")
     unet = base.diffusion_model
     latents = base.process_latent_in(pictures.clone())
     with gradients.with_gradients(unet):

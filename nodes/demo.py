@@ -15,15 +15,20 @@ import torch
 from comfy.ldm.flux.model import FluxParams
 from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
+from einops import repeat
 from typing_extensions import override
 
+from ..demo import concepts as demo_concepts
+from ..demo import loras as demo_loras
 from ..demo import model as demo
 from ..demo.own_things import more_photos
 from ..demo.scenes import MAX_THINGS, draw_concepts, draw_scene, random_blend
 from .common.checks import BadInput, check_choice, check_numbers
+from .common.file_lists import SHIPPED
 from .common.types import CATEGORY, EXPERT, schema
 
 NETWORKS = {"unet": demo.WEIGHTS, "flow": demo.FLOW_WEIGHTS}
+SHIPPED |= {"loras": ("demo model: ", demo_loras.FOLDER), "concepts": ("demo model: ", demo_concepts.FOLDER)}
 WORDS = ", ".join((*demo.COLOURS, *demo.TEXTURES, *demo.NOUNS))
 
 
@@ -152,7 +157,7 @@ class PnPMixDemoScene(io.ComfyNode):
 
 def enlarged(pictures):
     """Four times as large: the editor shows a picture of 64 pixels as a speck."""
-    return pictures.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    return repeat(pictures, "b h w c -> b (h 4) (w 4) c")
 
 
 class DemoLatent(comfy.latent_formats.LatentFormat):

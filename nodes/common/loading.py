@@ -1,13 +1,11 @@
 """Model files: found in ComfyUI's folders, read as data, placed by ComfyUI's model management."""
 
 import contextlib
-import functools
 import importlib.util
 import itertools
-import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import comfy.model_management
 import folder_paths
@@ -18,8 +16,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ...pnpmix.files.tensors import described, is_plain, read_file
-from ...pnpmix.files.texts import first_fault, printable
+from ...pnpmix.files.texts import first_fault
 from .checks import BadInput
+from .file_lists import model_files, path_of, validate
 
 MAX_SAID = 300  # characters of what is wrong with a file
 MODEL_FILES = {".pth", ".pt", ".ckpt", ".safetensors"}
@@ -64,62 +63,24 @@ def register_folders() -> None:
                 os.makedirs(paths[-1])
 
 
-def shown_in_lists(files: Sequence[str]) -> list[str]:
-    """Without names that hold HTML, which the lists of older editors (frontend 1.27) put into their page as such."""
-    kept = [file for file in files if "<" not in file]
-    for file in files:
-        if file not in kept:
-            tell_left_out(file)
-    return kept
-
-
-@functools.cache  # once for each
-def tell_left_out(file: str) -> None:
-    logging.info("PnP-MIX: %s is in no list, because of the < in its name.", printable(file))
-
-
 def file_input(folder: str, tooltip: str, also: str | None = None) -> io.Combo.Input:
     """The input 'model_name', with the known files for js/model_files.js to show where one is missing.
 
     also: another folder of which a file is needed.
     """
-    files = shown_in_lists(folder_paths.get_filename_list(folder))
-    choice = io.Combo.Input("model_name", options=files, tooltip=tooltip)
     folders = [folder] if also is None else [folder, also]
-    choice.extra_dict = {"pnpmix_known": [{"folder": f"models/{x}", "files": KNOWN_FILES[x]} for x in folders]}
-    return choice
-
-
-def path_of(node: str, folder: str, file: str | None) -> str:
-    """The path of a file that the input 'model_name' names.
-
-    Raises:
-        BadInput: it is not there; the message says which files fit, and where they go.
-    """
-    listed = file in shown_in_lists(folder_paths.get_filename_list(folder))  # no other file is ever opened
-    path = folder_paths.get_full_path(folder, file) if listed else None  # None of what is no file
-    if path is None:
-        fault = f"'{file}' is not in models/{folder}, or is no file."
-        known = "\n".join(f"{name}: {url}" for name, url in KNOWN_FILES[folder].items())
-        place = folder_paths.get_folder_paths(folder)[0]
-        raise BadInput(node, "model_name", fault, f"Put one of these into {place} and press R.\n{known}")
-    return path
+    known = [{"folder": f"models/{x}", "files": KNOWN_FILES[x]} for x in folders]
+    names = model_files(folder).names
+    return io.Combo.Input("model_name", options=names, tooltip=tooltip, extra_dict={"pnpmix_known": known})
 
 
 def validate_file(node: str, folder: str, file: str | None) -> bool | str:
-    """For a node's `validate_inputs`: True or a message, in the place of ComfyUI's, which names no file that fits."""
-    if file is None:  # a linked value is not known yet; then `execute` is the first to see it
-        return True
-    try:
-        path_of(node, folder, file)
-    except BadInput as error:
-        return str(error)
-    return True
+    return validate(node, "model_name", file, model_files(folder, known=KNOWN_FILES[folder]))
 
 
 def load_weights(node: str, folder: str, file: str) -> dict[str, Tensor]:
     """The tensors of a checkpoint that the input 'model_name' names; no code in it is run."""
-    path = path_of(node, folder, file)
+    path = path_of(node, "model_name", file, model_files(folder, known=KNOWN_FILES[folder]))
     with reading(node, "model_name", path, "Download it again, as its authors published it."):
         weights = dictionary_in(read_file(path), "state_dict", "model", lone=True)
         weights = {name: x for name, x in weights.items() if isinstance(name, str) and isinstance(x, Tensor)}

@@ -1,6 +1,8 @@
 """Checks of what the Conductor gets."""
 
 import comfy.lora
+import comfy.ops
+import torch
 from comfy.hooks import EnumHookType
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
@@ -9,7 +11,6 @@ from torch import Tensor
 from ..common.checks import BadInput, check_conditioning, check_latent, check_size, model_family
 from ..common.messages import at_fault
 from ..common.types import CONCEPT_FILE, ConceptFile, ConductedConcept, LayoutGuidance
-from .gradients import check_gradients
 from .lora_weights import counted, fitting
 from .taps import layers_of
 
@@ -94,3 +95,14 @@ def check_guidance(guidance: LayoutGuidance, model, latent: Tensor) -> None:
         remedy = "Scale the layout picture to the new picture's size."
         check_size(node, "layout", guidance.reference.layout.trajectory, latent, "the new picture", model, remedy)
         check_gradients(node, model.model.diffusion_model)
+
+
+def check_gradients(node: str, unet: torch.nn.Module) -> None:
+    """Refuses weights that have no backward pass: quantized tensors, and fp8 weights with fast fp8 operations."""
+    for module in unet.modules():
+        fast = isinstance(module, comfy.ops.fp8_ops.Linear) and module.weight.dtype.itemsize == 1
+        quantized = any(type(x.data) is not Tensor for x in module._parameters.values() if x is not None)
+        if fast or quantized:
+            fault = "its weights are quantized and have no gradient."
+            remedy = "Load it with weight_dtype default and without --fast fp8, or bypass Layout Alignment."
+            raise BadInput(node, "model", fault, remedy)

@@ -8,6 +8,7 @@ from node_helpers import conditioning_set_values
 from typing_extensions import override
 
 from ..common.checks import BadInput, check_mask, check_numbers, check_text
+from ..common.file_lists import model_files
 from ..common.messages import show
 from ..common.types import (
     CATEGORY,
@@ -37,7 +38,7 @@ class PnPMixConceptLora(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="Of the checkpoint. What the LoRA changes in it counts for this prompt."),
                 io.Combo.Input(
                     "lora_name",
-                    options=lora_files.names(),
+                    options=model_files("loras").names,
                     tooltip="A LoRA or ED-LoRA in models/loras. Nothing that a file may ask to be run is run.",
                 ),
                 io.Float.Input(

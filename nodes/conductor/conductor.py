@@ -8,6 +8,7 @@ import latent_preview
 import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
+from einops import rearrange
 from torch import Tensor
 from typing_extensions import override
 
@@ -173,7 +174,7 @@ class PnPMixConductor(io.ComfyNode):
         )
         check_predictions(NODE, result)
         device = comfy.model_management.intermediate_device()
-        final = sampler.masks.final[grid].float().transpose(0, 1).flatten(0, 1).to(device)
+        final = rearrange(sampler.masks.final[grid].float(), "concepts batch h w -> (batch concepts) h w").to(device)
         found = torch.stack([to_pixels(mask, *size) for mask in final])
         return io.NodeOutput({"samples": result.to(device)}, found, ui={"overlay": [overlays[-1]]})
 

@@ -5,6 +5,7 @@ import copy
 import comfy.hooks
 import torch
 from comfy.sd1_clip import SDTokenizer
+from einops import rearrange, repeat
 from torch import Tensor
 
 from .taps import here, layer_numbers
@@ -28,7 +29,8 @@ class LayerPrompts(comfy.hooks.TransformerOptionsHook):
         numbers = layer_numbers(model.model.diffusion_model)
 
         def choose(query: Tensor, key: Tensor, value: Tensor, extra: dict) -> tuple[Tensor, Tensor, Tensor]:
-            own = key.unflatten(1, (self.layers, -1))[:, numbers[here(extra)]]
+            own = rearrange(key, "b (layers tokens) width -> layers b tokens width", layers=self.layers)
+            own = own[numbers[here(extra)]]
             return query, own, own
 
         transformer_options.setdefault("patches", {}).setdefault("attn2_patch", []).append(choose)
@@ -105,4 +107,6 @@ def same_length(positive: list, negative: list, layers: int) -> tuple[list, list
 
 def _repeated(conditioning: list, layers: int, times: int) -> list:
     ((cond, options),) = conditioning
-    return [[cond.unflatten(1, (layers, -1)).repeat(1, 1, times, 1).flatten(1, 2), options]]
+    return [
+        [repeat(cond, "b (layers tokens) width -> b (layers times tokens) width", layers=layers, times=times), options]
+    ]

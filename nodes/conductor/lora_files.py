@@ -3,17 +3,14 @@
 import re
 from typing import NamedTuple
 
-import folder_paths
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from ...demo import loras as demo
 from ...pnpmix.files.tensors import described, is_plain, read_file
 from ...pnpmix.files.texts import Name
-from ..common.checks import BadInput
-from ..common.loading import dictionary_in, reading, shown_in_lists
+from ..common.file_lists import model_files, path_of
+from ..common.loading import dictionary_in, reading
 
-DEMO = "demo model: "  # before the names of those that come with this pack
 EMBEDDINGS = {"new_concept_embedding": "l", "new_concept_embedding_2": "g"}  # part of an ED-LoRA file → text encoder
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")
 
@@ -25,35 +22,13 @@ class LoraFile(NamedTuple):
     tokens: dict[str, dict[str, Tensor]]  # of an ED-LoRA: token → text encoder "l" or "g" → (layers, width)
     unread: list[str]  # names of entries that are of no kind that ComfyUI reads
 
-    @property
-    def layers(self) -> int:
-        """Cross-attention layers that have a prompt of their own; 1: all share one."""
-        return max((len(x) for parts in self.tokens.values() for x in parts.values()), default=1)
-
-
-def names() -> list[str]:
-    own = sorted(DEMO + path.name for path in demo.FOLDER.glob("*.safetensors"))
-    return [*shown_in_lists(folder_paths.get_filename_list("loras")), *own]
-
-
-def path_of(node: str, name: str) -> str:
-    if name not in names():  # no other file is ever opened
-        place = folder_paths.get_folder_paths("loras")[0]
-        raise BadInput(node, "lora_name", f"'{name}' is not in models/loras.", f"Put it into {place} and press R.")
-    if name.startswith(DEMO):
-        return str(demo.FOLDER / name.removeprefix(DEMO))
-    path = folder_paths.get_full_path("loras", name)
-    if path is None:
-        raise BadInput(node, "lora_name", f"'{name}' is no file.", "Choose another one.")
-    return path
-
 
 def read(node: str, name: str) -> LoraFile:
     """
     Raises:
         BadInput: it is missing, damaged, no LoRA, or asks for code to be run.
     """
-    path = path_of(node, name)
+    path = path_of(node, "lora_name", name, model_files("loras"))
     with reading(node, "lora_name", path, "Use the file as its trainer saved it."):
         content = dictionary_in(read_file(path), "params", "state_dict")
         if not all(isinstance(key, str) for key in content):

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ValidationError, field_validator
 from torch import Tensor
 from typing_extensions import override
 
-from ...demo import concepts as demo
 from ...pnpmix.files.pickles import read_pickle
 from ...pnpmix.files.tensors import described, read_safetensors
 from ...pnpmix.files.texts import Label, Name, Text, first_fault
@@ -21,53 +20,23 @@ from ...pnpmix.latexblend import bank
 from ...pnpmix.latexblend.bank import FORMAT, VERSION, check, extract, from_tensors
 from ...pnpmix.latexblend.training import EXTRACTED_FROM
 from ..common.checks import BadInput, check_model, check_name, model_family
+from ..common.file_lists import model_files, path_of, validate
 from ..common.files import save_new
-from ..common.loading import CONCEPTS, reading, shown_in_lists
+from ..common.loading import CONCEPTS, reading
 from ..common.messages import show
 from ..common.types import CATEGORY, LearnedConcept, LearnedType, schema
 from .layers import checkpoint_name, cross_attentions, fingerprint, layer_widths
 from .samplers import encode_slot, rare_vector
 from .words import noun_ids
 
-DEMO = "demo model: "  # before the names of those that come with this pack
 LARGEST_TOKEN = 1024**2  # bytes of a file with the vectors of a word
 LEAST_WIDTH = 32  # numbers of a token in any text encoder
 STATE = "training."  # before the names of what learning goes on from
 FIELDS = ("name", "noun", "family", "checkpoint", "fingerprint")
 
 
-def concept_files(*endings: str) -> list[str]:
-    files = [
-        *shown_in_lists(folder_paths.get_filename_list(CONCEPTS)),
-        *sorted(DEMO + path.name for path in demo.files()),
-    ]
-    return [file for file in files if file.endswith(endings)]
-
-
-def concept_path(node: str, file: str | None, *endings: str) -> str:
-    """The path of a file of the list; no other file is ever opened."""
-    path = None
-    if file in concept_files(*endings):
-        own = file.startswith(DEMO)
-        path = str(demo.FOLDER / file.removeprefix(DEMO)) if own else folder_paths.get_full_path(CONCEPTS, file)
-    if path is None:
-        fault = "no file is chosen." if file is None else f"{file!r} is not in models/{CONCEPTS}."
-        raise BadInput(node, "file", fault, f"Put it into {folder_paths.get_folder_paths(CONCEPTS)[0]} and press R.")
-    return path
-
-
 def file_choice(tooltip: str, *endings: str) -> io.Combo.Input:
-    return io.Combo.Input("file", options=concept_files(*endings), tooltip=tooltip)
-
-
-def validate(node: str, file: str | None, *endings: str) -> bool | str:
-    if file is None:  # a linked value is not known yet; then `execute` is the first to see it
-        return True
-    try:
-        concept_path(node, file, *endings)
-    except BadInput as error:
-        return str(error)
-    return True
+    return io.Combo.Input("file", options=model_files(CONCEPTS, *endings).names, tooltip=tooltip)
 
 
 class PnPMixSaveConcept(io.ComfyNode):
@@ -129,18 +98,18 @@ class PnPMixLoadConcept(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, file):
-        return validate("Load Concept", file, ".safetensors")
+        return validate("Load Concept", "file", file, model_files(CONCEPTS, ".safetensors"))
 
     @classmethod
     @override
     def fingerprint_inputs(cls, file):
         with contextlib.suppress(BadInput, OSError):  # `execute` says what is wrong
-            return os.path.getmtime(concept_path("Load Concept", file, ".safetensors"))
+            return os.path.getmtime(path_of("Load Concept", "file", file, model_files(CONCEPTS, ".safetensors")))
 
     @classmethod
     @override
     def execute(cls, file) -> io.NodeOutput:
-        learned = read_concept(concept_path("Load Concept", file, ".safetensors"))
+        learned = read_concept(path_of("Load Concept", "file", file, model_files(CONCEPTS, ".safetensors")))
         return io.NodeOutput(learned, learned.noun)
 
 
@@ -176,7 +145,7 @@ class PnPMixImportConcept(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, file):
-        return validate("Import Concept", file, ".pt", ".bin")
+        return validate("Import Concept", "file", file, model_files(CONCEPTS, ".pt", ".bin"))
 
     @classmethod
     @override
@@ -188,7 +157,7 @@ class PnPMixImportConcept(io.ComfyNode):
             check_name(node, what, text)
         if model is not None:
             check_model(node, model)
-        path = concept_path(node, file, ".pt", ".bin")
+        path = path_of(node, "file", file, model_files(CONCEPTS, ".pt", ".bin"))
         remedy = "Use a file of the same kind of checkpoint, and the noun that it was learned with."
         with reading(node, "file", path, remedy):
             content = dictionary(read_pickle(path))

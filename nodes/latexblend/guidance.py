@@ -1,19 +1,18 @@
 """Blending Guidance: in the first steps, the latent is moved so that concepts keep apart."""
 
-import contextlib
-
 import comfy.samplers
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 from typing_extensions import override
 
-from ...pnpmix.latexblend.guidance import attention_maps, blending_loss, guide
+from ...pnpmix.attention import attention_probabilities
+from ...pnpmix.latexblend.guidance import blending_loss, guide
+from ..common.attention import differentiable_attention
 from ..common.checks import check_model, check_numbers, check_one_gpu
+from ..common.gradients import checkpointed, with_gradients
 from ..common.loading import resident
 from ..common.types import CATEGORY, EXPERT, schema
-from .gradients import checkpointed, with_gradients
-from .layers import differentiable_attention
 from .patches import MAPS, PLAN
 
 NODE, KEY = "Blending Guidance", "pnpmix_blending_guidance"
@@ -114,7 +113,7 @@ class Look:
         self.g1, self.g2, self.losses, self.open = g1, g2, [], True
 
     def look(self, name: str, query: Tensor, key: Tensor, heads: int, grid: tuple[int, int], slots: list) -> None:
-        loss = blending_loss(attention_maps(query, key, heads), grid, slots, self.g1, self.g2).sum()
+        loss = blending_loss(attention_probabilities(query, key, heads), grid, slots, self.g1, self.g2).sum()
         if self.open:  # else it is only computed again, for the backward pass
             self.losses.append((name, loss))
 
@@ -150,9 +149,8 @@ def without_inference(entry: dict) -> dict:
         name: cond._copy_with(cond.cond.clone()) if isinstance(cond.cond, Tensor) else cond
         for name, cond in entry["model_conds"].items()
     }
-    for name in ("mask",):
-        with contextlib.suppress(KeyError):
-            own[name] = own[name].clone()
+    if "mask" in own:
+        own["mask"] = own["mask"].clone()
     return own
 
 

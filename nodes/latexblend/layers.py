@@ -3,8 +3,6 @@
 import re
 
 import torch
-from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
-from torch import Tensor
 
 from ...pnpmix.latexblend import bank
 from ..common.checks import BadInput, model_family
@@ -48,20 +46,6 @@ def check_fits(node: str, name: str, learned: LearnedConcept, model) -> None:
     except ValueError as error:
         fault = f"'{learned.name}' does not fit this model: {error}."
         raise BadInput(node, name, fault, "Learn it again with this checkpoint.") from error
-
-
-def plain_attention(
-    query: Tensor, key: Tensor, value: Tensor, extra_options: dict, mask: Tensor | None = None
-) -> Tensor:
-    heads, precision = extra_options["n_heads"], extra_options["attn_precision"]
-    return optimized_attention(
-        query, key, value, heads, mask=mask, attn_precision=precision, transformer_options=extra_options
-    )
-
-
-def differentiable_attention(attention, *args, **kwargs) -> Tensor:
-    """optimized_attention_override: PyTorch's, because some of the others have no backward pass."""
-    return attention_pytorch(*args, **kwargs)
 
 
 def checkpoint_name(prompt: dict, node_id: str, name: str = "model") -> str:

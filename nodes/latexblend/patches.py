@@ -8,8 +8,9 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...pnpmix.latexblend.blending import Slot, acting, blend, region_bias
+from ..common.attention import plain_attention
 from ..common.checks import BadInput
-from .layers import cross_attentions, plain_attention
+from .layers import cross_attentions
 
 NODE, KEY = "Blend", "pnpmix_blend"
 PLAN = "pnpmix_blend_plan"  # in a conditioning

@@ -18,10 +18,11 @@ from ...pnpmix.files.tensors import described
 from ...pnpmix.latexblend import training
 from ...pnpmix.latexblend.bank import extract
 from ...pnpmix.schedule import to_eps
+from ..common.attention import differentiable_attention, plain_attention
 from ..common.checks import BadInput
+from ..common.gradients import checkpointed, unchanged_norms, with_gradients
 from ..common.messages import show_text
-from .gradients import checkpointed, unchanged_norms, with_gradients
-from .layers import cross_attentions, differentiable_attention, plain_attention
+from .layers import cross_attentions
 from .words import DEMO, embeddings_of, find, has_article, make_room, noun_ids, read, tokenizer_of, write
 
 NODE = "Learn Concept"

@@ -20,11 +20,11 @@ from ..common.checks import (
     check_numbers,
     model_family,
 )
+from ..common.gradients import with_gradients
 from ..common.loading import resident, resident_clip
 from ..common.memory import for_host
 from ..common.messages import show
 from ..common.types import CATEGORY, EXPERT, LearnedConcept, LearnedType, schema
-from .gradients import with_gradients
 from .layers import checkpoint_name, fingerprint
 from .samplers import NODE, LearnSampler, Settings, Words, mean
 from .words import noun_ids
@@ -230,7 +230,7 @@ def check_precision(model) -> None:
     """Refuses weights that have no gradient."""
     weight = model.model.diffusion_model.input_blocks[0][0].weight
     if weight.element_size() < 2 or type(weight.data) is not Tensor:
-        fault = f"its weights are quantised ({weight.dtype})."
+        fault = f"its weights are quantized ({weight.dtype})."
         raise BadInput(NODE, "model", fault, "Load the checkpoint with weight_dtype default, or its fp16 file.")
 
 

@@ -81,7 +81,7 @@ class PnPMixInpaintBackground(io.ComfyNode):
         progress = comfy.utils.ProgressBar(len(image))
         results = []
         for picture, objects in zip(image, masks, strict=True):
-            weights = fill_weights(objects.float(), expand, feather, check)
+            weights = fill_weights(objects.float(), expand, feather)
             if (weights > 0).all():
                 fault = f"grown by {expand} pixels it covers the whole picture."
                 raise BadInput(NODE, "mask", fault, "Mark only the objects in white, or lower expand.")

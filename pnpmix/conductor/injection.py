@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -47,17 +46,3 @@ def first_masks(masks: Tensor, latent_grid: Grid, batch: int) -> Tensor:
     """(n, H, W) image masks in 0..1 → (n, B, *latent_grid), still soft."""
     soft = F.interpolate(masks[:, None].float(), latent_grid, mode="bilinear", antialias=True)
     return soft.expand(-1, batch, -1, -1)
-
-
-def mean_probabilities(query: Tensor, key: Tensor, heads: int) -> Tensor:
-    """Attention probabilities A = softmax(Q K^T / sqrt(d)), mean over the heads: (B, tokens, tokens), float32.
-
-    Args:
-        query, key: (B, tokens, heads * d).
-    """
-    query, key = (x.float().unflatten(-1, (heads, -1)) for x in (query, key))
-    total = torch.zeros(len(query), query.shape[1], key.shape[1], device=query.device)
-    for head in range(heads):  # one at a time, because all of them take heads times the room
-        scores = query[:, :, head] @ key[:, :, head].transpose(1, 2) / query.shape[-1] ** 0.5
-        total += scores.softmax(-1)
-    return total / heads

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from einops import einsum
 from torch import Tensor
 
+from ..masks import bounding_box
 from .injection import Grid, all_grids, on_grid
 
 SEED = 123  # of the first centres of k-means
@@ -66,7 +68,7 @@ def k_means(points: Tensor, clusters: int, restarts: int, seed: int = SEED) -> t
         distances = squared_distances(points, centres)
         members = torch.nn.functional.one_hot(distances.argmin(1), clusters).to(points)  # (R, T, K)
         counts = members.sum(1)[..., None]
-        means = members.transpose(1, 2) @ points / counts.clamp(min=1)
+        means = einsum(members, points, "r t k, t d -> r k d") / counts.clamp(min=1)
         means = torch.where(counts > 0, means, centres)
         shift = (means - centres).norm(dim=-1).mean(-1)
         centres = means
@@ -110,14 +112,10 @@ def best_segment(found: Tensor, before: Tensor, threshold: float) -> Tensor:
     flat = before.flatten()
     overlap = (found & flat).sum(-1) / (found | flat).sum(-1)
     best = int(overlap.argmax())
-    return bounding_box(before) if overlap[best] < threshold else found[best].view_as(before)
-
-
-def bounding_box(mask: Tensor) -> Tensor:
-    """(h, w) bool, not empty."""
-    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-    box = torch.zeros_like(mask)
-    box[rows[0, 0] : rows[-1, 0] + 1, columns[0, 0] : columns[-1, 0] + 1] = True
+    if overlap[best] >= threshold:
+        return found[best].view_as(before)
+    box = torch.zeros_like(before)
+    box[bounding_box(before)] = True
     return box
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..masks import bounding_box
+
 Size = tuple[int, int]
 
 
@@ -47,10 +49,8 @@ def whole(photo: Size) -> Frame:
 
 def bounding_frame(mask: Tensor) -> Frame | None:
     """The smallest frame round a (H, W) mask's pixels of at least 0.5; None if it has none."""
-    rows, columns = ((mask >= 0.5).any(side).nonzero()[:, 0] for side in (1, 0))
-    if len(rows) == 0:
-        return None
-    return Frame((int(rows[0]), int(rows[-1]) + 1), (int(columns[0]), int(columns[-1]) + 1))
+    box = bounding_box(mask >= 0.5)
+    return box and Frame(*((side.start, side.stop) for side in box))
 
 
 def frame_round(target: Frame, size: Size, photo: Size) -> Frame:

@@ -205,7 +205,7 @@ def test_weights_of_which_no_gradients_can_be_had(loras):
     linear.__class__ = comfy.ops.fp8_ops.Linear
     linear.weight = torch.nn.Parameter(linear.weight.to(torch.float8_e4m3fn), requires_grad=False)
     graph = Graph()
-    with refused("Layout Alignment", "'model'", "quantised", "bypass"):
+    with refused("Layout Alignment", "'model'", "quantized", "bypass"):
         graph.run(latent=conductor(graph, alignment(graph, model, layout), chain(graph, loras), steps=2))
 
 

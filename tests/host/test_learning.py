@@ -165,7 +165,7 @@ def reference_gradient(case, pictures, class_images, prior_weight: float, seed: 
     identifier = table[RARE_TOKEN].clone().requires_grad_(True)
     start = first(own_tokens)
     own_tokens["l"][0][start] = (identifier, 1.0)
-    gradients = pack_module("latexblend.gradients")
+    gradients = pack_module("common.gradients")
     with gradients.unchanged_norms(case.clip.cond_stage_model):
         own = case.clip.cond_stage_model.encode_token_weights(own_tokens)[0][:, start : start + 2]
     names = comfy.utils.unet_to_diffusers(LAYOUTS[case.layout].comfy)

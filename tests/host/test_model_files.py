@@ -209,9 +209,9 @@ def test_files_outside_the_list(folders, node, file):
 
 
 @pytest.mark.parametrize("node", LOADERS)
-@pytest.mark.parametrize("name", [None, ["lama.pt"], "a\0b.pt"])
-def test_names_that_are_none(folders, node, name):
-    stops(node, name, "model_name", "not in")
+@pytest.mark.parametrize("name, fault", [(None, "no file is chosen"), (["lama.pt"], "not in"), ("a\0b.pt", "not in")])
+def test_names_that_are_none(folders, node, name, fault):
+    stops(node, name, "model_name", fault)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no such files")

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from pnpmix.attention import attention_probabilities
 from pnpmix.latexblend import bank, training
 from pnpmix.latexblend.blending import Slot, blend, region_bias
 from pnpmix.latexblend.curve import draw_losses
-from pnpmix.latexblend.guidance import attention_maps, blending_loss, guide
+from pnpmix.latexblend.guidance import blending_loss, guide
 
 GRID, HEADS = (6, 5), 2
 
@@ -21,7 +22,7 @@ def test_the_gradient_of_guidance_is_that_of_finite_differences():
 
     def loss(x):
         query = x.flatten(2).mT @ weight
-        return blending_loss(attention_maps(query, key, HEADS), GRID, slots, 0.7, 1.3).sum()
+        return blending_loss(attention_probabilities(query, key, HEADS), GRID, slots, 0.7, 1.3).sum()
 
     x = random(1, 3, *GRID, seed=3).requires_grad_(True)
     assert loss(x).abs() > 1e-3
@@ -158,7 +159,7 @@ def test_strength_leads_evenly_to_all_that_binding_does(acts):
 
 def test_a_concept_of_no_strength_guides_nothing():
     """And half of one half as much."""
-    maps = attention_maps(random(1, 30, 8), random(1, 9, 8, seed=2), HEADS)
+    maps = attention_probabilities(random(1, 30, 8), random(1, 9, 8, seed=2), HEADS)
     whole = [Slot({}, 1, 2), Slot({}, 4, 3)]
 
     def loss(*strengths):

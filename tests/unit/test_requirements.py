@@ -31,6 +31,7 @@ WITH_COMFYUI = [
     "safetensors",
     "einops",
     "pillow",
+    "scipy",
     "pydantic",
     "spandrel",
     "transformers",
