@@ -31,10 +31,6 @@ ROWS = {
     "12 / 4": (replace(FEW, steps=12, skip_steps=4), 50),
     "25 / 8, ddim_uniform": (replace(TEMPLATES, steps=25, skip_steps=8), 50),
     "100 / 32, ddim_uniform": (replace(TEMPLATES, steps=100, skip_steps=32), 4),
-    "4 / 1, noise_shift 0.5": (replace(FEW, noise_shift=0.5), 50),
-    "4 / 1, noise_shift 1": (replace(FEW, noise_shift=1.0), 50),
-    "4 / 1, clip_residual": (replace(FEW, clip_residual=True), 50),
-    "4 / 1, noise_shift 1, clip_residual": (replace(FEW, noise_shift=1.0, clip_residual=True), 50),
     **{
         f"4 / 1, constant swap_guidance {scale:g}": (replace(FEW, swap_guidance=scale, falling_guidance=False), 50)
         for scale in (1.0, 2.0, 3.0, 4.0)

@@ -39,7 +39,6 @@ MODES = {
     "25 / 8, inversion cfg 1": ((25, 8), {"cfg": 1.0}, {}),
     "8 / 2, sgm_uniform": ((8, 2), SGM, {}),
     "4 / 1, sgm_uniform: the few-step templates": (FEW, SGM, {}),
-    "4 / 1, noise_shift 1 and clip_residual": (FEW, SGM | {"noise_shift": 1.0}, {"clip_residual": True}),
     "4 / 1, constant swap_guidance 1": (FEW, SGM, {"swap_guidance": 1.0, "falling_guidance": False}),
     "4 / 1, keep_personal, the second run": (FEW, SGM, {"keep_personal": True}),
 }
@@ -114,7 +113,7 @@ def outside_the_unet(layout: str) -> float:
 
 def seconds_a_step(meter: Meter, task: Task, unet_too: bool) -> float:
     """Inverting included."""
-    task = replace(task, inverting=SGM, mixing={"clip_residual": True})
+    task = replace(task, inverting=SGM)
     meter.measure(run_pack, task)  # warms up
     stages, _ = meter.measure(run_pack, task)
     unet = 0 if unet_too else sum(x.unet_seconds for x in stages.values())

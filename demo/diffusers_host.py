@@ -281,9 +281,7 @@ class Settings:
     adain: bool = False
     object_mask: bool = False  # whether the Concepts' is wired, as adain needs it anyway
     scheduler: Literal["ddim_uniform", "sgm_uniform"] = "ddim_uniform"
-    noise_shift: float = 0.0
     falling_guidance: bool = True
-    clip_residual: bool = False
     position: Literal["target", "kept"] = "target"
 
 
@@ -305,7 +303,7 @@ def invert(model: DemoModel | FlowModel, scene: Tensor, prompt: str, settings: S
     sigmas = model.schedule(settings.steps, settings.scheduler)
     sigmas = without_noisiest(sigmas, settings.steps, settings.skip_steps)
     own = (to_latent(scene), sigmas, settings.noise_seed)
-    return ddpm_invert(predict, *own, timesteps_per_call=16, path=model.path, noise_shift=settings.noise_shift)
+    return ddpm_invert(predict, *own, timesteps_per_call=16, path=model.path)
 
 
 def empty(scene: Tensor, masks: Tensor) -> Tensor:
@@ -345,7 +343,7 @@ def blend(
     if settings.overlap == "last in front":
         masks = last_in_front(masks)
     own = enumerate(concepts, settings.concept_seed)
-    trajectory_of = partial(edit_friendly_trajectory, path=model.path, noise_shift=inversion.noise_shift)
+    trajectory_of = partial(edit_friendly_trajectory, path=model.path)
     personal = [trajectory_of(to_latent(picture), sigmas, seed) for seed, picture in own]
     weights = share_overlaps(torch.stack([cell_weights(mask, grid, settings.feather) for mask in masks])[:, None])
     dilution = None
@@ -388,7 +386,6 @@ def blend(
             callback=show,
             path=model.path,
             falling_guidance=settings.falling_guidance,
-            clip_residual=settings.clip_residual,
         )
     result, *others = to_pictures(torch.cat([output[None], branches]))
     return result, torch.stack(others)

@@ -19,21 +19,6 @@ def rectified_flow(sigma: Tensor) -> tuple[Tensor, Tensor]:
     return 1 - sigma, sigma
 
 
-def shown_levels(sigmas: Tensor, noise_shift: float) -> Tensor:
-    """Noise levels of what a model is shown while it is told `sigmas`, (N + 1,) → (N,).
-
-    At 0 what it is told, at 1 the next lower level, as in TurboEdit (arXiv 2408.00735); between them that share of the
-    way from sigma_i to sigma_{i+1}.
-    """
-    return sigmas[:-1].lerp(sigmas[1:], noise_shift)
-
-
-def loudness(sigma: Tensor, path: NoisePath) -> Tensor:
-    """What a model divides its input by: sqrt(1 + sigma²) where noise is added, 1 where the picture fades in turn."""
-    a, b = path(sigma)
-    return torch.where(a == 1, (1 + b**2).sqrt(), 1.0)
-
-
 def to_eps(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
     """Prediction (x - D) / sigma from the denoised estimate D(x, sigma); shapes broadcast.
 

@@ -86,19 +86,6 @@ class PnPMixDDPMInvert(io.ComfyNode):
                     tooltip="How the steps are spread over the noise levels.",
                     **EXPERT,
                 ),
-                io.Float.Input(
-                    "noise_shift",
-                    optional=True,
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="For few steps: shows the model pictures that are less noisy than it is told, at 1 by one "
-                    "whole step (TurboEdit), of the background, the concepts and the emptied background alike. Higher: "
-                    "finer detail is kept. 0: the paper.",
-                    **EXPERT,
-                ),
             ],
             outputs=[
                 InversionType.Output(display_name="inversion", tooltip="For the Mask Noise Mixer or Save Inversion.")
@@ -107,13 +94,9 @@ class PnPMixDDPMInvert(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(
-        cls, model, positive, negative, latent, steps, skip_steps, cfg, seed, scheduler, noise_shift=0.0
-    ) -> io.NodeOutput:
+    def execute(cls, model, positive, negative, latent, steps, skip_steps, cfg, seed, scheduler) -> io.NodeOutput:
         node = "DDPM Invert"
-        check_numbers(node, steps=steps, skip_steps=skip_steps, cfg=cfg, seed=seed, noise_shift=noise_shift)
-        if not 0 <= noise_shift <= 1:  # a linked value is not limited by the input's own bounds
-            raise BadInput(node, "noise_shift", f"it is {noise_shift:g}.", "Set it between 0 and 1.")
+        check_numbers(node, steps=steps, skip_steps=skip_steps, cfg=cfg, seed=seed)
         check_denoiser(node, model)
         samples = check_latent(node, "latent", latent)
         check_channels(node, "latent", samples, model)
@@ -124,7 +107,7 @@ class PnPMixDDPMInvert(io.ComfyNode):
 
         guider = RowGuider(model, positive, negative, cfg)
         one_by_one = acts_by_time(model, [positive, negative]) or reads_one_level(model)
-        sampler = InvertSampler(seed, 1 if one_by_one else MAX_ROWS, noise_shift)
+        sampler = InvertSampler(seed, 1 if one_by_one else MAX_ROWS)
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
         samples = guider.framed(samples)
         room = room_for(model, min(sampler.max_rows, len(sigmas) - 1), 1, samples.shape[1:])
@@ -133,7 +116,6 @@ class PnPMixDDPMInvert(io.ComfyNode):
         check_predictions(node, sampler.inversion.eps)
 
         settings = {"steps": steps, "skip_steps": skip_steps, "cfg": cfg, "scheduler": scheduler}
-        settings["noise_shift"] = noise_shift
         settings = {name: str(value) for name, value in settings.items()}
         return io.NodeOutput(InvertedLatent(sampler.inversion, model_family(model), settings))
 

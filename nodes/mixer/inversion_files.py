@@ -138,7 +138,6 @@ class Described(BaseModel):
     format: Literal[FORMAT]  # type: ignore[valid-type]
     family: Name
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
-    noise_shift: Annotated[float, Field(ge=0, le=1)] = 0.0  # older files have none
 
 
 def read_inversion(path: str) -> InvertedLatent:
@@ -167,7 +166,7 @@ def inversion_of(tensors: dict[str, Tensor], about: Described) -> Inversion:
     sigmas = described(tensors["sigmas"], "sigmas", (count + 1,)).float()
     if not falls_to_zero(sigmas):
         raise ValueError("entry 'sigmas' does not fall to 0")
-    return Inversion(sigmas, trajectory, eps, about.seed, about.noise_shift)
+    return Inversion(sigmas, trajectory, eps, about.seed)
 
 
 NODES = [PnPMixSaveInversion, PnPMixLoadInversion]

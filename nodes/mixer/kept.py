@@ -111,7 +111,7 @@ def dependencies(model, concepts: list[Concept], positive: list, negative: list,
     appearance: Appearance = model.model_options[APPEARANCE]
     options = {name: x for name, x in model.model_options.items() if name not in (APPEARANCE, DILUTION)}
     shared = [model.model, model.patches_uuid, model.object_patches, model.wrappers, options, appearance.layers]
-    shared += [inversion.sigmas, inversion.noise_shift, cfg != 1, negative if cfg != 1 else None]
+    shared += [inversion.sigmas, cfg != 1, negative if cfg != 1 else None]
     shared.append([x.learned for x in concepts if x.learned is not None])  # which are not in the others' prompts
     own_prompts = [positive if x.positive is None else x.positive for x in concepts]
     return [[*shared, x.learned, x.latent, x.seed, own] for x, own in zip(concepts, own_prompts, strict=True)]

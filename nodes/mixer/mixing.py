@@ -133,14 +133,6 @@ class PnPMixSampler(io.ComfyNode):
                     **EXPERT,
                 ),
                 io.Boolean.Input(
-                    "clip_residual",
-                    optional=True,
-                    default=False,
-                    tooltip="For few steps: inside the masks the last step takes over less of what the model cannot "
-                    "explain of the background's object (TurboEdit). On: fewer traces of it, less of its detail.",
-                    **EXPERT,
-                ),
-                io.Boolean.Input(
                     "keep_personal",
                     optional=True,
                     default=False,
@@ -175,7 +167,6 @@ class PnPMixSampler(io.ComfyNode):
         feather,
         overlap="shared",
         falling_guidance=True,
-        clip_residual=False,
         keep_personal=False,
     ) -> io.NodeOutput:
         check_numbers(NODE, cfg=cfg, swap_guidance=swap_guidance, feather=feather)
@@ -225,7 +216,6 @@ class PnPMixSampler(io.ComfyNode):
             swap_guidance,
             mix_reference_noise,
             falling_guidance,
-            clip_residual,
             kept,
         )
         sigmas = inversion.inversion.sigmas

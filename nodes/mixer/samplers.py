@@ -134,8 +134,8 @@ def for_each_row(guide: Callable[[dict], Tensor]) -> Callable[[dict], Tensor]:
 class InvertSampler(comfy.samplers.Sampler):
     """Edit-friendly DDPM inversion of the latent image; the result is left in `inversion`, on the CPU."""
 
-    def __init__(self, seed: int, max_rows: int, noise_shift: float):
-        self.seed, self.max_rows, self.noise_shift = seed, max_rows, noise_shift
+    def __init__(self, seed: int, max_rows: int):
+        self.seed, self.max_rows = seed, max_rows
         self.inversion: Inversion | None = None
 
     def sample(
@@ -160,7 +160,6 @@ class InvertSampler(comfy.samplers.Sampler):
             callback=lambda done, denoised: callback(done - 1, *[model_wrap.framed(denoised)] * 2, len(sigmas) - 1),
             is_oom=is_oom,
             path=noise_path(model_wrap.inner_model.model_sampling),
-            noise_shift=self.noise_shift,
         )
         self.inversion = Inversion(*(x.cpu() for x in inversion[:3]), *inversion[3:])
         return latent_image
@@ -184,13 +183,12 @@ class MixSampler(comfy.samplers.Sampler):
         swap_guidance: float,
         mix_branches: bool,
         falling_guidance: bool,
-        clip_residual: bool,
         kept: PersonalRows | None,
     ):
         self.inversion, self.concepts, self.masks, self.boxes = inversion, concepts, masks, boxes
         self.object_masks, self.guided = object_masks, guided
         self.swap_guidance, self.mix_branches = swap_guidance, mix_branches
-        self.falling_guidance, self.clip_residual, self.kept = falling_guidance, clip_residual, kept
+        self.falling_guidance, self.kept = falling_guidance, kept
 
     @property
     def rows_a_concept(self) -> int:
@@ -210,7 +208,7 @@ class MixSampler(comfy.samplers.Sampler):
 
         def trajectory(latent: Tensor, seed: int) -> Tensor:
             x0 = model_wrap.flat(model.process_latent_in(model_wrap.framed(latent.to(place))))[0]
-            return edit_friendly_trajectory(x0, sigmas.to(place), seed, path, inversion.noise_shift)
+            return edit_friendly_trajectory(x0, sigmas.to(place), seed, path)
 
         model_options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
         appearance: Appearance | None = model_options.get(APPEARANCE)
@@ -292,7 +290,6 @@ class MixSampler(comfy.samplers.Sampler):
             is_oom=is_oom,
             path=path,
             falling_guidance=self.falling_guidance,
-            clip_residual=self.clip_residual,
             known=self.kept.has if self.kept else lambda step, concepts: False,
         )
         return model_wrap.framed(torch.cat([output[None], branches]))

@@ -12,7 +12,7 @@ from ..masks import weighted
 from ..schedule import NoisePath, added_noise, swap_guidance_scale, to_denoised, to_eps
 from .adain import adain
 from .dilution import Dilution, background_dilution
-from .inversion import Inversion, edit_friendly_step, inversion_step, residual_excess
+from .inversion import Inversion, edit_friendly_step, inversion_step
 from .mixing import mix_branch_noise, mix_noise
 
 
@@ -84,7 +84,6 @@ def sample_pnp_mix(
     is_oom: Callable[[Exception], bool] = is_torch_oom,
     path: NoisePath = added_noise,
     falling_guidance: bool = True,
-    clip_residual: bool = False,
     known: Callable[[int, slice], bool] = lambda step, concepts: False,
 ) -> tuple[Tensor, Tensor]:
     """Blends n concepts into the inverted background.
@@ -107,7 +106,6 @@ def sample_pnp_mix(
         is_oom: see `in_groups`.
         path: of the model.
         falling_guidance: whether it falls; otherwise it is the same in every step.
-        clip_residual: whether the last step adds no more than RESIDUAL_LIMIT of the residual inside the masks.
         known: whether `denoise` needs no personal rows in a step for these concepts, because it has kept what the
             swap rows read of them.
     Returns:
@@ -134,9 +132,6 @@ def sample_pnp_mix(
             callback(i, denoised[0], denoised[1:])
 
         latents = edit_friendly_step(latents, eps, back)
-        if clip_residual and i == steps - 1:
-            excess = residual_excess(back, masks)
-            latents = latents - torch.cat([excess.sum(0, keepdim=True), excess])
         if object_masks is not None and guided[i]:
             x_per, branches = fetch(personal[i + 1], device), latents[1:]
             change = weighted(adain(branches, masks, x_per, object_masks) - branches, masks)

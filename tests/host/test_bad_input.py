@@ -154,17 +154,6 @@ def test_skip_steps_leave_nothing(model, steps, skip):
     stops(graph, invert(graph, model, steps=steps, skip_steps=skip), "DDPM Invert", "'skip_steps'", f"below {steps}")
 
 
-@pytest.mark.parametrize("shift", [1.5, -0.1])
-def test_a_noise_shift_beyond_a_step(model, shift):
-    """Typed in, and from another node, whose values ComfyUI does not check."""
-    graph = Graph()
-    stops(graph, invert(graph, model, noise_shift=shift), "noise_shift")
-    graph = Graph()
-    link = graph.add("TestGiven", key="shift")
-    Given.values["shift"] = shift
-    stops(graph, invert(graph, model, noise_shift=link), "DDPM Invert", "'noise_shift'", "between 0 and 1")
-
-
 def test_concept_of_another_size_or_model(model):
     for wrong, words in (
         (

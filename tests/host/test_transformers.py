@@ -68,14 +68,13 @@ def graph_result(
     guidance=None,
     own=None,
     common=None,
-    noise_shift=0.0,
     **settings,
 ) -> torch.Tensor:
     """Output and references of the nodes, (1 + concepts, C, H, W)."""
     graph, link = Graph(), None
     latents = [encoded(family, seed, cells) for seed in range(3 + concepts)]
     common = prompts(family) | (common or {})
-    schedule = dict(steps=STEPS, skip_steps=SKIP, scheduler="simple", noise_shift=noise_shift)
+    schedule = dict(steps=STEPS, skip_steps=SKIP, scheduler="simple")
     inversion = invert(graph, model, latent=latents[0], cfg=2.0, **schedule, **common)
     for k in range(concepts):
         more = {"object_mask": torch.from_numpy(blob(family, 2 - k % 2, cells))[None]} if k in object_only else {}
@@ -176,7 +175,7 @@ def test_families_agree_with_the_equations_and_are_left_as_they_were(family):
     [
         dict(concepts=1, object_only=(0,), guidance=dict(position="kept")),
         dict(cells=(5, 7), object_only=(0, 1), guidance=dict(layers="decoder")),
-        dict(swap_guidance=1.0, guidance=dict(alpha=0.6), noise_shift=0.6, clip_residual=True),
+        dict(swap_guidance=1.0, guidance=dict(alpha=0.6)),
         dict(object_only=(0, 1), guidance=dict(adain=True)),
     ],
     ids=str,

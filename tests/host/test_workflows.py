@@ -47,7 +47,6 @@ CONTRACT = {
         "cfg": ("FLOAT", 3.5),
         "seed": ("INT", 0),
         "scheduler": ("COMBO", "ddim_uniform"),
-        "noise_shift": ("FLOAT", 0.0),
     },
     "PnPMixSaveInversion": {"inversion": ("PNPMIX_INVERSION", None), "filename_prefix": ("STRING", "background")},
     "PnPMixLoadInversion": {"file": ("COMBO", None)},
@@ -89,7 +88,6 @@ CONTRACT = {
         "feather": ("INT", 0),
         "overlap": ("COMBO", "shared"),
         "falling_guidance": ("BOOLEAN", True),
-        "clip_residual": ("BOOLEAN", False),
         "keep_personal": ("BOOLEAN", False),
     },
     "PnPMixLayoutReference": {

@@ -111,8 +111,7 @@ class FlowPnPMix(PnPMix):
     def trajectory(self, x0, seed):
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn((len(self.timesteps), *x0.shape[1:]), generator=generator)
-        shift = self.noise_shift
-        shown = [(1 - shift) * now + shift * then for now, then in map(self.levels, range(len(self.timesteps)))]
+        shown = [self.levels(i)[0] for i in range(len(self.timesteps))]
         return [*((1 - s) * x0 + s * noise[i : i + 1] for i, s in enumerate(shown)), x0]
 
     def eps(self, x, i, prompt, mode="off", reading=None):

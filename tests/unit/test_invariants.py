@@ -43,7 +43,7 @@ def test_what_overflows_outside_the_masks_stays_outside(outside):
     )
     inversion = ddpm_invert(toy_denoise, back[-1], SIGMAS, 0)
     given = (inversion, torch.stack(concepts, 1), masks, [True] * STEPS)
-    more = dict(dilution=Dilution(inpaint, masks, 0.8, outside), object_masks=own, clip_residual=True)
+    more = dict(dilution=Dilution(inpaint, masks, 0.8, outside), object_masks=own)
     for ours, expected in zip(
         sample_pnp_mix(overflowing, *given, **more), sample_pnp_mix(toy_denoise, *given, **more), strict=True
     ):
