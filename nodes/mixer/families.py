@@ -5,12 +5,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ...pnpmix.schedule import NoisePath
-from ..common.checks import BadInput, check_conditioning, check_model, check_whole_pictures, downscale_ratio
+from ..common.checks import BadInput
 
-REMEDY = (
-    "Load an SD 1.x, SD 2.x or SDXL checkpoint, or a Flux, Chroma, Qwen-Image, Z-Image, Lumina 2, SD 3 or "
-    "HunyuanImage 2.1 model."
-)
 DEPTHS = [19, 38]  # of Flux.1, double and single blocks
 VITAL = {0, 1, 17, 18} | {19 + i for i in (6, 9, 34, 35, 37)}  # of these (arXiv 2411.14430)
 
@@ -55,42 +51,6 @@ class Tokens(NamedTuple):
 def family_of(base) -> Family | None:
     """Of a model_base; None for a UNet and for what the mixer does not know."""
     return FAMILIES.get((type(base).__name__, type(base.diffusion_model).__name__))
-
-
-def check_denoiser(node: str, model) -> None:
-    """Refuses every MODEL that the inversion and the mixer cannot run with."""
-    base = model.model
-    check_whole_pictures(node, model)
-    if family_of(base) is None:
-        check_model(node, model, REMEDY)
-        return
-    if not is_flow(noise_path(model.get_model_object("model_sampling"))):
-        fault = f"{type(base).__name__} ({base.model_type.name}) is patched to sample in a way that is not its own."
-        raise BadInput(node, "model", fault, "Remove the node that changes its sampling.")
-    channels, latent = base.model_config.unet_config["in_channels"], model.get_model_object("latent_format")
-    if channels not in (latent.latent_channels, latent.latent_channels * patch_size(base.diffusion_model) ** 2):
-        fault = f"its network takes {channels} channels, as models for inpainting and control do."
-        raise BadInput(node, "model", fault, "Load the base model instead.")
-
-
-def check_prompt(node: str, name: str, conditioning: list, model) -> None:
-    check_conditioning(node, name, conditioning, model)
-    if family_of(model.model) is not None and any("reference_latents" in options for _, options in conditioning):
-        fault = "it carries a reference picture, whose tokens the mixer cannot tell from its own."
-        raise BadInput(node, name, fault, "Wire the prompt without Reference Latent.")
-
-
-def check_size(node: str, model, latent: Tensor) -> None:
-    """Refuses pictures (1, C, H, W) that are larger than what SD 3 has learned places for."""
-    network = model.model.diffusion_model
-    most = getattr(network, "pos_embed_max_size", None)
-    if most is None or getattr(network, "pos_embed", None) is None:
-        return
-    if max(token_grid(network, latent.shape[2:])) > most:
-        ratio = downscale_ratio(model)
-        height, width = (side * ratio for side in latent.shape[2:])
-        fault = f"it is {width} × {height} pixels, and this model has places for {most * patch_size(network) * ratio}."
-        raise BadInput(node, "latent", fault, "Scale the picture down.")
 
 
 def noise_path(sampling) -> NoisePath:

@@ -4,8 +4,11 @@ import comfy.samplers
 import latent_preview
 import torch
 from comfy_api.latest import io
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+from torch import Tensor
 from typing_extensions import override
 
+from ...pnpmix.mixer.inversion import Inversion, ddpm_invert
 from ...pnpmix.schedule import without_noisiest
 from ..common.checks import (
     BadInput,
@@ -17,10 +20,15 @@ from ..common.checks import (
     falls_to_zero,
     model_family,
 )
-from ..common.memory import room_for
-from ..common.types import CATEGORY, EXPERT, InversionType, InvertedLatent, schema
-from .families import check_denoiser, check_prompt, check_size, reads_one_level
-from .samplers import MAX_ROWS, InvertSampler, RowGuider, acts_by_time
+from ..common.memory import is_oom, room_for, rows_that_fit
+from ..common.types import APPEARANCE, CATEGORY, DILUTION, EXPERT, InversionType, InvertedLatent, schema
+from .checks import check_denoiser, check_positions, check_prompt, is_timed, wrappers_of
+from .families import noise_path, reads_one_level
+from .guider import RowGuider
+from .hooks.output_caches import new_cache
+
+# Timesteps of an inversion in one call, at most: between calls progress, preview and Cancel get their turn.
+MAX_ROWS = 16
 
 
 class PnPMixDDPMInvert(io.ComfyNode):
@@ -100,7 +108,7 @@ class PnPMixDDPMInvert(io.ComfyNode):
         check_denoiser(node, model)
         samples = check_latent(node, "latent", latent)
         check_channels(node, "latent", samples, model)
-        check_size(node, model, samples)
+        check_positions(node, model, samples)
         for name, conditioning in (("positive", positive), ("negative", negative)):
             check_prompt(node, name, conditioning, model)
         sigmas = falling_sigmas(model, scheduler, steps, skip_steps)
@@ -131,6 +139,48 @@ def falling_sigmas(model, scheduler: str, steps: int, skip_steps: int) -> torch.
     if not falls_to_zero(sigmas):
         raise BadInput(node, "scheduler", f"'{scheduler}' does not fall to 0 with {steps} steps.", "Use ddim_uniform.")
     return sigmas
+
+
+class InvertSampler(comfy.samplers.Sampler):
+    """Inverts the latent image (edit-friendly DDPM inversion) and leaves the result in `inversion`, on the CPU."""
+
+    def __init__(self, seed: int, max_rows: int):
+        self.seed, self.max_rows = seed, max_rows
+        self.inversion: Inversion | None = None
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
+    ):
+        model_wrap.bring_conditionings(sigmas.device)
+        model_options = extra_args["model_options"]
+        transformer_options = model_options["transformer_options"]
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            # no timestep follows from another, so that nothing of one is of use to the next
+            cache = new_cache(transformer_options, model_wrap.inner_model.model_sampling)
+            options = {**model_options, "transformer_options": {**transformer_options, **cache}}
+            return model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
+
+        inversion = ddpm_invert(
+            denoise,
+            model_wrap.flat(latent_image)[0],
+            sigmas,
+            self.seed,
+            timesteps_per_call=max(1, min(self.max_rows, rows_that_fit(model_wrap, noise.shape[1:]))),
+            callback=lambda done, denoised: callback(done - 1, *[model_wrap.framed(denoised)] * 2, len(sigmas) - 1),
+            is_oom=is_oom,
+            path=noise_path(model_wrap.inner_model.model_sampling),
+        )
+        self.inversion = Inversion(*(x.cpu() for x in inversion[:3]), *inversion[3:])
+        return latent_image
+
+
+def acts_by_time(model, conditionings: list[list]) -> bool:
+    """Says whether anything may look at the noise level of a call: it would see only the first of several."""
+    known = {"transformer_options", APPEARANCE, DILUTION}
+    patched = model.model_options.keys() - known or any(model.model_options["transformer_options"].values())
+    wrapped = any(key != COMPILE_KEY for key in wrappers_of(model))
+    return bool(patched or wrapped or any(is_timed(options) for cond in conditionings for _, options in cond))
 
 
 NODES = [PnPMixDDPMInvert]

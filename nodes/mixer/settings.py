@@ -6,7 +6,8 @@ from typing_extensions import override
 from ..common.checks import BadInput, check_channels, check_choice, check_latent, check_numbers
 from ..common.types import APPEARANCE, CATEGORY, DILUTION, EXPERT, Appearance, InpaintedBackground, schema
 from ..common.unread import with_settings
-from .families import check_denoiser, guided_blocks
+from .checks import check_denoiser
+from .families import guided_blocks
 
 LAYERS, POSITIONS, OUTSIDE = ["all", "decoder", "vital"], ["target", "kept"], ["scaled", "blended"]
 
