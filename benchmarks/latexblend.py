@@ -33,7 +33,7 @@ from demo.learning import (
     slots_of,
     strips,
 )
-from demo.measures import colour_names, fidelity, leakage
+from demo.measures import color_names, fidelity, leakage
 from demo.model import CHANNELS, GRID, parse
 from demo.own_things import LOOKS, photographed, photos
 from demo.scenes import PLACES, SHAPES, Look, Scene, Thing, draw_scene
@@ -154,7 +154,7 @@ def framed(mask: Tensor) -> Tensor:
 
 def things_seen(picture: Tensor) -> list[tuple[str, float, Tensor]]:
     """Shape, how like it (0..1), and mask of each thing."""
-    labels, count = scipy.ndimage.label((colour_names(picture) < SATURATED).numpy(), np.ones((3, 3)))
+    labels, count = scipy.ndimage.label((color_names(picture) < SATURATED).numpy(), np.ones((3, 3)))
     outlines, seen = {shape: outline(shape) for shape in SHAPES}, []
     for k in range(1, count + 1):
         mask = torch.from_numpy(scipy.ndimage.binary_fill_holes(labels == k))
@@ -167,7 +167,7 @@ def things_seen(picture: Tensor) -> list[tuple[str, float, Tensor]]:
 
 
 def place_seen(picture: Tensor) -> str:
-    free = colour_names(picture) >= SATURATED
+    free = color_names(picture) >= SATURATED
 
     def mean(rows: slice) -> Tensor:
         return picture[rows][free[rows]].mean(0) if free[rows].any() else torch.full((3,), 0.5)

@@ -111,8 +111,8 @@ def main() -> None:
         graph.run(learned=link)
 
     ways = {
-        "Learn Concept": lambda: learn(checkpointing=False),
-        "Learn Concept, checkpointing": lambda: learn(checkpointing=True),
+        "Train Concept": lambda: learn(checkpointing=False),
+        "Train Concept, checkpointing": lambda: learn(checkpointing=True),
         "the plain way: K and V fine-tuned": lambda: fine_tune(model, clip, vae.encode(pictures), LEARNING_STEPS),
     }
     results: dict[str, dict] = {"learning": {}, "sampling": {}}

@@ -43,11 +43,11 @@ from .model import (
     WEIGHTS,
     Words,
     alphas_cumprod,
-    denormalise,
+    denormalize,
     flow_level,
     fold,
     load_weights,
-    normalise,
+    normalize,
     unfold,
 )
 
@@ -289,12 +289,12 @@ class Settings:
 
 def to_latent(picture: Tensor) -> Tensor:
     """(H, W, 3) in 0..1 → (12, h, w) as the UNet sees it."""
-    return normalise(fold(picture[None]))[0]
+    return normalize(fold(picture[None]))[0]
 
 
 def to_pictures(latents: Tensor) -> Tensor:
     """(B, 12, h, w) → (B, H, W, 3)."""
-    return unfold(denormalise(latents))
+    return unfold(denormalize(latents))
 
 
 @torch.no_grad()

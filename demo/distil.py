@@ -67,7 +67,7 @@ def train(folder: Path, batches: int, seed: int, scenes: int) -> tuple[Lora, lis
     model = load_model()
     lora = Lora(model.unet, RANK)
     average = {name: x.clone() for name, x in lora.state_dict().items()}
-    optimiser = torch.optim.AdamW(lora.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(lora.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
     losses: list[float] = []
     seconds = 0.0
 
@@ -75,7 +75,7 @@ def train(folder: Path, batches: int, seed: int, scenes: int) -> tuple[Lora, lis
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         lora.load_state_dict(state["lora"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state["optimizer"])
         average, losses, seconds = state["average"], state["losses"], state["seconds"]
 
     progress = tqdm(range(len(losses), batches), initial=len(losses), total=batches, unit="batch")
@@ -86,15 +86,15 @@ def train(folder: Path, batches: int, seed: int, scenes: int) -> tuple[Lora, lis
         sigmas = torch.cat([all_sigmas()[levels_from(first)], torch.zeros(1)])
         with lora.off():
             *points, picture = teacher_trajectory(model, latents + sigmas[0] * noise, sigmas, prompts)
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / WARMUP, (batches - step) / (0.4 * batches))
         context, own = model.words(prompts), []
         for x, sigma in zip(points, sigmas, strict=False):
             loss = pseudo_huber(model.denoise(x, sigma.expand(len(x)), context), picture)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
             clip_grad_norm_(lora.parameters(), 1.0)
-            optimiser.step()
+            optimizer.step()
             for name, current in lora.state_dict().items():
                 average[name].lerp_(current, 1 - min(0.98, (step + 1) / (step + 10)))
             own.append(loss.item())
@@ -102,7 +102,7 @@ def train(folder: Path, batches: int, seed: int, scenes: int) -> tuple[Lora, lis
         seconds += time.perf_counter() - started
         progress.set_postfix(loss=f"{np.mean(losses[-10:]):.4f}")
         if len(losses) % 10 == 0 or len(losses) == batches:
-            state = {"lora": lora.state_dict(), "average": average, "optimiser": optimiser.state_dict()}
+            state = {"lora": lora.state_dict(), "average": average, "optimizer": optimizer.state_dict()}
             torch.save({**state, "losses": losses, "seconds": seconds}, state_file.with_suffix(".new"))
             os.replace(state_file.with_suffix(".new"), state_file)  # never half a file
     lora.load_state_dict(average)

@@ -168,7 +168,7 @@ def learn(
 class BlendSettings:
     """Inputs of Blend and Blending Guidance, by their names there."""
 
-    start_percent: float = 0.0  # this model decides on colours in the first steps
+    start_percent: float = 0.0  # this model decides on colors in the first steps
     bind: bool = True
     region: float = 1.0
     scale: float = 0.0

@@ -74,7 +74,7 @@ def covered_cells(mask: Tensor, grid: tuple[int, int]) -> Tensor:
 def box_distance(target: Tensor, own: Tensor, columns: int) -> tuple[int, int]:
     """How many rows and columns lie between the boxes of two sets of a grid's cells, as `covered_cells` gives them.
 
-    Between the boxes' centres, in whole cells.
+    Between the boxes' centers, in whole cells.
     """
     rows, across = (
         [(int(x.min()) + int(x.max())) / 2 for x in (place(target), place(own))]

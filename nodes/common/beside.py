@@ -1,12 +1,14 @@
 """What nodes keep from run to run beside another node's output, which itself stays as it was given."""
 
+from typing import Any
+
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 KEPT = WeakTensorKeyDictionary()  # a tensor of an output → node → what that node keeps
 
 
-def kept_beside(output: Tensor) -> dict[str, object]:
+def kept_beside(output: Tensor) -> dict[str, Any]:
     """Node → what it keeps beside an output, for as long as ComfyUI keeps that.
 
     Args:
@@ -15,7 +17,7 @@ def kept_beside(output: Tensor) -> dict[str, object]:
     return KEPT.setdefault(output, {})
 
 
-def replace_kept(output: Tensor, node_id: str, prompt: dict, value: object | None) -> None:
+def replace_kept(output: Tensor, node_id: str, prompt: dict, value: Any) -> None:
     """What a node keeps from now on; None: nothing. What nodes have kept that are no longer there is forgotten.
 
     Args:

@@ -5,16 +5,12 @@ import errno
 import itertools
 import os
 import re
+import sys
 from collections.abc import Iterator
 
 import folder_paths
 
 from .checks import BadInput
-
-try:
-    import fcntl
-except ImportError:  # Windows, which deletes no file that is open and renames none onto another
-    fcntl = None
 
 UNFINISHED = ".saving"
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')  # on Windows, and half characters anywhere
@@ -44,14 +40,20 @@ def save_new(node: str, prefix: str, base: str, extension: str, data: bytes) -> 
             if alone:
                 remove_leftovers(base)
             folder, name, first = numbered_place(node, prefix, base)
-            for number in itertools.count(first):
-                with contextlib.suppress(FileExistsError):
-                    path = write_new(os.path.join(folder, f"{name}_{number:05}_"), extension, data)
-                    return os.path.relpath(path, base).replace(os.sep, "/")
+            stems = (os.path.join(folder, f"{name}_{number:05}_") for number in itertools.count(first))
+            path = first_free(stems, extension, data)
     except OSError as error:
         fault = f"it cannot be saved in {base} ({error.strerror})."
-        remedy = REMEDIES.get(error.errno, "Use another name or disk.")
+        remedy = REMEDIES.get(error.errno or 0, "Use another name or disk.")
         raise BadInput(node, "filename_prefix", fault, remedy) from error
+    return os.path.relpath(path, base).replace(os.sep, "/")
+
+
+def first_free(stems: Iterator[str], extension: str, data: bytes) -> str:
+    """Writes a new file by the first of the names that is not taken, and returns its path."""
+    while True:
+        with contextlib.suppress(FileExistsError):
+            return write_new(next(stems), extension, data)
 
 
 def plain_prefix(node: str, prefix: str, base: str) -> str:
@@ -93,9 +95,11 @@ def outside(node: str, prefix: str, base: str) -> BadInput:
 @contextlib.contextmanager
 def alone_in(base: str) -> Iterator[bool]:
     """Waits until no other process saves there; gives False where the disk cannot tell, as some network disks."""
-    if fcntl is None:
+    if sys.platform == "win32":  # which deletes no file that is open and renames none onto another
         yield True
         return
+    import fcntl
+
     folder = os.open(base, os.O_RDONLY)
     try:
         try:

@@ -61,7 +61,7 @@ class Concept(NamedTuple):
     seed: int
     name: str
     object_mask: Tensor | None = None  # (h, w) of the object in the person's picture
-    node_id: str | None = None  # of its node in the graph, which takes the concept's colour
+    node_id: str | None = None  # of its node in the graph, which takes the concept's color
     learned: "LearnedConcept | None" = None  # who it is, of the concepts that Blend puts into the mixer's prompt
     title: str = ""  # of its node in the editor, where that is not the name
 
@@ -132,7 +132,7 @@ class ConductedConcept(NamedTuple):
     negative: list
     mask: Tensor  # (h, w) in image pixels, of any size
     name: str
-    node_id: str | None = None  # of its node in the graph, which takes the concept's colour
+    node_id: str | None = None  # of its node in the graph, which takes the concept's color
 
 
 class ConceptFile(NamedTuple):
@@ -151,7 +151,7 @@ class LearnedConcept(NamedTuple):
     name: str
     noun: str
     family: str  # of the model, see `checks.model_family`
-    checkpoint: str  # name of the file that it was learned with; "" where that is not known
+    checkpoint: str  # name of the file that it was trained with; "" where that is not known
     fingerprint: str  # of that checkpoint's W_k
     settings: dict[str, str]  # the inputs of the node that made it, for the reader of a saved file
     state: dict[str, Tensor] = {}  # to go on from, where it was asked for

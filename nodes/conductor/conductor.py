@@ -113,7 +113,7 @@ class PnPMixConductor(io.ComfyNode):
                     options=list(KINDS),
                     default="both",
                     tooltip="Attention layers of the decoder that the concepts are injected in. self: shapes; cross: "
-                    "colours and surfaces.",
+                    "colors and surfaces.",
                     **EXPERT,
                 ),
             ],

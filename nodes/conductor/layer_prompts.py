@@ -102,7 +102,10 @@ def same_length(positive: list, negative: list, layers: int) -> tuple[list, list
     """Both repeated, each layer for itself, to a length that fits both: ComfyUI joins them in a batch."""
     lengths = [x[0][0].shape[1] // layers for x in (positive, negative)]
     longest = torch.lcm(*(torch.tensor(x) for x in lengths)).item()
-    return tuple(_repeated(x, layers, longest // own) for x, own in zip((positive, negative), lengths, strict=True))
+    positive, negative = (
+        _repeated(x, layers, longest // own) for x, own in zip((positive, negative), lengths, strict=True)
+    )
+    return positive, negative
 
 
 def _repeated(conditioning: list, layers: int, times: int) -> list:

@@ -33,7 +33,7 @@ class PnPMixLayoutAlignment(io.ComfyNode):
                     step=1.0,
                     round=0.01,
                     tooltip="Step of the gradient. 0: the authors' value, 10, or 40 for SDXL. Higher: closer to the "
-                    "layout; too high: garish colours.",
+                    "layout; too high: garish colors.",
                 ),
                 io.Float.Input(
                     "concept_weight",

@@ -1,1 +1,1 @@
-"""LaTexBlend: concepts learned once, kept in files, and blended into any prompt."""
+"""LaTexBlend: concepts trained once, kept in files, and blended into any prompt."""

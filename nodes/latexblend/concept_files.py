@@ -1,9 +1,9 @@
-"""Save Concept, Load Concept and Import Concept: learned concepts kept in files."""
+"""Save Concept, Load Concept and Import Concept: trained concepts kept in files."""
 
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import comfy.utils
 import folder_paths
@@ -31,7 +31,7 @@ from .words import noun_ids
 
 LARGEST_TOKEN = 1024**2  # bytes of a file with the vectors of a word
 LEAST_WIDTH = 32  # numbers of a token in any text encoder
-STATE = "training."  # before the names of what learning goes on from
+STATE = "training."  # before the names of the training state
 FIELDS = ("name", "noun", "family", "checkpoint", "fingerprint")
 
 
@@ -48,9 +48,9 @@ class PnPMixSaveConcept(io.ComfyNode):
             search_aliases=["latexblend", "save embedding", "keep concept", "pnp-mix"],
             display_name="Save Concept",
             category=CATEGORY,
-            description="Keeps a learned concept in models/concepts, for any later graph.",
+            description="Saves a trained concept to models/concepts, for any later graph.",
             inputs=[
-                LearnedType.Input("learned", tooltip="From Learn Concept or Import Concept."),
+                LearnedType.Input("learned", tooltip="From Train Concept or Import Concept."),
                 io.String.Input(
                     "filename_prefix",
                     default="concept",
@@ -71,7 +71,7 @@ class PnPMixSaveConcept(io.ComfyNode):
             data = file_bytes(learned)
         except ValueError as error:
             what = first_fault(error) if isinstance(error, ValidationError) else str(error)
-            raise BadInput(node, "learned", f"no file can hold it: {what}.", "Learn it again.") from error
+            raise BadInput(node, "learned", f"no file can hold it: {what}.", "Train it again.") from error
         name = save_new(node, filename_prefix, folder, ".safetensors", data)
         message = f"Saved as {name} ({len(data) / 1e6:.2f} MB). Load Concept finds it; press R there."
         show(node, cls.hidden.unique_id, [message])
@@ -84,14 +84,14 @@ class PnPMixLoadConcept(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="PnPMixLoadConcept",
-            search_aliases=["latexblend", "learned concept", "pnp-mix"],
+            search_aliases=["latexblend", "trained concept", "pnp-mix"],
             display_name="Load Concept",
             category=CATEGORY,
-            description="Takes a learned concept from models/concepts.",
+            description="Loads a trained concept from models/concepts.",
             inputs=[file_choice("A file written by Save Concept. Press R to refresh the list.", ".safetensors")],
             outputs=[
-                LearnedType.Output(display_name="learned", tooltip="For Blend Concept, or to learn on from."),
-                io.String.Output(display_name="noun", tooltip="The word of a prompt that becomes the concept."),
+                LearnedType.Output(display_name="learned", tooltip="For Blend Concept, or to continue its training."),
+                io.String.Output(display_name="noun", tooltip="The word of a prompt that is replaced by the concept."),
             ],
         )
 
@@ -123,19 +123,19 @@ class PnPMixImportConcept(io.ComfyNode):
             search_aliases=["latexblend", "custom diffusion", "delta", "concept bank", "pnp-mix"],
             display_name=node,
             category=CATEGORY,
-            description="Takes a concept of other makers: a concept bank (.pt) or delta.bin of the authors' code, "
+            description="Loads a concept of other trainers: a concept bank (.pt) or delta.bin of the authors' code, "
             "or what diffusers' Custom Diffusion saves.",
             inputs=[
                 file_choice("A .pt or .bin file in models/concepts. No code in it is run.", ".pt", ".bin"),
-                io.String.Input("noun", default="", tooltip="The noun that it was learned with, such as dog."),
+                io.String.Input("noun", default="", tooltip="The noun that it was trained with, such as dog."),
                 io.String.Input("name", default="", tooltip="A name for messages. Without it the file's."),
                 io.Clip.Input(
-                    "clip", optional=True, tooltip="The CLIP that it was learned with, for learned weights (.bin)."
+                    "clip", optional=True, tooltip="The CLIP that it was trained with, for trained weights (.bin)."
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The checkpoint that it was learned with, for learned weights (.bin). Unwired: SDXL.",
+                    tooltip="The checkpoint that it was trained with, for trained weights (.bin). Unwired: SDXL.",
                 ),
             ],
             outputs=[LearnedType.Output(display_name="learned", tooltip="For Save Concept or Blend Concept.")],
@@ -152,13 +152,13 @@ class PnPMixImportConcept(io.ComfyNode):
     def execute(cls, file, noun, name, clip=None, model=None) -> io.NodeOutput:
         node = "Import Concept"
         if not noun.strip():
-            raise BadInput(node, "noun", "it is empty.", "Write the noun that the concept was learned with.")
+            raise BadInput(node, "noun", "it is empty.", "Write the noun that the concept was trained with.")
         for what, text in (("noun", noun), ("name", name)):
             check_name(node, what, text)
         if model is not None:
             check_model(node, model)
         path = path_of(node, "file", file, model_files(CONCEPTS, ".pt", ".bin"))
-        remedy = "Use a file of the same kind of checkpoint, and the noun that it was learned with."
+        remedy = "Use a file of the same kind of checkpoint, and the noun that it was trained with."
         with reading(node, "file", path, remedy):
             content = dictionary(read_pickle(path))
             if is_embedding(content):
@@ -168,8 +168,8 @@ class PnPMixImportConcept(io.ComfyNode):
             is_delta = "unet" in content and "modifier_token" in content
             for wired, what in ((clip, "clip"), (model, "model")):
                 if is_delta and wired is None:
-                    fault = f"{file} holds learned weights."
-                    raise BadInput(node, what, fault, "Wire what the concept was learned with.")
+                    fault = f"{file} holds trained weights."
+                    raise BadInput(node, what, fault, "Wire what the concept was trained with.")
             widths = None if model is None else layer_widths(model.model.diffusion_model)
             tokens = None if clip is None else 1 + len(next(iter(noun_ids(node, clip, noun).values())))
             features = from_delta(content, clip, model, noun) if is_delta else from_bank(content, model)
@@ -223,16 +223,17 @@ def file_bytes(learned: LearnedConcept) -> bytes:
 
 def read_concept(path: str) -> LearnedConcept:
     node, name = "Load Concept", os.path.basename(path)
-    with reading(node, "file", path, "Learn it again, or get the file again."):
+    with reading(node, "file", path, "Train it again, or get the file again."):
         tensors, metadata = read_safetensors(path, lambda metadata: FORMAT in metadata)
         if FORMAT not in metadata:
             if is_embedding(tensors):
                 raise embedding(node, path)
-            raise BadInput(node, "file", f"{name} is no learned concept.", "Choose a file that Save Concept wrote.")
+            raise BadInput(node, "file", f"{name} is not a trained concept.", "Choose a file that Save Concept wrote.")
         about = Described.model_validate_json(metadata[FORMAT])
         state = {key.removeprefix(STATE): described(x, key) for key, x in tensors.items() if key.startswith(STATE)}
         features = from_tensors({key: x for key, x in tensors.items() if not key.startswith(STATE)})
-    return LearnedConcept(features, *(getattr(about, field) for field in FIELDS), about.settings, state)
+    described_by = {field: getattr(about, field) for field in FIELDS}
+    return LearnedConcept(features, **described_by, settings=about.settings, state=state)
 
 
 def dictionary(content: object) -> dict:
@@ -332,7 +333,7 @@ def from_bank(content: dict, model) -> dict:
 
 
 def from_delta(content: dict, clip, model, noun: str) -> dict:
-    """From the learned W_k, W_v and V* of a delta.bin."""
+    """From the trained W_k, W_v and V* of a delta.bin."""
     names, weights, identifiers = diffusers_names(model), content["unet"], content["modifier_token"]
     if not isinstance(weights, dict) or not isinstance(identifiers, dict) or len(identifiers) != 1:
         raise ValueError("it is not of one concept")
@@ -351,11 +352,16 @@ def from_delta(content: dict, clip, model, noun: str) -> dict:
     project = {}
     for theirs, layer in names.items():
         sides = {side: f"{theirs}.to_{side}.weight" for side in "kv"}
-        own = [numbers(weights.get(name), name, widths[layer]) for name in sides.values()]
-        project[layer] = tuple(lambda x, w=w: torch.nn.functional.linear(x.to(w), w) for w in own)
+        w_k, w_v = (numbers(weights.get(name), name, widths[layer]) for name in sides.values())
+        project[layer] = projection(w_k), projection(w_v)
     identifier = dict(zip(encoders, vectors, strict=True))
     context, _, _ = encode_slot("Import Concept", clip, EXTRACTED_FROM, noun, identifier)
     return extract(context[0], project)
+
+
+def projection(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """Returns x → x W^T in the weight's precision."""
+    return lambda x: torch.nn.functional.linear(x.to(weight), weight)
 
 
 NODES = [PnPMixSaveConcept, PnPMixLoadConcept, PnPMixImportConcept]

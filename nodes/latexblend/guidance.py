@@ -27,8 +27,8 @@ class PnPMixBlendingGuidance(io.ComfyNode):
             search_aliases=["latexblend", "attention guidance", "missing object", "pnp-mix"],
             display_name=NODE,
             category=CATEGORY,
-            description="For three and more concepts: in the first steps, moves the picture so that no concept is left "
-            "out or mixed with another. These steps take about four times as long.",
+            description="For three or more concepts: in the first steps, moves the latent so that no concept is "
+            "omitted or mixed with another. These steps take about four times as long.",
             inputs=[
                 io.Model.Input("model", tooltip="The model of Blend."),
                 io.Float.Input(
@@ -38,7 +38,7 @@ class PnPMixBlendingGuidance(io.ComfyNode):
                     max=1000.0,
                     step=0.1,
                     round=0.001,
-                    tooltip="How far each step is moved. 0: not at all; too high: blotches and garish colours.",
+                    tooltip="Step size of the guidance. 0: off; too high: blotches and oversaturated colors.",
                 ),
                 io.Float.Input(
                     "g1",
@@ -47,7 +47,8 @@ class PnPMixBlendingGuidance(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Weight of what joins each identifier with its noun. Higher: fewer concepts left out.",
+                    tooltip="Weight of the term that joins each identifier with its noun. Higher: fewer concepts "
+                    "omitted.",
                     **EXPERT,
                 ),
                 io.Float.Input(
@@ -57,7 +58,7 @@ class PnPMixBlendingGuidance(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Weight of what keeps concepts apart. Higher: less mixing, things farther from each other.",
+                    tooltip="Weight of the term that separates concepts. Higher: less mixing, objects farther apart.",
                     **EXPERT,
                 ),
                 io.Float.Input(
@@ -67,7 +68,7 @@ class PnPMixBlendingGuidance(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Share of the steps after which guidance begins.",
+                    tooltip="When guidance starts (fraction of the steps).",
                     **EXPERT,
                 ),
                 io.Float.Input(
@@ -77,7 +78,7 @@ class PnPMixBlendingGuidance(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Share of the steps after which it ends. Higher: more steps are guided, and more time.",
+                    tooltip="When guidance ends (fraction of the steps). Higher: more guided steps, slower.",
                     **EXPERT,
                 ),
             ],
@@ -110,7 +111,8 @@ class Look:
     """Collects the loss of each layer that blends, of one conditioning after another."""
 
     def __init__(self, g1: float, g2: float):
-        self.g1, self.g2, self.losses, self.open = g1, g2, [], True
+        self.g1, self.g2, self.open = g1, g2, True
+        self.losses: list[tuple[str, Tensor]] = []
 
     def look(self, name: str, query: Tensor, key: Tensor, heads: int, grid: tuple[int, int], slots: list) -> None:
         loss = blending_loss(attention_probabilities(query, key, heads), grid, slots, self.g1, self.g2).sum()

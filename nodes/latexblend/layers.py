@@ -1,8 +1,7 @@
 """The cross-attention layers of ComfyUI's UNet, and what their weights tell."""
 
 import re
-
-import torch
+from typing import Any
 
 from ...pnpmix.latexblend import bank
 from ..common.checks import BadInput, model_family
@@ -12,7 +11,7 @@ Layer = tuple[str, int, int]  # block's name and number, and the index in it: by
 NAMES = {"input_blocks": "input", "middle_block": "middle", "output_blocks": "output"}
 
 
-def cross_attentions(unet) -> dict[str, tuple[Layer, torch.nn.Module]]:
+def cross_attentions(unet) -> dict[str, tuple[Layer, Any]]:
     """By their names in a checkpoint, such as input_blocks.4.1.transformer_blocks.0.attn2."""
     found = {}
     for name, module in unet.named_modules():
@@ -24,6 +23,7 @@ def cross_attentions(unet) -> dict[str, tuple[Layer, torch.nn.Module]]:
 
 
 def layer_widths(unet) -> dict[str, int]:
+    """Returns how many numbers the keys of each cross-attention layer have."""
     return {name: module.to_k.weight.shape[0] for name, (_, module) in cross_attentions(unet).items()}
 
 
@@ -36,16 +36,16 @@ def fingerprint(model) -> str:
 
 
 def check_fits(node: str, name: str, learned: LearnedConcept, model) -> None:
-    """Refuses a concept that was learned with another architecture."""
+    """Refuses a concept that was trained with another architecture."""
     family = model_family(model)
     if learned.family != family:
-        fault = f"'{learned.name}' was learned with another family ({learned.family}, this model is {family})."
-        raise BadInput(node, name, fault, "Learn it again with this checkpoint.")
+        fault = f"'{learned.name}' was trained with another family ({learned.family}, this model is {family})."
+        raise BadInput(node, name, fault, "Train it again on this checkpoint.")
     try:
         bank.check(learned.features, layer_widths(model.model.diffusion_model))
     except ValueError as error:
         fault = f"'{learned.name}' does not fit this model: {error}."
-        raise BadInput(node, name, fault, "Learn it again with this checkpoint.") from error
+        raise BadInput(node, name, fault, "Train it again on this checkpoint.") from error
 
 
 def checkpoint_name(prompt: dict, node_id: str, name: str = "model") -> str:

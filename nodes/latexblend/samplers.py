@@ -1,10 +1,10 @@
-"""Learn Concept's training loop in the place of a sampler."""
+"""Train Concept's training loop in the place of a sampler."""
 
 import contextlib
 import time
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.samplers
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...pnpmix.files.tensors import described
 from ...pnpmix.latexblend import training
-from ...pnpmix.latexblend.bank import extract
+from ...pnpmix.latexblend.bank import Features, extract
 from ...pnpmix.schedule import to_eps
 from ..common.attention import differentiable_attention, plain_attention
 from ..common.checks import BadInput
@@ -25,7 +25,7 @@ from ..common.messages import show_text
 from .layers import cross_attentions
 from .words import DEMO, embeddings_of, find, has_article, make_room, noun_ids, read, tokenizer_of, write
 
-NODE = "Learn Concept"
+NODE = "Train Concept"
 # Whose embedding V* begins with, as in the authors' code: an entry of the vocabulary, 42170, and no word, since it does
 # not end one. As a word, "ktn" is cut into "k" and "tn".
 RARE_TOKEN = "ktn"
@@ -67,7 +67,7 @@ def mean(values: list[float]) -> float:
 class Words(NamedTuple):
     """The prompts of both flows."""
 
-    clip: object
+    clip: Any
     noun: str
     lengths: dict[str, int]  # tokens of the noun, of each encoder
 
@@ -77,7 +77,7 @@ class Words(NamedTuple):
         return 1 + next(iter(self.lengths.values()))
 
     def identifiers(self) -> dict[str, Tensor]:
-        """V* of each encoder before learning."""
+        """V* of each encoder before training."""
         return {encoder: rare_vector(self.clip, encoder) for encoder in self.lengths}
 
     def base(self, template: str) -> tuple[Tensor, Tensor | None, int]:
@@ -100,7 +100,7 @@ def base_tokens(node: str, clip, template: str, noun: str) -> tuple[dict, int]:
         places = find(clip, encoder, own, ids[encoder])
         if len(own) > 1 or not places:
             fault = f"'{noun}' is too long: with the words around it, CLIP reads it in pieces of 75 tokens."
-            raise BadInput(node, "noun", fault, "Write what the thing is in a word or two: dog.")
+            raise BadInput(node, "noun", fault, "Name the class of the object in a word or two, such as dog.")
         c, index = places[-1]
         if not has_article(clip, encoder, own[c], index):
             make_room(node, clip, encoder, own[c], index)
@@ -145,7 +145,10 @@ class Step(NamedTuple):
 
 
 class LearnSampler(comfy.samplers.Sampler):
-    """Learning in the place of sampling, so that models are loaded and brought to the device as for any other run."""
+    """Training in the place of sampling, so that models are loaded and brought to the device as for any other run."""
+
+    features: Features  # when it is done
+    state: dict[str, Tensor]
 
     def __init__(
         self,
@@ -166,7 +169,7 @@ class LearnSampler(comfy.samplers.Sampler):
         self.losses: list[float] = []
         self.messages: list[str] = []
         self.done = int(state.get("steps", 0))
-        self.kept = None  # features, and at which step
+        self.kept: tuple[Features, int] | None = None  # and at which step
         self.base = [words.base(template) for template in training.TEMPLATES]
         self.bare = words.bare()
         self.unconditional = words.clip.encode_from_tokens(write(read(NODE, words.clip, "")), return_pooled=True)
@@ -206,14 +209,12 @@ class LearnSampler(comfy.samplers.Sampler):
     def prepare(self) -> None:
         generator = training.step_generator(self.settings.seed, -2)
         self.layers = cross_attentions(self.unet)
-        self.deltas = {
-            f"{name}.{side}": tuple(
-                x.to(self.device)
-                for x in training.new_delta(*getattr(module, f"to_{side}").weight.shape, self.settings.rank, generator)
-            )
-            for name, (_, module) in self.layers.items()
-            for side in "kv"
-        }
+        self.deltas = {}
+        for name, (_, module) in self.layers.items():
+            for side in "kv":
+                outputs, inputs = getattr(module, f"to_{side}").weight.shape
+                delta = training.new_delta(outputs, inputs, self.settings.rank, generator)
+                self.deltas[f"{name}.{side}"] = tuple(x.to(self.device) for x in delta)
         self.identifiers = {encoder: x.to(self.device) for encoder, x in self.words.identifiers().items()}
         self.parameters = {f"identifier.{encoder}": x for encoder, x in self.identifiers.items()} | {
             f"delta.{name}.{i}": x for name, delta in self.deltas.items() for i, x in enumerate(delta)
@@ -229,7 +230,7 @@ class LearnSampler(comfy.samplers.Sampler):
         }
 
     def resume(self) -> None:
-        """Goes on from where another run ended: the parameters, and the optimiser's two moments of each."""
+        """Goes on from where another run ended: the parameters, and the optimizer's two moments of each."""
         shapes = {f"{name}{end}": x.shape for name, x in self.parameters.items() for end in ("", ".mean", ".square")}
         try:
             if self.resumed.keys() - {"steps"} != shapes.keys():
@@ -237,7 +238,7 @@ class LearnSampler(comfy.samplers.Sampler):
             for name, shape in shapes.items():
                 described(self.resumed[name], name, shape)
         except ValueError as error:
-            fault = f"what it keeps for learning on does not fit this model: {error}."
+            fault = f"its training state does not fit this model: {error}."
             raise BadInput(NODE, "learned", fault, "Load its own checkpoint, or unwire it.") from error
         for name, x in self.parameters.items():
             x.copy_(self.resumed[name])
@@ -281,15 +282,13 @@ class LearnSampler(comfy.samplers.Sampler):
                 raise BadInput(NODE, "learning_rate", fault, "Lower it, or set dtype to fp32.") from error
             self.features, self.done = self.kept
             self.state = {}
-            self.messages.append(
-                f"Warning: {fault} What was learned in {self.done} steps is kept; lower learning_rate."
-            )
+            self.messages.append(f"Warning: {fault} The concept of {self.done} steps is kept; lower learning_rate.")
             return
         except comfy.model_management.InterruptProcessingException:  # newer hosts raise it within a step
             if not settings.keep_on_cancel or self.done == 0:
                 raise
             self.tell_cancelled()
-            self.features, self.state = self.extracted(), {}  # the optimiser's moments are gone
+            self.features, self.state = self.extracted(), {}  # the optimizer's moments are gone
             return
         self.features = self.extracted()
         if settings.resumable:
@@ -337,7 +336,7 @@ class LearnSampler(comfy.samplers.Sampler):
         return self.base_model.apply_model(x, sigma, transformer_options=options, **conds)
 
     def after_step(self, step: int, loss: float) -> bool:
-        """Tells how it goes; True ends learning."""
+        """Tells how it goes; True ends training."""
         self.losses.append(loss)
         self.done = step
         if step % KEPT_EVERY == 0:
@@ -362,7 +361,7 @@ class LearnSampler(comfy.samplers.Sampler):
 
     def tell_cancelled(self) -> None:
         steps = f"{self.done} of {self.settings.steps} steps"
-        self.messages.append(f"Warning: cancelled; what was learned in {steps} is kept.")
+        self.messages.append(f"Warning: cancelled; the concept of {steps} is kept.")
 
     def extracted(self) -> dict:
         def projection(name: str, side: str, linear):

@@ -98,7 +98,9 @@ def noun_ids(node: str, clip, noun: str) -> dict[str, list]:
     for encoder, chunks in read(node, clip, noun).items():
         found[encoder] = [identity(clip, encoder, token) for token in bare(clip, encoder, chunks[0])]
         if not found[encoder] or len(chunks) > 1 or None in found[encoder]:
-            raise BadInput(node, "noun", f"'{noun}' is no word.", "Write what the thing is in a word or two: dog.")
+            raise BadInput(
+                node, "noun", f"'{noun}' is no word.", "Name the class of the object in a word or two, such as dog."
+            )
     if len({len(ids) for ids in found.values()}) > 1:
         raise BadInput(node, "noun", f"the encoders cut '{noun}' differently.", "Use another word.")
     return found

@@ -10,9 +10,9 @@ from torch import Tensor
 from ..masks import bounding_box
 from .injection import Grid, all_grids, on_grid
 
-SEED = 123  # of the first centres of k-means
+SEED = 123  # of the first centers of k-means
 ITERATIONS = 100
-SMALL_SHIFT = 1e-4  # of the centres, on average, below which a run of k-means has settled
+SMALL_SHIFT = 1e-4  # of the centers, on average, below which a run of k-means has settled
 
 
 class Masks(NamedTuple):
@@ -54,7 +54,7 @@ def refined_steps(refinement: Refinement, steps: int) -> set[int]:
 def k_means(points: Tensor, clusters: int, restarts: int, seed: int = SEED) -> tuple[Tensor, Tensor]:
     """Labels (T,) and inertia () of the best of many runs, all of which take their steps together.
 
-    Each run starts with different points as its centres. A centre that loses all of its points stays where it is.
+    Each run starts with different points as its centers. A center that loses all of its points stays where it is.
 
     Args:
         points: (T, D).
@@ -63,27 +63,27 @@ def k_means(points: Tensor, clusters: int, restarts: int, seed: int = SEED) -> t
     points = points - points.mean(0)  # all rows of an attention are much alike, which rounding would drown
     generator = torch.Generator("cpu").manual_seed(seed)
     chosen = torch.rand(restarts, len(points), generator=generator).topk(clusters).indices.to(points.device)
-    centres = points[chosen]  # (R, K, D)
+    centers = points[chosen]  # (R, K, D)
     for _ in range(ITERATIONS):
-        distances = squared_distances(points, centres)
+        distances = squared_distances(points, centers)
         members = torch.nn.functional.one_hot(distances.argmin(1), clusters).to(points)  # (R, T, K)
         counts = members.sum(1)[..., None]
         means = einsum(members, points, "r t k, t d -> r k d") / counts.clamp(min=1)
-        means = torch.where(counts > 0, means, centres)
-        shift = (means - centres).norm(dim=-1).mean(-1)
-        centres = means
+        means = torch.where(counts > 0, means, centers)
+        shift = (means - centers).norm(dim=-1).mean(-1)
+        centers = means
         if (shift < SMALL_SHIFT).all():
             break
-    nearest = squared_distances(points, centres).min(1)
+    nearest = squared_distances(points, centers).min(1)
     inertia = nearest.values.sum(-1)
     best = inertia.argmin()
     return nearest.indices[best], inertia[best]
 
 
-def squared_distances(points: Tensor, centres: Tensor) -> Tensor:
+def squared_distances(points: Tensor, centers: Tensor) -> Tensor:
     """(T, D) and (R, K, D) → (R, K, T)."""
-    products = centres @ points.T
-    return (points.square().sum(-1) - 2 * products + centres.square().sum(-1, keepdim=True)).clamp(min=0)
+    products = centers @ points.T
+    return (points.square().sum(-1) - 2 * products + centers.square().sum(-1, keepdim=True)).clamp(min=0)
 
 
 def segments(attention: Tensor, numbers: Sequence[int], restarts: int) -> Tensor:

@@ -21,7 +21,7 @@ def extract(
     """h_c from the text encoder's output (1 + L, width) for the slot of "photo of V* noun".
 
     Args:
-        project: of each layer the learned W_k and W_v.
+        project: of each layer the trained W_k and W_v.
     """
     with torch.no_grad():
         return {

@@ -20,9 +20,9 @@ def draw_losses(losses: Sequence[float]) -> Tensor:
     top = max(float(np.quantile(values, 0.98)), 1e-6)
     x = MARGIN + (WIDTH - 2 * MARGIN) * np.arange(len(values)) / max(len(values) - 1, 1)
 
-    def line(y: np.ndarray, colour: str, width: int) -> None:
+    def line(y: np.ndarray, color: str, width: int) -> None:
         height = HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * (y / top).clip(0, 1)
-        draw.line(list(zip(x.tolist(), height.tolist(), strict=True)), colour, width)
+        draw.line(list(zip(x.tolist(), height.tolist(), strict=True)), color, width)
 
     draw.rectangle((MARGIN, MARGIN, WIDTH - MARGIN, HEIGHT - MARGIN), outline="#b0b0b0")
     line(values, "#b8cde8", 1)

@@ -22,7 +22,7 @@ EXTRACTED_FROM = TEMPLATES[2]
 WEIGHT_DECAY, MAX_NORM = 0.01, 1.0
 CONCEPT_WEIGHT = 4.0  # of the concept's loss beside that of its class
 TIMESTEPS = 1000
-SMALL, MIDDLE = 1 / 3, 0.6  # shares of the frame: how small a photo is shown, and below which on grey
+SMALL, MIDDLE = 1 / 3, 0.6  # shares of the frame: how small a photo is shown, and below which on gray
 GREY = 0.5  # which for the VAE is 0
 ZOOM = (1.2, 1.4)
 
@@ -57,7 +57,7 @@ def new_delta(inner: int, width: int, rank: int, generator: torch.Generator) -> 
 
 
 def apply_delta(delta: Delta, x: Tensor) -> Tensor:
-    """What a learned projection adds to the frozen one's output, for (..., width)."""
+    """What a trained projection adds to the frozen one's output, for (..., width)."""
     for matrix in reversed(delta):
         x = F.linear(x.to(matrix), matrix)
     return x
@@ -68,9 +68,9 @@ def training_features(
 ) -> Tensor:
     """K, or V, of one layer for a step of training.
 
-    In rows of the concept, h_c (the last `length` tokens of the context through the learned projection) takes its slot
+    In rows of the concept, h_c (the last `length` tokens of the context through the trained projection) takes its slot
     in h_b, everything else through the frozen one; so nothing but h_c can learn. In the rows after them, of the class,
-    every token goes through the learned projection.
+    every token goes through the trained projection.
 
     Args:
         projected: (B, tokens + length, inner), the frozen projection of the context.
@@ -136,7 +136,7 @@ def augment(picture: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
     """A view of a square photo (3, S, S), and the mask (S, S) of what of it is photo.
 
     Half of them are mirrored. A third are cut out of a magnified photo; of the others, those drawn to be smaller than
-    MIDDLE stand on grey, and the rest fill the frame.
+    MIDDLE stand on gray, and the rest fill the frame.
     """
     size = picture.shape[-1]
     chance, share, x, y = torch.rand(4, generator=generator).tolist()
@@ -159,9 +159,9 @@ def augment(picture: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
     return view, mask
 
 
-def mask_on_latent(mask: Tensor, grid: tuple[int, int]) -> Tensor:
+def mask_on_latent(mask: Tensor, grid: tuple[int, ...]) -> Tensor:
     """The mask of a view (S, S) → (h, w), without the latent tokens at the photo's border, which the VAE mixes with the
-    grey around it: those that the authors' code leaves."""
+    gray around it: those that the authors' code leaves."""
     if mask.all():
         return mask.new_ones(grid)
     inside = mask.new_zeros(grid)
@@ -200,35 +200,35 @@ def fit(
         parameters: leaf tensors in float32, by name.
         loss_of: the loss of a step.
         state: the moments that an earlier call returned, to go on from.
-        callback: called after each step with its number, from 1, and its loss; ends learning where it returns True.
+        callback: called after each step with its number, from 1, and its loss; ends training where it returns True.
     Returns:
-        "<name>.mean" and "<name>.square", the optimiser's moments.
+        "<name>.mean" and "<name>.square", the optimizer's moments.
     Raises:
         Diverged: the parameters are then those that gave the bad loss.
     """
-    optimiser = torch.optim.AdamW(parameters.values(), learning_rate, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(parameters.values(), learning_rate, weight_decay=WEIGHT_DECAY)
     for name, parameter in parameters.items():
         parameter.requires_grad_(True)
         if state:
-            optimiser.state[parameter] = {
+            optimizer.state[parameter] = {
                 "step": torch.tensor(float(steps.start)),
                 "exp_avg": state[f"{name}.mean"].to(parameter).clone(),
                 "exp_avg_sq": state[f"{name}.square"].to(parameter).clone(),
             }
     for step in steps:
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss = loss_of(step)
         if not torch.isfinite(loss):
             raise Diverged(step + 1)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), MAX_NORM)
-        optimiser.step()
+        optimizer.step()
         if callback(step + 1, float(loss.detach())):
             break
     moments = {"mean": "exp_avg", "square": "exp_avg_sq"}
     return {
-        f"{name}.{ours}": optimiser.state[parameter][theirs]
+        f"{name}.{ours}": optimizer.state[parameter][theirs]
         for name, parameter in parameters.items()
-        if parameter in optimiser.state
+        if parameter in optimizer.state
         for ours, theirs in moments.items()
     }

@@ -107,7 +107,7 @@ def overlap(frame: Frame, photo: Size) -> tuple[slice, slice]:
 def cut_pictures(pictures: Tensor, frame: Frame, size: Size) -> Tensor:
     """(n, H, W, C) photos in 0..1 → what is in the frame, as (n, *size, C).
 
-    Outside a photo its border goes on: a bar of one colour would be a thing of its own to a model.
+    Outside a photo its border goes on: a bar of one color would be a thing of its own to a model.
     """
     x = pictures.movedim(-1, 1)
     for side in longest_first(x.shape[2:]):

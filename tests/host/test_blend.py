@@ -74,7 +74,7 @@ def test_a_table_with_faults_gives_the_other_pictures_and_goes_on_later(server, 
     options = [*FEW, "--table", str(table), "--output", str(out), "--url", server.url]
     assert blend.main(options) == 1
     said = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"\[1/4\] .*scene-0-\w{10}\.png, [\d.]+ s; Paste Back: Changed [\d.]+% of the picture", said[0])
+    assert re.fullmatch(r"\[1/4\] .*scene-0-\w{10}\.png, [\d.]+ s; Paste Back: Changed [\d.]+% of the image", said[0])
     assert "[2/4] FAILED: row 3: " in said[1] and f"{broken} is no picture" in said[1]
     assert f"[3/4] FAILED: row 4: the picture {gone} is not there" == said[2]
     assert "[4/4] FAILED: row 5: Finished picture: " in said[3] and "does not know the word 'dragon'" in said[3]

@@ -400,7 +400,7 @@ def test_faults_of_concepts_are_named(small, messages):
     with refused("'dog' does not fit", "layers"):
         run_blend(small, chain=[(small.dog._replace(features=some), {})])
     run_blend(small, chain=[(small.dog._replace(fingerprint="other"), {})])
-    assert "Warning: 'dog' was learned with a.safetensors" in messages()
+    assert "Warning: 'dog' was trained with a.safetensors" in messages()
     with refused("mask", "empty"):
         run_blend(small, chain=[(small.dog, dict(mask=torch.zeros(1, 8, 8)))])
 

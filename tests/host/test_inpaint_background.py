@@ -91,7 +91,7 @@ def test_a_batch_of_pictures_with_a_mask_for_each_or_one_for_all():
         assert torch.equal(shared[k], run(images[k : k + 1], masks[:1])[0])
 
 
-def test_grey_mask_of_a_jpeg_is_made_black_and_white():
+def test_gray_mask_of_a_jpeg_is_made_black_and_white():
     image = photo()
     clean = disc(image.shape[1:3], 150, 130, 40)
     noise = 0.04 * torch.rand(clean.shape, generator=torch.Generator().manual_seed(0))
@@ -115,7 +115,7 @@ def test_empty_mask_gives_the_picture_back_and_warns(messages):
 
 def test_a_plain_run_tells_how_much_was_removed(messages):
     run(photo(), disc((400, 600), 150, 130, 40))
-    assert messages() == "Removed 2.1% of the picture."
+    assert messages() == "Removed 2.1% of the image."
 
 
 @pytest.mark.parametrize("expand", [0, 8])
@@ -150,7 +150,7 @@ def test_photo_of_eight_megapixels(lama):
         assert torch.equal(result[:, outside], image[:, outside])
 
 
-def test_grey_picture_is_refused():
+def test_gray_picture_is_refused():
     with refused("Inpaint Background, input 'image': it has 1 channels"):
         run(photo()[..., :1], disc((400, 600), 150, 130, 40))
 

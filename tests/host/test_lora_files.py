@@ -280,7 +280,7 @@ def test_half_characters_in_names_are_refused_and_written_out(clip, folder):
         prompts("half.pth", clip)
     check_name = pack_module("common.checks").check_name
     with pytest.raises(Exception, match=r"\\ud800") as error:
-        check_name("Learn Concept", "name", "a\ud800")
+        check_name("Train Concept", "name", "a\ud800")
     str(error.value).encode()
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 NOTHING = Job(Path(), (), ())
 
 
-def save_picture(path: Path, colour: str = "red") -> Path:
-    Image.new("RGB", (8, 8), colour).save(path)
+def save_picture(path: Path, color: str = "red") -> Path:
+    Image.new("RGB", (8, 8), color).save(path)
     return path
 
 

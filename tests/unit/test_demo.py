@@ -44,10 +44,10 @@ def test_a_seed_always_draws_the_same():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_concepts_share_no_colour_with_each_other_or_the_scene(seed):
+def test_concepts_share_no_color_with_each_other_or_the_scene(seed):
     task = random_blend(seed, MAX_THINGS)
-    looks = [concept.things[0].look.colours for concept in task.concepts]
-    looks.append({colour for thing in task.scene.things for colour in thing.look.colours})
+    looks = [concept.things[0].look.colors for concept in task.concepts]
+    looks.append({color for thing in task.scene.things for color in thing.look.colors})
     assert sum(map(len, looks)) == len(set().union(*looks))
     assert [thing.shape for thing in task.scene.things] == [concept.things[0].shape for concept in task.concepts]
 
@@ -66,7 +66,7 @@ def test_words_of_every_scene_are_known():
     ("prompt", "message"),
     [
         ("a dog", "'dog'.*cup.*meadow"),
-        ("red, green and blue ball", "third colour"),
+        ("red, green and blue ball", "third color"),
         (" ".join(NOUNS[: PHRASES + 1]), f"{PHRASES + 1} things.*up to {PHRASES}"),
     ],
 )

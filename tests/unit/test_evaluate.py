@@ -19,9 +19,9 @@ from PIL import Image
 NOTHING = Job(None, (), ())
 
 
-def save_picture(path: Path, colour: str = "red", size: int = 64) -> Path:
+def save_picture(path: Path, color: str = "red", size: int = 64) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (size, size), colour).save(path)
+    Image.new("RGB", (size, size), color).save(path)
     return path
 
 
