@@ -7,7 +7,7 @@ from ..common.unread import READERS
 
 
 class PlainGuider(comfy.samplers.CFGGuider):
-    """What the model predicts for one prompt, without an unconditional pass, and stops where asked to."""
+    """Predicts with one prompt, without an unconditional pass, and stops when interrupted."""
 
     reads = frozenset(READERS)  # none; but another sampler is to run the MODEL
 

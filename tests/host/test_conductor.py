@@ -256,7 +256,7 @@ def test_layout_of_another_size(model, loras):
     graph = Graph()
     layout = reference(graph, model, latent={"samples": latent(3, 64, 64)}, method="noised")
     patched = alignment(graph, model, layout)
-    with refused("Layout Alignment", "'layout'", "64 x 64 pixels, the new picture", "Scale the layout picture"):
+    with refused("Layout Alignment", "'layout'", "64 x 64 pixels, the new image", "Scale the layout image"):
         graph.run(latent=conductor(graph, patched, chain(graph, loras), steps=2))
 
 
