@@ -302,7 +302,7 @@ def test_what_does_not_belong_together_is_refused():
     fitted = fit(image, mask, width=192)
     with refused("Paste Back, input 'original'", "192 x 128", "600 x 400", "that went into Fit Picture"):
         paste(fitted["image"], fitted["image"], mask, place=fitted["place"])
-    with refused("Paste Back, input 'image'", "600 x 600", "192 x 128", "made from Fit Picture's"):
+    with refused("Paste Back, input 'image'", "600 x 600", "192 x 128", "made from this crop"):
         paste(image, torch.rand(1, 600, 600, 3), mask, place=fitted["place"])
     with refused("Paste Back, input 'image'", "128 x 128", "600 x 400", "Wire place"):
         paste(image, torch.rand(1, 128, 128, 3), mask)

@@ -186,7 +186,7 @@ def test_a_picture_alone_has_the_value_that_it_has_in_a_batch(encoder):
         assert alone["score"] == pytest.approx(float(together[k]), abs=1e-6)
 
 
-@pytest.mark.parametrize("name, at_fault", [("mask", "picture 2"), ("reference_mask", "picture 1")])
+@pytest.mark.parametrize("name, at_fault", [("mask", "image 2"), ("reference_mask", "image 1")])
 def test_a_mask_that_misses_its_picture_is_refused(encoder, name, at_fault):
     masks = torch.cat([box(SIDE, 5, 5, 20, 20), torch.zeros(1, SIDE, SIDE)])
     inputs = dict(images=photos(2), references=photos(1), encoder=encoder)
@@ -340,7 +340,7 @@ def test_segsim_is_the_papers_algorithm_for_each_picture_of_a_batch(detector_of,
     for k, found in enumerate((own(2, LEFT, RIGHT), own(3, WIDE))):
         concepts = [sum(best(x, found) for x in of_concept) / len(of_concept) for of_concept in references]
         assert values_of(result, "SegSim")[k] == pytest.approx(sum(concepts) / 2, abs=1e-4)
-        assert f"Picture {k + 1}: dog {concepts[0]:.3f}, cat {concepts[1]:.3f}" in result["report"]
+        assert f"Image {k + 1}: dog {concepts[0]:.3f}, cat {concepts[1]:.3f}" in result["report"]
     assert result["score"] == pytest.approx(sum(values_of(result, "SegSim")) / 2)
     assert values_of(result, "Omission") == [0, 1], "no cat in the second"
     assert "found 1 of 1 dog, 0 of 1 cat" in result["report"]
@@ -429,9 +429,9 @@ def test_backgrounds_that_cannot_be_compared_are_refused():
     original = photos(2, 96)
     with refused("Background Kept", "'original'", "96 x 96", "90 x 96", "Paste Back"):
         kept(images=original[:, :, :90], original=original)
-    with refused("Background Kept", "'original'", "batch of 2", "3 pictures"):
+    with refused("Background Kept", "'original'", "batch of 2", "3 images"):
         kept(images=photos(3, 96), original=original)
-    with refused("Background Kept", "'mask'", "whole picture"):
+    with refused("Background Kept", "'mask'", "whole image"):
         kept(images=original, original=original, mask=torch.ones(1, 96, 96))
 
 
@@ -477,7 +477,7 @@ def test_plot_shows_several_measures_and_numbers_pictures_without_names():
     one, three = (plot(Graph(), measured("SSIM", 0.5, 1.0), "", **x) for x in ({}, more))
     assert three["image"].shape[1] > 2.5 * one["image"].shape[1]
     assert three["table"].splitlines()[0] == "|  | SSIM ▲ | LPIPS ▼ | PSNR ▲ |"
-    assert "| picture 2 | 1.000 | 0.200 | 40.000 |" in three["table"]
+    assert "| image 2 | 1.000 | 0.200 | 40.000 |" in three["table"]
 
 
 def test_plot_of_more_names_than_pictures_or_an_uneven_number_is_refused():

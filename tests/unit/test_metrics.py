@@ -74,7 +74,7 @@ def test_what_changes_under_the_mask_does_not_count():
 
 
 def test_a_mask_that_leaves_no_background_is_refused():
-    with pytest.raises(ValueError, match="whole picture"):
+    with pytest.raises(ValueError, match="whole image"):
         psnr(photo(), photo(), torch.ones(60, 80))
     with pytest.raises(ValueError, match="11 pixels"):
         ssim(photo(), photo(), torch.nn.functional.pad(torch.ones(50, 70), (5, 5, 5, 5)))
