@@ -1,4 +1,4 @@
-"""What nodes keep from run to run beside another node's output, which itself stays as it was given."""
+"""What nodes cache from run to run beside another node's output, which itself is unchanged."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ KEPT = WeakTensorKeyDictionary()  # a tensor of an output → node → what that
 
 
 def kept_beside(output: Tensor) -> dict[str, Any]:
-    """Node → what it keeps beside an output, for as long as ComfyUI keeps that.
+    """Returns node → what it caches beside an output, for as long as ComfyUI keeps that.
 
     Args:
         output: a tensor that the output consists of.
@@ -18,7 +18,7 @@ def kept_beside(output: Tensor) -> dict[str, Any]:
 
 
 def replace_kept(output: Tensor, node_id: str, prompt: dict, value: Any) -> None:
-    """What a node keeps from now on; None: nothing. What nodes have kept that are no longer there is forgotten.
+    """Sets what a node caches from now on; None: nothing. Caches of nodes that no longer exist are dropped.
 
     Args:
         prompt: the graph that runs, as ComfyUI gives it to nodes.

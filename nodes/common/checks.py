@@ -93,12 +93,13 @@ def check_numbers(node: str, **numbers: float) -> None:
 
 
 def falls_to_zero(sigmas: Tensor) -> bool:
-    """Whether these are the noise levels of at least one step: positive, finite, never rising, and 0 at the end."""
+    """Tells whether these are noise levels of at least one step: positive, finite, never rising, 0 at the end."""
     falling = (sigmas[:-1] > 0).all() and (sigmas[1:] <= sigmas[:-1]).all()
     return len(sigmas) > 1 and bool(falling and torch.isfinite(sigmas).all() and sigmas[-1] == 0)
 
 
 def check_predictions(node: str, predictions: Tensor) -> None:
+    """Refuses NaN and infinity, which half precision may give."""
     if not torch.isfinite(predictions).all():
         remedy = "Start ComfyUI with --force-upcast-attention or --force-fp32, or load another checkpoint."
         raise BadInput(node, "model", "in this precision it predicts NaN or infinity.", remedy)
@@ -128,6 +129,7 @@ def check_latent(node: str, name: str, latent: dict) -> Tensor:
 
 
 def check_channels(node: str, name: str, latent: Tensor, model) -> None:
+    """Refuses a latent of another number of channels than the model's."""
     channels = model.get_model_object("latent_format").latent_channels
     if latent.shape[1] != channels:
         raise BadInput(
@@ -170,6 +172,7 @@ def pooled_width(model) -> int | None:
 
 
 def check_pooled(node: str, name: str, options: dict, model) -> None:
+    """Refuses a prompt whose pooled output is missing or of another width."""
     pooled, expected, fault = options.get("pooled_output"), pooled_width(model), None
     if expected is None or "unclip_conditioning" in options:
         return
@@ -182,6 +185,7 @@ def check_pooled(node: str, name: str, options: dict, model) -> None:
 
 
 def check_conditioning(node: str, name: str, conditioning: list, model) -> None:
+    """Refuses prompts that are empty, batched, or encoded with another CLIP."""
     if len(conditioning) == 0:
         raise BadInput(node, name, "it holds no prompt.", "Wire CLIP Text Encode.")
     expected = token_width(model)

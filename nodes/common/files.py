@@ -1,4 +1,4 @@
-"""Files that a node saves: names that every system takes, none ever overwritten, whole or not there at all."""
+"""Saves files under names that every system takes; none is overwritten, and each is whole or absent."""
 
 import contextlib
 import errno
@@ -57,7 +57,7 @@ def first_free(stems: Iterator[str], extension: str, data: bytes) -> str:
 
 
 def plain_prefix(node: str, prefix: str, base: str) -> str:
-    """Without needless parts such as ./ and a / at the end, for which ComfyUI counts files wrongly."""
+    """Removes needless parts such as ./ and a / at the end, for which ComfyUI counts files wrongly."""
     bad = FORBIDDEN.search(os.path.splitdrive(prefix)[1])
     if bad:
         fault = f"it contains {bad[0]!r}, which no file name may on every system."
@@ -79,7 +79,7 @@ def plain_prefix(node: str, prefix: str, base: str) -> str:
 
 
 def numbered_place(node: str, prefix: str, base: str) -> tuple[str, str, int]:
-    """Folder, name and the number after the highest that is there."""
+    """Returns folder, name and the number after the highest that exists."""
     try:
         return folder_paths.get_save_image_path(prefix, base)[:3]
     except OSError:
@@ -89,6 +89,7 @@ def numbered_place(node: str, prefix: str, base: str) -> tuple[str, str, int]:
 
 
 def outside(node: str, prefix: str, base: str) -> BadInput:
+    """Returns the error for a name outside the folder."""
     return BadInput(node, "filename_prefix", f"'{prefix}' is outside {base}.", "Use a plain name.")
 
 
@@ -113,7 +114,7 @@ def alone_in(base: str) -> Iterator[bool]:
 
 
 def remove_leftovers(base: str) -> None:
-    """What saves that were killed have left; files that are being written elsewhere on Windows resist."""
+    """Removes what killed saves have left; files that are being written elsewhere on Windows resist."""
     for folder, _, names in os.walk(base):
         for name in names:
             if re.fullmatch(rf".+_\d{{5,}}_\{UNFINISHED}", name):

@@ -1,4 +1,4 @@
-"""What the editor shows of the concepts as soon as a sampler starts; js/concept_overlay.js draws it."""
+"""The preview of the concepts that the editor shows when a sampler starts; js/concept_overlay.js draws it."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ def concept_overlay(concepts: Sequence[Concept | ConductedConcept], background: 
 
 
 def show_at_once(node_id: str, overlay: dict) -> None:
-    """Sends it to the editor before the node is done, which is when ComfyUI sends what a node returns for it."""
+    """Sends it to the editor before the node is done, which is when ComfyUI sends what a node returns."""
     server = PromptServer.instance
     server.send_sync("pnpmix.concepts", {"node": node_id, "overlay": overlay}, server.client_id)
 

@@ -34,7 +34,7 @@ def check_not_compiled(node: str, model) -> None:
 
 
 def check_batch(node: str, name: str, latent: dict) -> Tensor:
-    """The latents (B, C, H, W) float32 of a LATENT."""
+    """Returns the latents (B, C, H, W) float32 of a LATENT."""
     samples = latent["samples"]
     if not isinstance(samples, Tensor) or samples.ndim != 4 or samples.numel() == 0:
         return check_latent(node, name, latent)  # which says what is wrong
@@ -87,6 +87,7 @@ def check_weights(concept: ConductedConcept, hooks, model) -> list[str]:
 
 
 def check_guidance(guidance: LayoutGuidance, model, latent: Tensor) -> None:
+    """Refuses a layout reference of another model family or size, and weights without gradients."""
     node = "Layout Alignment"
     with at_fault(guidance.node_id):
         family = model_family(model)

@@ -101,7 +101,7 @@ class PnPMixConceptLora(io.ComfyNode):
 
 
 def with_weights(node: str, clip, file: lora_files.LoraFile, name: str, strength: float) -> tuple[object, int, list]:
-    """A CLIP with what of a LoRA is for it, of how many layers that is, and what there is to say."""
+    """Returns a clone of the CLIP with the LoRA's text layers, their number, and messages."""
     keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
     try:
         patches = fitting(file.weights, keys, clip.cond_stage_model)
@@ -119,7 +119,7 @@ MOST_LAYERS = {"l": 16, "g": 70}  # with cross-attention, in UNets of these text
 
 
 def check_tokens(node: str, file: lora_files.LoraFile, clip, text: str) -> int:
-    """How many cross-attention layers the file has a prompt for."""
+    """Returns for how many cross-attention layers the file has a prompt, and refuses tokens that do not fit."""
     if not file.tokens:
         return 1
     remedy = "Use an ED-LoRA of this checkpoint's family, as its trainer saved it."

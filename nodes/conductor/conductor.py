@@ -164,6 +164,7 @@ class PnPMixConductor(io.ComfyNode):
         show_at_once(cls.hidden.unique_id, overlays[-1])
 
         def show_masks(denoised: Tensor, refined: Masks) -> None:
+            """Shows the refined masks in the editor."""
             own = zip(concepts, refined.final[grid][:, 0].float().cpu(), strict=True)
             now = [concept._replace(mask=to_pixels(mask, *size)) for concept, mask in own]
             overlays.append(concept_overlay(now, denoised[0].cpu(), latent_format))
@@ -185,6 +186,7 @@ class PnPMixConductor(io.ComfyNode):
 
 
 def falling_sigmas(model, scheduler: str, steps: int) -> Tensor:
+    """Returns the noise levels (steps + 1,) of a scheduler, and refuses one that does not fall to 0."""
     check_choice(NODE, "scheduler", scheduler, comfy.samplers.SCHEDULER_NAMES)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).float().cpu()
     if not falls_to_zero(sigmas):
@@ -207,7 +209,8 @@ def to_pixels(mask: Tensor, height: int, width: int) -> Tensor:
 def masks_on_grids(
     concepts: list[ConductedConcept], grid: tuple[int, int], batch: int, attention: Layer, model
 ) -> Masks:
-    """
+    """Returns the masks on every grid of the UNet.
+
     Raises:
         BadInput: nothing of a concept's mask is left on the latent grid.
     """
@@ -237,6 +240,7 @@ def kept_keys(guidance: LayoutGuidance, model, hidden) -> dict:
 
 
 def is_same(before: list, now: list) -> bool:
+    """Tells whether a MODEL is patched as it was when the cache was made."""
     try:
         return before[0] is now[0] and same_patches(before[1], now[1]) and before[2:] == now[2:]
     except Exception:  # of tensors and the like among the patches, which know no plain equality
@@ -244,7 +248,7 @@ def is_same(before: list, now: list) -> bool:
 
 
 def same_patches(before: dict[str, tuple], now: dict[str, tuple]) -> bool:
-    """Whether the weights have the same patches, which clones of a MODEL share."""
+    """Tells whether the weights have the same patches, which clones of a MODEL share."""
     if before.keys() != now.keys():
         return False
     pairs = [(before[name], now[name]) for name in now]

@@ -1,4 +1,4 @@
-"""A prompt without guidance."""
+"""A guider for one prompt without classifier-free guidance."""
 
 import comfy.model_management
 import comfy.samplers

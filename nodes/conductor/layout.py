@@ -92,7 +92,7 @@ class PnPMixLayoutReference(io.ComfyNode):
 
 
 class LayoutSampler(comfy.samplers.Sampler):
-    """DDIM inversion of the latent image; the result is left in `layout`, on the CPU."""
+    """Runs DDIM inversion in place of sampling; the result is left in `layout`, on the CPU."""
 
     layout: Layout
 

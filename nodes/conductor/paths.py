@@ -28,7 +28,7 @@ KINDS = {"both": ("self", "cross"), "self": ("self",), "cross": ("cross",)}
 
 
 def kept_resident(model):
-    """`resident`, once for as long as the graph holds the MODEL, so that another seed does not read the file again."""
+    """Returns `resident(model)`, once while the graph holds the MODEL, so that another seed reads no file again."""
     if model in RESIDENT:
         return RESIDENT[model]
     own = resident(NODE, model)

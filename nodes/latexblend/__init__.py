@@ -1,1 +1,1 @@
-"""LaTexBlend: concepts trained once, kept in files, and blended into any prompt."""
+"""LaTexBlend: trained concepts, stored in files and blended into any prompt."""

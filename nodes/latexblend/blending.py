@@ -1,4 +1,4 @@
-"""Blend Concept and Blend: trained concepts put into the words of a prompt."""
+"""Blend Concept and Blend: trained concepts in a prompt."""
 
 from comfy_api.latest import io
 from typing_extensions import override
@@ -159,10 +159,12 @@ class PnPMixBlend(io.ComfyNode):
 
 
 def length_of(learned: LearnedConcept) -> int:
+    """Returns the tokens of a concept's slot, 1 + L."""
     return len(next(iter(learned.features.values()))[0])
 
 
 def warnings(model, concepts: list[BlendedConcept], prompt: dict, node_id: str) -> list[str]:
+    """Warns of concepts that were trained on another checkpoint."""
     own = fingerprint(model)
     return [
         f"Warning: '{c.learned.name}' was trained with {c.learned.checkpoint or 'another checkpoint'}, and this is "

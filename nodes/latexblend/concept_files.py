@@ -1,4 +1,4 @@
-"""Save Concept, Load Concept and Import Concept: trained concepts kept in files."""
+"""Save Concept, Load Concept and Import Concept: trained concepts in files."""
 
 import contextlib
 import os
@@ -36,6 +36,7 @@ FIELDS = ("name", "noun", "family", "checkpoint", "fingerprint")
 
 
 def file_choice(tooltip: str, *endings: str) -> io.Combo.Input:
+    """Returns the input 'file' with the concept files of these endings."""
     return io.Combo.Input("file", options=model_files(CONCEPTS, *endings).names, tooltip=tooltip)
 
 
@@ -183,7 +184,7 @@ class PnPMixImportConcept(io.ComfyNode):
 
 
 class Described(BaseModel):
-    """What a file says of its concept, beside the tensors."""
+    """The metadata of a concept file, beside the tensors."""
 
     version: str
     name: Name
@@ -196,6 +197,7 @@ class Described(BaseModel):
     @field_validator("version")
     @classmethod
     def known(cls, version: str) -> str:
+        """Refuses files of later versions."""
         if version != VERSION:
             raise ValueError(f"this pack reads version {VERSION}, update the pack")
         return version
@@ -203,7 +205,7 @@ class Described(BaseModel):
     @field_validator("settings")
     @classmethod
     def counted(cls, settings: dict[str, str]) -> dict[str, str]:
-        """Learning on reads these."""
+        """Checks the settings that continuing a training reads."""
         for name in ("steps", "rank"):
             if not settings.get(name, "0").isdecimal() or len(settings.get(name, "0")) > 9:
                 raise ValueError(f"'{name}' should be a whole number")
@@ -211,7 +213,8 @@ class Described(BaseModel):
 
 
 def file_bytes(learned: LearnedConcept) -> bytes:
-    """
+    """Returns the content of a concept file.
+
     Raises:
         ValueError: no file could hold it.
     """
@@ -222,6 +225,7 @@ def file_bytes(learned: LearnedConcept) -> bytes:
 
 
 def read_concept(path: str) -> LearnedConcept:
+    """Reads a concept file that Save Concept wrote, and refuses any other."""
     node, name = "Load Concept", os.path.basename(path)
     with reading(node, "file", path, "Train it again, or get the file again."):
         tensors, metadata = read_safetensors(path, lambda metadata: FORMAT in metadata)
@@ -237,7 +241,8 @@ def read_concept(path: str) -> LearnedConcept:
 
 
 def dictionary(content: object) -> dict:
-    """
+    """Returns the dictionary that a file holds.
+
     Raises:
         ValueError: it is none of names.
     """
@@ -253,7 +258,7 @@ CUSTOM_DIFFUSION = re.compile(r"(?:unet\.)?(.+\.attn2)\.processor\.(to_[kv])_cus
 
 
 def is_embedding(content: dict) -> bool:
-    """Of textual inversion, by any of its makers: names → vectors, or their batch, and nothing else."""
+    """Tells a textual inversion of any maker: names → vectors, or their batch, and nothing else."""
     if content.keys() & OF_EMBEDDINGS:
         return True
     wide = (x for x in content.values() if isinstance(x, Tensor) and x.ndim in (1, 2) and x.shape[-1] >= LEAST_WIDTH)
@@ -261,17 +266,19 @@ def is_embedding(content: dict) -> bool:
 
 
 def embedding(node: str, path: str) -> BadInput:
+    """Returns the error for a textual inversion, which holds no keys and values."""
     stem = os.path.splitext(os.path.basename(path))[0]
     fault = f"{os.path.basename(path)} is an embedding of textual inversion, which holds no concept's keys and values."
     return BadInput(node, "file", fault, f"Put it into models/embeddings, and write embedding:{stem} in a prompt.")
 
 
 def is_custom_diffusion(content: dict) -> bool:
+    """Tells the weights that diffusers' Custom Diffusion training saves."""
     return any(CUSTOM_DIFFUSION.fullmatch(name) for name in content)
 
 
 def as_delta(node: str, path: str, content: dict) -> dict:
-    """The weights that diffusers' training script saves, with V* from the file that it saves beside them.
+    """Returns the weights that diffusers' training script saves, with V* from the file beside them.
 
     Raises:
         BadInput: there is no such file, or more than one.
@@ -307,7 +314,7 @@ SDXL = dict(
 
 
 def diffusers_names(model) -> dict[str, str]:
-    """diffusers' name of each cross-attention layer → ours."""
+    """Returns diffusers' name of each cross-attention layer → ComfyUI's."""
     names = comfy.utils.unet_to_diffusers(SDXL if model is None else model.model.model_config.unet_config)
     ending = ".to_k.weight"
     return {
@@ -318,10 +325,12 @@ def diffusers_names(model) -> dict[str, str]:
 
 
 def numbers(x: object, name: str, shape: Sequence[int | None]) -> Tensor:
+    """Returns a checked entry in float32, in memory of its own."""
     return described(x, name, shape).float().clone()  # of a view of a larger one, the part
 
 
 def from_bank(content: dict, model) -> dict:
+    """Returns the features of a concept bank (.pt) of the authors' code."""
     names, features = diffusers_names(model), {}
     for theirs, pair in content.items():
         layer = names.get(theirs.removesuffix(".processor").removeprefix("unet."))
@@ -333,7 +342,7 @@ def from_bank(content: dict, model) -> dict:
 
 
 def from_delta(content: dict, clip, model, noun: str) -> dict:
-    """From the trained W_k, W_v and V* of a delta.bin."""
+    """Computes the features from the trained W_k, W_v and V* of a delta.bin."""
     names, weights, identifiers = diffusers_names(model), content["unet"], content["modifier_token"]
     if not isinstance(weights, dict) or not isinstance(identifiers, dict) or len(identifiers) != 1:
         raise ValueError("it is not of one concept")

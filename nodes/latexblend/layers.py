@@ -1,4 +1,4 @@
-"""The cross-attention layers of ComfyUI's UNet, and what their weights tell."""
+"""The cross-attention layers of ComfyUI's UNet, and what identifies a checkpoint."""
 
 import re
 from typing import Any
@@ -12,7 +12,7 @@ NAMES = {"input_blocks": "input", "middle_block": "middle", "output_blocks": "ou
 
 
 def cross_attentions(unet) -> dict[str, tuple[Layer, Any]]:
-    """By their names in a checkpoint, such as input_blocks.4.1.transformer_blocks.0.attn2."""
+    """Returns the layers by their names in a checkpoint, such as input_blocks.4.1.transformer_blocks.0.attn2."""
     found = {}
     for name, module in unet.named_modules():
         parts = re.fullmatch(r"(\w+?_blocks?)\.(\d+)\..*transformer_blocks\.(\d+)\.attn2", name)
@@ -28,7 +28,7 @@ def layer_widths(unet) -> dict[str, int]:
 
 
 def fingerprint(model) -> str:
-    """Of one W_k of the checkpoint, without the LoRAs on it."""
+    """Returns the fingerprint of one W_k of the checkpoint, without the LoRAs on it."""
     name, (_, module) = next(iter(cross_attentions(model.model.diffusion_model).items()))
     backup = getattr(model, "backup", {}).get(f"diffusion_model.{name}.to_k.weight")
     weight = module.to_k.weight if backup is None else backup.weight
@@ -49,7 +49,7 @@ def check_fits(node: str, name: str, learned: LearnedConcept, model) -> None:
 
 
 def checkpoint_name(prompt: dict, node_id: str, name: str = "model") -> str:
-    """The file that the MODEL at an input came from, as far as the graph tells; else ""."""
+    """Returns the file that the MODEL at an input came from, as far as the graph tells; else ""."""
     seen = set()
     while node_id not in seen:
         seen.add(node_id)

@@ -1,4 +1,4 @@
-"""Train Concept's training loop in the place of a sampler."""
+"""Train Concept's training loop, in place of a sampler."""
 
 import contextlib
 import time
@@ -36,7 +36,7 @@ STEP = "pnpmix_learning_step"  # in transformer_options, for the length of one c
 
 
 class Settings(NamedTuple):
-    """Inputs of the node, by their names there."""
+    """The inputs of the node, by their names there."""
 
     noun: str
     steps: int
@@ -53,7 +53,7 @@ class Settings(NamedTuple):
     checkpointing: bool = True
 
     def described(self, steps: int, words: "Words") -> dict[str, str]:
-        """For the reader of a file."""
+        """Returns the settings for the metadata of a file."""
         told = ("learning_rate", "resolution", "rank", "seed", "augment", "prior_weight", "dtype")
         ids = next(iter(noun_ids(NODE, words.clip, self.noun).values()))
         own = {"steps": str(steps), "prompt": training.EXTRACTED_FROM, "noun_ids": str(ids)}
@@ -61,11 +61,12 @@ class Settings(NamedTuple):
 
 
 def mean(values: list[float]) -> float:
+    """Returns the mean, 0 of no values."""
     return sum(values) / max(len(values), 1)
 
 
 class Words(NamedTuple):
-    """The prompts of both flows."""
+    """The prompts of the base flow and the concept flow."""
 
     clip: Any
     noun: str
@@ -73,27 +74,27 @@ class Words(NamedTuple):
 
     @property
     def length(self) -> int:
-        """1 + L"""
+        """The tokens of the slot, 1 + L."""
         return 1 + next(iter(self.lengths.values()))
 
     def identifiers(self) -> dict[str, Tensor]:
-        """V* of each encoder before training."""
+        """Returns V* of each encoder before training."""
         return {encoder: rare_vector(self.clip, encoder) for encoder in self.lengths}
 
     def base(self, template: str) -> tuple[Tensor, Tensor | None, int]:
-        """The base flow's context (1, tokens, width) and pooled vector, and the slot's first token."""
+        """Returns the base flow's context (1, tokens, width) and pooled vector, and the slot's first token."""
         chunks, first = base_tokens(NODE, self.clip, template, self.noun)
         context, pooled = self.clip.encode_from_tokens(write(chunks), return_pooled=True)
         return context, pooled, first
 
     def bare(self) -> tuple[Tensor, Tensor | None]:
-        """The same of the noun alone, as long as the other contexts."""
+        """Returns the same of the noun alone, padded to the length of the other contexts."""
         chunks = read(NODE, self.clip, self.noun)
         return self.clip.encode_from_tokens(write(chunks), return_pooled=True)
 
 
 def base_tokens(node: str, clip, template: str, noun: str) -> tuple[dict, int]:
-    """The chunks of template("a noun"), and the index of the article, whose place V* takes."""
+    """Returns the chunks of template("a noun"), and the index of the article, which V* replaces."""
     chunks, index = read(node, clip, template.format(f"a {noun}")), 0
     ids = noun_ids(node, clip, noun)
     for encoder, own in chunks.items():
@@ -123,6 +124,7 @@ def encode_slot(
 
 
 def rare_vector(clip, encoder: str) -> Tensor:
+    """Returns the embedding that V* starts from."""
     if encoder == DEMO:
         return clip.cond_stage_model.table.weight[0].detach().float().cpu().clone()
     token = tokenizer_of(clip, encoder).tokenizer.convert_tokens_to_ids(RARE_TOKEN)
@@ -130,14 +132,14 @@ def rare_vector(clip, encoder: str) -> Tensor:
 
 
 def in_its_place(clip):
-    """A CLIP that encodes where its weights are. Others have the host load them, which may move what is in use."""
+    """Returns a CLIP that encodes where its weights are; others let the host move weights that are in use."""
     own = clip.clone()
     own.cond_stage_model, own.load_model = clip.cond_stage_model, lambda *_, **__: clip.patcher
     return own
 
 
 class Step(NamedTuple):
-    """What the layers know of a call."""
+    """What the layers need to know of a call."""
 
     context: Tensor  # (B, tokens + length, width)
     first: list[int]  # of each concept row
@@ -176,7 +178,7 @@ class LearnSampler(comfy.samplers.Sampler):
         self.words = words._replace(clip=in_its_place(words.clip))
 
     def prompts(self) -> list:
-        """CONDITIONING of everything but the concept flow: each template, the bare noun, and the empty prompt."""
+        """Returns CONDITIONING of everything but the concept flow: each template, the bare noun, the empty prompt."""
         return [
             [context.detach().clone(), {"pooled_output": None if pooled is None else pooled.detach().clone()}]
             for context, pooled, *_ in (*self.base, self.bare, self.unconditional)
@@ -204,9 +206,11 @@ class LearnSampler(comfy.samplers.Sampler):
         return latent_image
 
     def processed(self, cond) -> Tensor:
+        """Returns the tensor of a model_cond as the UNet gets it."""
         return cond.process_cond(batch_size=1, device=self.device, area=None).cond.clone()
 
     def prepare(self) -> None:
+        """Makes the parameters and replaces the cross-attention layers."""
         generator = training.step_generator(self.settings.seed, -2)
         self.layers = cross_attentions(self.unet)
         self.deltas = {}
@@ -230,7 +234,7 @@ class LearnSampler(comfy.samplers.Sampler):
         }
 
     def resume(self) -> None:
-        """Goes on from where another run ended: the parameters, and the optimizer's two moments of each."""
+        """Continues from the state of another run: the parameters, and the optimizer's two moments of each."""
         shapes = {f"{name}{end}": x.shape for name, x in self.parameters.items() for end in ("", ".mean", ".square")}
         try:
             if self.resumed.keys() - {"steps"} != shapes.keys():
@@ -244,7 +248,7 @@ class LearnSampler(comfy.samplers.Sampler):
             x.copy_(self.resumed[name])
 
     def attention(self, name: str):
-        """attn2_replace of a layer."""
+        """Returns the attn2_replace of a layer."""
 
         def attend(query, key, value, extra_options):
             step: Step | None = extra_options.get(STEP)
@@ -260,6 +264,7 @@ class LearnSampler(comfy.samplers.Sampler):
         return attend
 
     def learn(self) -> None:
+        """Runs the training and keeps its result."""
         settings, device = self.settings, self.device
         moments = {name: x for name, x in self.resumed.items() if name.endswith((".mean", ".square"))}
         self.progress = comfy.utils.ProgressBar(settings.steps)
@@ -297,10 +302,12 @@ class LearnSampler(comfy.samplers.Sampler):
 
     @contextlib.contextmanager
     def saving_memory(self) -> Iterator[None]:
+        """Uses gradient checkpointing where the node asks for it."""
         with checkpointed(self.unet) if self.settings.checkpointing else contextlib.nullcontext():
             yield
 
     def loss_of(self, step: int) -> Tensor:
+        """Returns the loss () of a training step."""
         device, shape = self.device, self.views.shape[1:]
         drawn = training.draw(self.settings.seed, step, len(self.views), len(self.class_pictures), shape)
         sampling = self.base_model.model_sampling
@@ -320,11 +327,12 @@ class LearnSampler(comfy.samplers.Sampler):
         return training.total_loss(losses, self.settings.prior_weight)
 
     def own_context(self, template: str) -> Tensor:
+        """Returns the concept flow's context (1, 1 + L, width) of a template."""
         context, _, _ = encode_slot(NODE, self.words.clip, template, self.words.noun, self.identifiers)
         return context.to(self.device)
 
     def denoise(self, x: Tensor, sigma: Tensor, rows: list[dict], own: Tensor | None, first: list[int]) -> Tensor:
-        """D(x, sigma). `own` is None where nothing but the plain prompts is to act."""
+        """Returns D(x, sigma) (B, C, H, W); `own` is None where only the plain prompts act."""
         conds = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         options = dict(self.options)
         if own is not None:
@@ -360,10 +368,13 @@ class LearnSampler(comfy.samplers.Sampler):
         return False
 
     def tell_cancelled(self) -> None:
+        """Adds a warning that the run was cancelled."""
         steps = f"{self.done} of {self.settings.steps} steps"
         self.messages.append(f"Warning: cancelled; the concept of {steps} is kept.")
 
     def extracted(self) -> dict:
+        """Returns the features h_c of the concept so far."""
+
         def projection(name: str, side: str, linear):
             return lambda x: linear(x.float()) + training.apply_delta(self.deltas[f"{name}.{side}"], x.float())
 
@@ -376,7 +387,7 @@ class LearnSampler(comfy.samplers.Sampler):
 
     @torch.no_grad()
     def picture(self) -> Tensor:
-        """A latent of EXTRACTED_FROM as it comes out so far."""
+        """Samples a latent of EXTRACTED_FROM with the concept so far."""
         template = training.TEMPLATES.index(training.EXTRACTED_FROM)
         own, first = self.own_context(training.EXTRACTED_FROM), self.base[template][2]
         sigmas = comfy.samplers.calculate_sigmas(self.base_model.model_sampling, "normal", PREVIEW_STEPS)

@@ -1,4 +1,4 @@
-"""Train Concept: a handful of photos and a noun become a concept."""
+"""Train Concept: trains a concept on a handful of photos and a noun."""
 
 from collections.abc import Iterator
 
@@ -222,6 +222,7 @@ class PnPMixTrainConcept(io.ComfyNode):
 
 
 def check_settings(settings: Settings) -> None:
+    """Refuses numbers, choices and names that no training can use."""
     numbers = ("steps", "learning_rate", "resolution", "rank", "seed", "prior_weight")
     check_numbers(NODE, **{name: getattr(settings, name) for name in numbers})
     check_choice(NODE, "dtype", settings.dtype, list(DTYPES))
@@ -240,7 +241,7 @@ def check_precision(model) -> None:
 
 
 def photos_of(name: str, batches: list) -> list[Tensor]:
-    """Each photo (H, W, 3 or 4) of some batches, which may have different sizes; none is copied."""
+    """Returns each photo (H, W, 3 or 4) of some batches, which may have different sizes, without copies."""
     photos: list[Tensor] = []
     for batch in batches or []:
         if batch is None:
@@ -255,18 +256,18 @@ def photos_of(name: str, batches: list) -> list[Tensor]:
 
 
 def square(photo: Tensor, size: int) -> Tensor:
-    """(H, W, 3 or 4) → its middle (3, size, size)."""
+    """Crops an image (H, W, 3 or 4) to its central square, (3, size, size)."""
     return training.square(photo[..., :3].float().cpu().movedim(-1, 0), size)
 
 
 def encode(vae, picture: Tensor) -> Tensor:
-    """(3, S, S) → its latent (1, C, H, W) as VAE Encode gives it; Cancel ends it."""
+    """Encodes an image (3, S, S) to its latent (1, C, H, W), as VAE Encode does; Cancel ends it."""
     comfy.model_management.throw_exception_if_processing_interrupted()
     return vae.encode(picture[None].movedim(1, -1)).float().cpu()
 
 
 def encode_views(vae, photos: list[Tensor], settings: Settings) -> tuple[Tensor, Tensor]:
-    """Latents (n, C, H, W) of what is looked at, and the masks (n, 1, H, W) of what in it is photo.
+    """Returns the latents (n, C, H, W) of all views, and masks (n, 1, H, W) of the photo in them.
 
     One after another: in pixels there is never more than one of them.
     """
@@ -278,7 +279,7 @@ def encode_views(vae, photos: list[Tensor], settings: Settings) -> tuple[Tensor,
 
 
 def views_of(photos: list[Tensor], settings: Settings) -> Iterator[tuple[Tensor, Tensor]]:
-    """(3, S, S), and the mask (S, S) of what of it is photo."""
+    """Yields views (3, S, S), and the mask (S, S) of the photo in each."""
     generator = training.step_generator(settings.seed, -1)
     of_each = max(1, min(VIEWS, MOST_VIEWS // len(photos)))
     for photo in photos:
@@ -291,6 +292,7 @@ def views_of(photos: list[Tensor], settings: Settings) -> Iterator[tuple[Tensor,
 
 
 def resumed_state(learned: LearnedConcept, settings: Settings, model) -> dict[str, Tensor]:
+    """Returns the training state of a concept, and refuses one that does not fit these settings."""
     remedy = "Set it as it was, or unwire learned to start over."
     if not learned.state:
         fault = f"'{learned.name}' was trained with resumable off, and cannot be continued."

@@ -1,4 +1,4 @@
-"""Mask refinement (algorithm 1): masks that follow the subjects, from clusters of self-attention."""
+"""Mask refinement (algorithm 1): masks that follow the objects, from clusters of self-attention."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ SMALL_SHIFT = 1e-4  # of the centers, on average, below which a run of k-means h
 
 
 class Masks(NamedTuple):
-    """Where each of n concepts is in each of B pictures."""
+    """The masks of n concepts in each of B images."""
 
     final: dict[Grid, Tensor]  # M_k on every grid of the UNet, (n, B, h, w) bool
     custom: Tensor  # (n, B, h, w) bool, from the concept's own attention, on the grid of the refined layer
@@ -24,7 +24,7 @@ class Masks(NamedTuple):
 
 
 class Refinement(NamedTuple):
-    """When and how masks are refined."""
+    """The settings of mask refinement."""
 
     start: float  # share of the steps
     end: float
@@ -34,7 +34,8 @@ class Refinement(NamedTuple):
 
 
 def first_state(masks: Tensor, grids: Sequence[Grid], grid: Grid) -> Masks:
-    """
+    """Returns the masks before the first refinement.
+
     Args:
         masks: (n, B, h, w) in 0..1.
         grids: of all layers.
@@ -45,14 +46,14 @@ def first_state(masks: Tensor, grids: Sequence[Grid], grid: Grid) -> Masks:
 
 
 def refined_steps(refinement: Refinement, steps: int) -> set[int]:
-    """The steps after which masks are refined."""
+    """Returns the steps after which masks are refined."""
     first, last = refinement.start * steps, refinement.end * steps
     gap = (last - first) / max(refinement.updates - 1, 1)
     return {min(round(first + i * gap), steps - 1) for i in range(refinement.updates)}
 
 
 def k_means(points: Tensor, clusters: int, restarts: int, seed: int = SEED) -> tuple[Tensor, Tensor]:
-    """Labels (T,) and inertia () of the best of many runs, all of which take their steps together.
+    """Returns labels (T,) and inertia () of the best of many runs of k-means, which are computed together.
 
     Each run starts with different points as its centers. A center that loses all of its points stays where it is.
 
@@ -81,13 +82,13 @@ def k_means(points: Tensor, clusters: int, restarts: int, seed: int = SEED) -> t
 
 
 def squared_distances(points: Tensor, centers: Tensor) -> Tensor:
-    """(T, D) and (R, K, D) → (R, K, T)."""
+    """Returns the squared distances (R, K, T) between points (T, D) and centers (R, K, D)."""
     products = centers @ points.T
     return (points.square().sum(-1) - 2 * products + centers.square().sum(-1, keepdim=True)).clamp(min=0)
 
 
 def segments(attention: Tensor, numbers: Sequence[int], restarts: int) -> Tensor:
-    """Every cluster of every number of clusters, (sum(numbers), T) bool.
+    """Returns every cluster of every number of clusters, (sum(numbers), T) bool.
 
     Args:
         attention: (T, T) probabilities, whose rows are the points.
@@ -120,7 +121,7 @@ def best_segment(found: Tensor, before: Tensor, threshold: float) -> Tensor:
 
 
 def refine(masks: Masks, base: Tensor, customs: Sequence[Tensor], refinement: Refinement) -> Masks:
-    """Algorithm 1, for every picture.
+    """Runs algorithm 1 for every image.
 
     custom_k and base_k follow the mask that each of them was before, as in the authors' code, and K is n + 1 .. 2n + 1.
     Where the union of two concepts overlaps, both keep their earlier mask.

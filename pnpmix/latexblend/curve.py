@@ -1,4 +1,4 @@
-"""The losses of a training as a picture."""
+"""Draws the loss curve of a training."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ SMOOTH = 50  # steps of which the thick line is the mean
 
 
 def draw_losses(losses: Sequence[float]) -> Tensor:
-    """(HEIGHT, WIDTH, 3) in 0..1: each step's loss, thin, and the mean of the last SMOOTH, thick."""
+    """Draws each step's loss, thin, and the mean of the last SMOOTH, thick: (HEIGHT, WIDTH, 3) in 0..1."""
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
     values = np.asarray(losses if losses else [0.0], dtype=np.float64)

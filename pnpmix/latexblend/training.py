@@ -1,4 +1,4 @@
-"""Learning h_c: a trainable flow for the concept's words beside a frozen one for all others."""
+"""Training of h_c: a trainable flow for the concept's words beside a frozen one for all others."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -38,7 +38,7 @@ class Diverged(Exception):
 
 
 class Draw(NamedTuple):
-    """What chance decides in one step. Row 0 is of the concept, row 1, where there is one, of its class."""
+    """The random choices of one step. Row 0 is of the concept, row 1, if present, of its class."""
 
     concept_template: int
     base_template: int
@@ -49,7 +49,7 @@ class Draw(NamedTuple):
 
 
 def new_delta(inner: int, width: int, rank: int, generator: torch.Generator) -> Delta:
-    """A change of nothing yet, in float32. `rank` 0: of full rank."""
+    """Returns a change of zero, in float32. `rank` 0: of full rank."""
     if rank == 0:
         return (torch.zeros(inner, width),)
     down = torch.randn((rank, width), generator=generator) * width**-0.5
@@ -57,7 +57,7 @@ def new_delta(inner: int, width: int, rank: int, generator: torch.Generator) -> 
 
 
 def apply_delta(delta: Delta, x: Tensor) -> Tensor:
-    """What a trained projection adds to the frozen one's output, for (..., width)."""
+    """Returns what a trained projection adds to the frozen one's output, for (..., width)."""
     for matrix in reversed(delta):
         x = F.linear(x.to(matrix), matrix)
     return x
@@ -66,7 +66,7 @@ def apply_delta(delta: Delta, x: Tensor) -> Tensor:
 def training_features(
     projected: Tensor, delta: Delta, context: Tensor, first: Sequence[int], length: int, concept_rows: int
 ) -> Tensor:
-    """K, or V, of one layer for a step of training.
+    """Returns K, or V, of one layer for a step of training.
 
     In rows of the concept, h_c (the last `length` tokens of the context through the trained projection) takes its slot
     in h_b, everything else through the frozen one; so nothing but h_c can learn. In the rows after them, of the class,
@@ -91,14 +91,14 @@ def training_features(
 
 
 def prediction_loss(denoised: Tensor, x0: Tensor, sigma: Tensor, mask: Tensor, predicts_v: bool) -> Tensor:
-    """(B,) mean squared error of the predicted eps, or v, where the mask (B, 1, H, W) is 1."""
+    """Returns the mean squared error (B,) of the predicted eps, or v, where the mask (B, 1, H, W) is 1."""
     weight = (1 + sigma**2) / sigma**2 if predicts_v else 1 / sigma**2
     error = weighted((denoised.float() - x0).square().mean(1, keepdim=True), mask)
     return weight * error.sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
 
 
 def total_loss(losses: Tensor, prior_weight: float) -> Tensor:
-    """Of a step's rows (B,).
+    """Returns the loss () of a step from the losses of its rows (B,).
 
     The authors' code adds the concept's error up over the 4 channels of a latent, and takes the mean for its class.
     Without a class picture it takes the mean for the concept as well. Clipping of gradients sees the difference.
@@ -107,12 +107,13 @@ def total_loss(losses: Tensor, prior_weight: float) -> Tensor:
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """So that a step draws the same whether or not training was interrupted before it."""
+    """Returns a generator that draws the same for a step, whether or not training was interrupted before it."""
     return torch.Generator("cpu").manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
 def draw(seed: int, step: int, views: int, class_pictures: int, shape: torch.Size) -> Draw:
-    """
+    """Draws the random choices of a step.
+
     Args:
         shape: of a latent (C, H, W).
     """
@@ -133,7 +134,7 @@ def draw(seed: int, step: int, views: int, class_pictures: int, shape: torch.Siz
 
 
 def augment(picture: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A view of a square photo (3, S, S), and the mask (S, S) of what of it is photo.
+    """Returns a view of a square photo (3, S, S), and the mask (S, S) of the photo in it.
 
     Half of them are mirrored. A third are cut out of a magnified photo; of the others, those drawn to be smaller than
     MIDDLE stand on gray, and the rest fill the frame.
@@ -175,12 +176,12 @@ def mask_on_latent(mask: Tensor, grid: tuple[int, ...]) -> Tensor:
 
 
 def resized(picture: Tensor, size: int) -> Tensor:
-    """(3, S, S) → (3, size, size)."""
+    """Resizes an image (3, S, S) to (3, size, size)."""
     return F.interpolate(picture[None], (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
 def square(picture: Tensor, size: int) -> Tensor:
-    """The middle of a photo (3, H, W) → (3, size, size)."""
+    """Crops the central square of an image (3, H, W), resized to (3, size, size)."""
     side = min(picture.shape[1:])
     top, left = ((length - side) // 2 for length in picture.shape[1:])
     return resized(picture[:, top : top + side, left : left + side], size)
@@ -194,7 +195,7 @@ def fit(
     state: Mapping[str, Tensor] | None = None,
     callback: Callable[[int, float], bool] = lambda step, loss: False,
 ) -> dict[str, Tensor]:
-    """AdamW with clipped gradients, in place.
+    """Trains with AdamW and clipped gradients, in place.
 
     Args:
         parameters: leaf tensors in float32, by name.
