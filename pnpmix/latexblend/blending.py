@@ -90,14 +90,6 @@ def region_bias(
     return bias
 
 
-def repeats_of(tokens: int, prompt_tokens: int) -> range:
-    """Offsets of a prompt in a context that repeats it to the length of a longer one.
-
-    Where something follows the prompt, as other conditionings joined to it do, it stands there once.
-    """
-    return range(0, tokens if tokens % prompt_tokens == 0 else 1, prompt_tokens)
-
-
 def layer_grid(grid: tuple[int, int], positions: int) -> tuple[int, int]:
     """Returns height and width of a layer with so many tokens, for hosts that do not tell; `grid` is the latent's."""
     height, width = grid
