@@ -71,7 +71,9 @@ def file_input(folder: str, tooltip: str, also: str | None = None) -> io.Combo.I
     folders = [folder] if also is None else [folder, also]
     known = [{"folder": f"models/{x}", "files": KNOWN_FILES[x]} for x in folders]
     names = model_files(folder).names
-    return io.Combo.Input("model_name", options=names, tooltip=tooltip, extra_dict={"pnpmix_known": known})
+    choice = io.Combo.Input("model_name", options=names, tooltip=tooltip)
+    choice.extra_dict = {"pnpmix_known": known}  # an argument only of newer hosts
+    return choice
 
 
 def validate_file(node: str, folder: str, file: str | None) -> bool | str:
