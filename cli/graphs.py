@@ -1,6 +1,7 @@
 """The templates: reading them, filling them in, and turning them into the form that ComfyUI's server runs."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[1]
@@ -132,8 +133,20 @@ def in_order(level: dict, wired: dict[int, tuple]) -> list[dict]:
     return done
 
 
+def api_graph(name: str) -> dict:
+    """Returns a template in the server's form, for programs: every node has a title, which begins with the subgraph's
+    where it is in one, such as "Your thing 1: In the photo".
+
+    Raises:
+        FileNotFoundError: there is no such template.
+    """
+    paths = [TEMPLATES / f"{name}{kind}.json" for kind in ("", ".app")]
+    path = next((path for path in paths if path.is_file()), paths[0])
+    workflow = read(path)
+    return with_full_titles(to_api(workflow), workflow)
+
+
 def with_full_titles(prompt: dict, workflow: dict) -> dict:
-    """The same graph; the title of a node of a subgraph begins with the subgraph's, "Your thing 1: In the photo"."""
     around = {str(node["id"]): title(workflow, node) for node in workflow["nodes"]}
     named = {}
     for node_id, node in prompt.items():
@@ -178,3 +191,25 @@ def add(prompt: dict, kind: str, outputs: int = 1, /, **inputs):
     prompt[node_id] = {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}
     made = [[node_id, slot] for slot in range(outputs)]
     return made if outputs > 1 else made[0]
+
+
+def text_to_image(checkpoint: str, text: str, size: dict, loras: Sequence[tuple[str, float]] = (), **sampling) -> dict:
+    """Returns a graph in which a checkpoint, with LoRAs merged into it, draws a picture.
+
+    Args:
+        size: inputs of Empty Latent Image.
+        loras: (file, strength) of each.
+        sampling: seed, steps, cfg, sampler_name and scheduler.
+    """
+    prompt: dict = {}
+    model, clip, vae = add(prompt, "CheckpointLoaderSimple", 3, ckpt_name=checkpoint)
+    for file, strength in loras:
+        strengths = dict(strength_model=strength, strength_clip=strength)
+        model, clip = add(prompt, "LoraLoader", 2, model=model, clip=clip, lora_name=file, **strengths)
+    positive, negative = (add(prompt, "CLIPTextEncode", text=x, clip=clip) for x in (text, "blurry, distorted"))
+    conds = dict(positive=positive, negative=negative)
+    latent = add(prompt, "EmptyLatentImage", **size)
+    latent = add(prompt, "KSampler", model=model, latent_image=latent, denoise=1.0, **conds, **sampling)
+    image = add(prompt, "VAEDecode", samples=latent, vae=vae)
+    add(prompt, "SaveImage", images=image, filename_prefix="PnP-MIX")
+    return prompt

@@ -17,20 +17,15 @@ from .server import FOLDER, JobFailed
 Content = Literal["picture", "mask", "alpha"]
 
 
-class Sent(NamedTuple):
-    """A file to be sent, and what of it."""
+class InputFile(NamedTuple):
+    """A file that ComfyUI loads, and what of it."""
 
     path: Path
     content: Content = "picture"  # "mask": white on black; "alpha": the mask that a cut-out brings
     profile: bytes | None = None  # ICC profile that the colors are converted to; None: they stay as they are
 
-    def name(self) -> str:
-        """What it is called there: its own name, and what tells it from others of that name."""
-        mark = hashlib.sha256(self.path.read_bytes() + self.content.encode() + (self.profile or b"")).hexdigest()
-        return f"{safe(self.path.stem)}-{mark[:12]}.png"
-
     def encode(self) -> bytes:
-        """The PNG file."""
+        """Returns the PNG file."""
         image = decode(self.path)
         if self.content == "alpha":
             drawn = image.getchannel("A")
@@ -43,16 +38,20 @@ class Sent(NamedTuple):
         return file.getvalue()
 
 
-def sent(files: dict[str, Sent], path: Path, content: Content = "picture", profile: bytes | None = None) -> str:
-    """Adds a file to those that are to be sent; what ComfyUI's loaders call it.
+def add_file(
+    files: dict[str, InputFile], path: Path, content: Content = "picture", profile: bytes | None = None
+) -> str:
+    """Adds a file to those that a graph loads, by its own name and what tells it from others of that name; returns what
+    ComfyUI's loaders call it.
 
     Raises:
-        JobFailed: it is not there, or is no picture that can be read.
+        JobFailed: it is not there, or is no image that can be read.
     """
     decode(path)
-    file = Sent(path, content, profile)
-    files[file.name()] = file
-    return f"{FOLDER}/{file.name()}"
+    mark = hashlib.sha256(path.read_bytes() + content.encode() + (profile or b"")).hexdigest()
+    name = f"{safe(path.stem)}-{mark[:12]}.png"
+    files[name] = InputFile(path, content, profile)
+    return f"{FOLDER}/{name}"
 
 
 def safe(name: str) -> str:
@@ -65,7 +64,7 @@ def decode(path: Path) -> Image.Image:
     """RGB or RGBA, 8 bits, upright; of a film the first picture.
 
     Raises:
-        JobFailed: it is not there, or is no picture that can be read.
+        JobFailed: it is not there, or is no image that can be read.
     """
     if path.suffix.lower() in (".heic", ".heif", ".hif"):
         register_heif(path)
@@ -77,9 +76,9 @@ def decode(path: Path) -> Image.Image:
         has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
         return ImageOps.exif_transpose(image).convert("RGBA" if has_alpha else "RGB")
     except FileNotFoundError:
-        raise JobFailed(f"the picture {path} is not there") from None
+        raise JobFailed(f"the image {path} is not there") from None
     except Exception as error:  # of a damaged file Pillow raises almost anything
-        raise JobFailed(f"{path} is no picture that can be read ({error})") from error
+        raise JobFailed(f"{path} is no image that can be read ({error})") from error
 
 
 def register_heif(path: Path) -> None:
@@ -90,7 +89,7 @@ def register_heif(path: Path) -> None:
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
-        raise JobFailed(f"{path} is a HEIC picture; install pillow-heif, or save it as JPEG or PNG") from None
+        raise JobFailed(f"{path} is a HEIC image; install pillow-heif, or save it as JPEG or PNG") from None
     register_heif_opener()
 
 
@@ -99,7 +98,7 @@ def profile_of(path: Path) -> bytes | None:
     """The ICC profile of its RGB colors; None where it has none.
 
     Raises:
-        JobFailed: it is no picture that can be read.
+        JobFailed: it is no image that can be read.
     """
     decode(path)
     with Image.open(path) as image:

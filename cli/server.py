@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pnpmix.files.texts import first_fault
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from .files import write_whole
 from .graphs import PACK
 
 if TYPE_CHECKING:
-    from .pictures import Sent
+    from .pictures import InputFile
 
-FOLDER = "pnp-mix"  # of the pictures that are sent, in ComfyUI's folder of inputs
+FOLDER = "pnp-mix"  # of the images that a graph loads, in ComfyUI's input folder
 # node → the input that names a model file, and the folder of such files; the pack's own nodes say it themselves
 MODEL_FILES = {
     "CheckpointLoaderSimple": ("ckpt_name", "checkpoints"),
@@ -131,7 +132,7 @@ class Server:
     def __init__(self, url: str):
         self.url = url.rstrip("/")
         self.sent: set[str] = set()
-        self.told: list[str] = []  # what the nodes of the last graph said
+        self.messages: list[str] = []  # what the nodes of the last graph said
 
     def ask(self, path: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
         """
@@ -175,17 +176,14 @@ class Server:
         except Refused as error:
             raise ServerGone(f"another program than ComfyUI answers at {self.url} ({error})") from error
 
-    def send(self, name: str, file: "Sent") -> None:
-        """Puts a picture into ComfyUI's inputs, as FOLDER/name, if it was not sent before.
+    def send(self, name: str, file: "InputFile") -> None:
+        """Puts an image into ComfyUI's inputs, as FOLDER/name.
 
         One that is there already is not written anew: another run's graph may read it at this moment.
         """
-        if name in self.sent:
-            return
         content = file.encode()
-        if self.upload(name, content, "false") != name:  # another picture is there, or half of this one
+        if self.upload(name, content, "false") != name:  # another image is there, or half of this one
             self.upload(name, content, "true")
-        self.sent.add(name)
 
     def upload(self, name: str, content: bytes, overwrite: str) -> str:
         """The name that it has there."""
@@ -196,16 +194,27 @@ class Server:
         body = "".join(parts).encode() + content + f"\r\n--{edge}--\r\n".encode()
         return self.answer(Named, "/upload/image", body, f"multipart/form-data; boundary={edge}").name
 
-    def run(self, prompt: dict, workflow: dict | None, watch: Callable[[], None] = lambda: None) -> dict:
+    def run(
+        self,
+        prompt: dict,
+        files: dict[str, "InputFile"],
+        workflow: dict | None = None,
+        watch: Callable[[], None] = lambda: None,
+    ) -> dict:
         """Runs a graph and returns the outputs of its nodes.
 
         Args:
-            workflow: the same as the editor saves it, for the metadata of the pictures.
+            files: the images that it loads, by their names there.
+            workflow: the graph as the editor saves it, for the metadata of the results.
             watch: called again and again while it runs.
 
         Raises:
-            JobFailed: ComfyUI refused the graph, or a node raised.
+            JobFailed: a model file is not there, ComfyUI refused the graph, or a node raised.
         """
+        self.check_files(prompt)
+        for name in files.keys() - self.sent:
+            self.send(name, files[name])
+            self.sent.add(name)
         extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
         body = json.dumps({"prompt": prompt, "extra_data": extra}).encode()
         try:
@@ -229,27 +238,14 @@ class Server:
             raise JobFailed(stopped(done.status.messages, prompt))
         return done.outputs
 
-    def pictures(
-        self,
-        prompt: dict,
-        saves: Sequence[str],
-        files: dict[str, "Sent"],
-        workflow: dict | None = None,
-        watch: Callable[[], None] = lambda: None,
-    ) -> list[bytes]:
-        """Runs a graph and returns the picture that each of the nodes `saves` saved.
+    def images(self, prompt: dict, saves: Sequence[str], *run) -> list[bytes]:
+        """Runs a graph and returns the image that each of the nodes `saves` saved.
 
         Args:
-            files: to be sent before, by their names there.
-
-        Raises:
-            JobFailed: a model file is not there, or as `run`.
+            run: as of `run`, which raises the same.
         """
-        self.check_files(prompt)
-        for name, file in files.items():
-            self.send(name, file)
-        outputs = self.run(prompt, workflow, watch)
-        self.told = [text for output in outputs.values() for text in output.get("messages", [])]
+        outputs = self.run(prompt, *run)
+        self.messages = [text for output in outputs.values() for text in output.get("messages", [])]
         saved = [outputs[node_id]["images"][0] for node_id in saves]
         contents = [self.fetch(x) for x in saved]
         for x in saved:
@@ -280,11 +276,11 @@ class Server:
         return device.torch_vram_total if device.type != "cpu" else None
 
     def fetch(self, saved: dict) -> bytes:
-        """A picture that a node saved, by what the node says of it."""
+        """Returns an image that a node saved, by what the node says of it."""
         return self.ask("/view?" + urllib.parse.urlencode(saved))
 
     def forget(self, saved: dict) -> None:
-        """The picture was fetched and is not needed any more; another's ComfyUI keeps it."""
+        """The image was fetched and is not needed any more; another's ComfyUI keeps it."""
 
 
 class OwnServer(Server):
@@ -347,7 +343,7 @@ class OwnServer(Server):
     def ask(self, *arguments) -> bytes:
         """
         Raises:
-            ServerEnded: in the place of ServerGone, where the process has ended.
+            ServerEnded: instead of ServerGone, where the process has ended.
         """
         try:
             return super().ask(*arguments)
@@ -356,6 +352,9 @@ class OwnServer(Server):
                 self.process.wait(1)  # it ends a moment after its connections
                 raise ServerEnded(f"ComfyUI ended in the middle:\n{self.last_lines()}") from None
             raise
+
+    def send(self, name: str, file: "InputFile") -> None:
+        write_whole(self.scratch / "input" / FOLDER / name, file.encode())
 
     def memory(self) -> int | None:
         """The same; on a CPU, of the whole process."""
@@ -375,7 +374,7 @@ class OwnServer(Server):
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.process, self.sent = None, set()
+        self.process = None
 
 
 @contextlib.contextmanager

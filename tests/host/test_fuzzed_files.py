@@ -255,17 +255,17 @@ def test_tables_tasks_and_notes(tmp_path):
     from cli import evaluate, jobs, tasks
 
     table = (
-        'scene,things,words,seed,steps,prompt,masks,name\na.png,b.png|c.png,dog|"big, cat",7,12,"at night",x|y,one\n'
+        "scene,concepts,objects,seed,steps,prompt,target masks,name\n"
+        'a.png,b.png|c.png,dog|"big, cat",7,12,"at night",x|y,one\n'
     )
     pairs = [{"prompt": "a dog", "image_paths": ["a/b.png", "c/d.png"]}]
-    nothing = jobs.Job(None, (), ())
 
     @quick
     @given(st.data())
     def check(data):
         (tmp_path / "tasks.csv").write_bytes(damaged(data, table.encode()))
         with contextlib.suppress(jobs.BadTable):
-            for job in jobs.read_table(tmp_path / "tasks.csv", nothing):
+            for job in jobs.read_table(tmp_path / "tasks.csv", tasks.Task):
                 str(job).encode()
         (tmp_path / "pairs.json").write_bytes(mutated_json(data, pairs))
         with contextlib.suppress(jobs.BadTable):

@@ -8,7 +8,7 @@ from cli.graphs import FINDERS, SIDE, SMALL, add_level, levels, links, subgraphs
 # isort: on
 from comfy_host import PACK
 
-FOLDER, API, LIBRARY = graphs.TEMPLATES, graphs.TEMPLATES / "api", PACK / "subgraphs"
+FOLDER, LIBRARY = graphs.TEMPLATES, PACK / "subgraphs"
 EARLIER = PACK / "tests" / "data" / "workflows"  # what earlier versions shipped, and people have saved
 TEMPLATES, BLUEPRINTS, OLD_WORKFLOWS = (
     sorted(path.stem for path in folder.glob("*.json")) for folder in (FOLDER, LIBRARY, EARLIER)
