@@ -1,7 +1,6 @@
 """The pack asks for what it uses, and for nothing that would change what a person has."""
 
 import ast
-import itertools
 import subprocess
 import sys
 from importlib.metadata import requires
