@@ -44,7 +44,7 @@ def check_writable(folder: Path) -> None:
 
 
 def file_mask() -> int:
-    """Of this process: what new files do not allow. It can only be read by setting it."""
+    """Returns what this process's new files do not allow. It can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""Pictures as ComfyUI gets them: decoded here, in one way for all of its versions."""
+"""Images as ComfyUI gets them: decoded here, in the same way for all of its versions."""
 
 import hashlib
 import io
@@ -55,13 +55,13 @@ def add_file(
 
 
 def safe(name: str) -> str:
-    """For a file."""
+    """Returns a name that may be a file's."""
     return re.sub(r"[^\w-]+", "_", name)[:80]
 
 
 @lru_cache(maxsize=8)  # a run may have thousands
 def decode(path: Path) -> Image.Image:
-    """RGB or RGBA, 8 bits, upright; of a film the first picture.
+    """Returns the image of a file in RGB or RGBA, 8 bits, upright; of an animation the first frame.
 
     Raises:
         JobFailed: it is not there, or is no image that can be read.
@@ -82,9 +82,10 @@ def decode(path: Path) -> Image.Image:
 
 
 def register_heif(path: Path) -> None:
-    """
+    """Lets Pillow read HEIC.
+
     Raises:
-        JobFailed: the library that reads HEIC is not installed.
+        JobFailed: the library that does is not installed.
     """
     try:
         from pillow_heif import register_heif_opener
@@ -95,7 +96,7 @@ def register_heif(path: Path) -> None:
 
 @lru_cache(maxsize=64)
 def profile_of(path: Path) -> bytes | None:
-    """The ICC profile of its RGB colors; None where it has none.
+    """Returns the ICC profile of a file's RGB colors; None where it has none.
 
     Raises:
         JobFailed: it is no image that can be read.
@@ -113,7 +114,7 @@ def profile_of(path: Path) -> bytes | None:
 
 
 def in_profile(image: Image.Image, own: bytes | None, wanted: bytes | None) -> Image.Image:
-    """An RGB image in the colors of another ICC profile; None stands for sRGB."""
+    """Returns an RGB image in the colors of another ICC profile; None stands for sRGB."""
     if own == wanted:
         return image
     srgb = ImageCms.createProfile("sRGB")
@@ -122,7 +123,7 @@ def in_profile(image: Image.Image, own: bytes | None, wanted: bytes | None) -> I
 
 
 def mask_of(image: Image.Image) -> Image.Image:
-    """White where the object is: the brightness, or the alpha channel where one color stands on transparency."""
+    """Returns a mask, white where the object is: the brightness, or the alpha channel of one color on transparency."""
     if image.mode == "RGBA":
         pixels = np.asarray(image)
         seen = pixels[pixels[..., 3] > 0][:, :3]
@@ -132,7 +133,7 @@ def mask_of(image: Image.Image) -> Image.Image:
 
 
 def is_cut_out(path: Path) -> bool:
-    """Whether a part of the picture is transparent, and a part is not."""
+    """Returns whether a part of the image is transparent, and a part is not."""
     image = decode(path)
     if image.mode != "RGBA":
         return False
@@ -146,7 +147,7 @@ def frames(path: Path) -> int:
 
 
 def with_profile(png: bytes, profile: bytes | None) -> bytes:
-    """A PNG file whose colors are said to be of an ICC profile; its pixels and texts stay as they are."""
+    """Returns a PNG file with an ICC profile; its pixels and texts are unchanged."""
     if profile is None:
         return png
     body = b"iCCP" + b"ICC profile\0\0" + zlib.compress(profile)
@@ -156,6 +157,6 @@ def with_profile(png: bytes, profile: bytes | None) -> bytes:
 
 
 def changed_share(scene: Path, finished: bytes) -> float:
-    """Share 0..1 of the pixels of a scene that are others in the finished picture."""
+    """Returns the share, 0..1, of the scene's pixels that differ in the result."""
     before, after = (np.asarray(x.convert("RGB")) for x in (decode(scene), Image.open(io.BytesIO(finished))))
     return float((before != after).any(-1).mean()) if before.shape == after.shape else 1.0

@@ -135,7 +135,8 @@ class Server:
         self.messages: list[str] = []  # what the nodes of the last graph said
 
     def ask(self, path: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
-        """
+        """Sends a request and returns the answer's content.
+
         Raises:
             ServerGone: there is no answer.
             Refused: the answer is an error.
@@ -150,7 +151,7 @@ class Server:
             raise ServerGone(f"no ComfyUI answers at {self.url} ({getattr(error, 'reason', error)})") from error
 
     def answer(self, expected: Any, path: str, *body) -> Any:
-        """What it says as JSON, of a type that pydantic knows.
+        """Returns the answer to a request, as JSON of a type that pydantic knows.
 
         Raises:
             ServerGone: also where it says something else.
@@ -163,7 +164,7 @@ class Server:
             raise ServerGone(f"another program than ComfyUI answers at {self.url} ({said[:300]})") from error
 
     def choices(self, node: str, name: str) -> list[str]:
-        """What an input of a node offers; nothing where the server does not know the node."""
+        """Returns the choices of an input; none where the server does not know the node."""
         known = self.answer(dict[str, Any], f"/object_info/{node}")
         if node not in known:
             return []
@@ -186,7 +187,7 @@ class Server:
             self.upload(name, content, "true")
 
     def upload(self, name: str, content: bytes, overwrite: str) -> str:
-        """The name that it has there."""
+        """Uploads an image and returns its name there."""
         edge = uuid.uuid4().hex
         fields = {"overwrite": overwrite, "subfolder": FOLDER}
         parts = [f'--{edge}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items()]
@@ -253,9 +254,10 @@ class Server:
         return contents
 
     def check_files(self, prompt: dict) -> None:
-        """
+        """Checks the model files that a graph names.
+
         Raises:
-            JobFailed: a model file that a graph names is not there; with those that are.
+            JobFailed: one is not there; says which are.
         """
         for node in prompt.values():
             if node["class_type"] in MODEL_FILES:
@@ -266,12 +268,12 @@ class Server:
                     raise JobFailed(f"the file '{file}' is not in ComfyUI's models/{folder}. {there}")
 
     def about(self) -> dict[str, str]:
-        """What is worth knowing of it, for a report."""
+        """Returns its version and its device, for a report."""
         said = self.answer(Stats, "/system_stats")
         return {"ComfyUI": said.system.comfyui_version, "device": said.devices[0].name}
 
     def memory(self) -> int | None:
-        """Bytes that torch holds on the device now; None where that is the CPU's own."""
+        """Returns the bytes that torch holds on the device now; None on a CPU."""
         device = self.answer(Stats, "/system_stats").devices[0]
         return device.torch_vram_total if device.type != "cpu" else None
 
@@ -290,15 +292,16 @@ class OwnServer(Server):
     """
 
     def __init__(self, comfyui: Path, options: Sequence[str], scratch: Path):
-        """options: further ones, of ComfyUI's command line."""
+        """Starts it, with further options of ComfyUI's command line."""
         self.comfyui, self.options, self.scratch, self.process = comfyui, options, scratch, None
         super().__init__("")
         self.restart()
 
     def restart(self) -> None:
-        """
+        """Starts ComfyUI, again where it ran already.
+
         Raises:
-            ServerGone: it does not start; with the last lines that it wrote.
+            ServerGone: it does not start; says what it wrote last.
         """
         for _ in range(TRIES):
             self.stop()
@@ -341,7 +344,8 @@ class OwnServer(Server):
         return "\n".join(text.splitlines()[-15:])
 
     def ask(self, *arguments) -> bytes:
-        """
+        """Sends a request as `Server.ask` does.
+
         Raises:
             ServerEnded: instead of ServerGone, where the process has ended.
         """
@@ -357,7 +361,7 @@ class OwnServer(Server):
         write_whole(self.scratch / "input" / FOLDER / name, file.encode())
 
     def memory(self) -> int | None:
-        """The same; on a CPU, of the whole process."""
+        """Returns the bytes that torch holds on the device now; on a CPU, those of the whole process."""
         import psutil  # which ComfyUI brings
 
         return super().memory() or psutil.Process(self.process.pid).memory_info().rss
@@ -379,7 +383,7 @@ class OwnServer(Server):
 
 @contextlib.contextmanager
 def comfyui_server(url: str | None, options: Sequence[str]) -> Iterator[Server]:
-    """The ComfyUI at `url`, or, without one, one of our own, which ends with the block.
+    """Yields the ComfyUI at `url`, or, without one, one of our own, which ends with the block.
 
     Raises:
         ServerGone: it does not answer, or does not have this pack.
@@ -409,7 +413,7 @@ def node_name(node_id: str, prompt: dict) -> str:
 
 
 def refusal(answer: bytes, prompt: dict) -> str:
-    """Why ComfyUI does not run a graph, in one line for each fault."""
+    """Returns why ComfyUI does not run a graph, in one line for each fault."""
     try:
         said = Refusal.model_validate_json(answer)
     except ValidationError:
@@ -424,7 +428,7 @@ def refusal(answer: bytes, prompt: dict) -> str:
 
 
 def stopped(messages: list, prompt: dict) -> str:
-    """Why a graph stopped."""
+    """Returns why a graph stopped."""
     for event, said in messages:
         if event == "execution_error":
             return f"{node_name(said['node_id'], prompt)}: {said['exception_message'].strip()}"

@@ -64,7 +64,7 @@ def for_demo(variant: Variant) -> Variant:
 
 
 def change(variant: Variant, prompt: dict) -> None:
-    """Changes a graph, in the server's form, into the variant's."""
+    """Changes a graph, in API format, into the variant's."""
     by_kind: dict[str, list[tuple[str, dict]]] = {}
     for node_id, node in prompt.items():
         by_kind.setdefault(node["class_type"], []).append((node_id, node["inputs"]))

@@ -15,7 +15,7 @@ from .server import JobFailed
 class Work(NamedTuple):
     """A job as ComfyUI runs it."""
 
-    prompt: dict  # the graph in the server's form
+    prompt: dict  # the graph in API format
     files: dict[str, InputFile]  # the images that it loads, by their names there
     output: str  # name of the result's file, another one whenever anything else is asked for
     save: str  # id of the node that saves the result

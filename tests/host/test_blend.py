@@ -23,24 +23,10 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from comfy_host import COMFYUI, DEVICE, PACK
-from server_process import Server
 
 # one at a time, so that one server serves them all
 pytestmark = pytest.mark.xdist_group("blend")
 FEW = ["--demo", "--steps", "4"]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    base = tmp_path_factory.mktemp("server")
-    server = Server(base)
-    for name in ("mine.safetensors", "other.safetensors"):
-        (base / "models" / "checkpoints" / name).touch()
-    try:
-        server.wait_for_pack()
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
@@ -109,7 +95,14 @@ def test_what_finds_things_is_asked_for_by_name(server, table, tmp_path, capsys)
     """Without masks and without its files: the nodes' own message, with where to get them."""
     lines = [",".join(line.split(",")[:3]) for line in table.read_text().splitlines()[:2]]
     (table.parent / "words.csv").write_text("\n".join(lines))
-    options = ["--table", str(table.parent / "words.csv"), "--output", str(tmp_path / "out"), "--url", server.url]
+    options = [
+        "--table",
+        str(table.parent / "words.csv"),
+        "--output",
+        str(tmp_path / "out"),
+        "--url",
+        server.url,
+    ]
     assert blend.main([*options, "--checkpoint", "mine.safetensors"]) == 1
     said = capsys.readouterr().out
     assert "groundingdino_swint_ogc.pth" in said and "https://" in said and "sam_vit_b" in said
@@ -146,6 +139,7 @@ def test_two_at_the_same_time_write_each_picture_whole(server, table, tmp_path):
         Image.open(path).load()
 
 
+@pytest.mark.oldest
 def test_a_run_outlives_its_comfyui_and_neither_outlives_it(server, tmp_path, capsys):
     """ComfyUI is killed: one job fails, and the next has another. The run is killed: its ComfyUI ends by itself, and
     the same command goes on where it was."""

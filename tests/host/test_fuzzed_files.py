@@ -14,25 +14,9 @@ from hypothesis import strategies as st
 from comfy_host import pack_module
 from learned_concepts import learned
 from mutations import damaged, mutated, mutated_json, mutated_pickle, mutated_safetensors, quick, safetensors_bytes
-from small_models import LAYOUTS, comfy_model, diffusers_unet, small_clip
 
 pytestmark = pytest.mark.oldest
 LAYER = "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-
-
-@pytest.fixture(scope="module")
-def unet():
-    return diffusers_unet(LAYOUTS["SD 1.x"])
-
-
-@pytest.fixture(scope="module")
-def model(unet):
-    return comfy_model(LAYOUTS["SD 1.x"], unet)
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return small_clip("SD 1.x")
 
 
 @contextlib.contextmanager
@@ -93,14 +77,10 @@ def test_inversions(tmp_path):
 
 
 @pytest.fixture
-def loras(tmp_path, monkeypatch):
-    import folder_paths
-
-    _, endings = folder_paths.folder_names_and_paths["loras"]
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], endings))
+def loras(folder):
     for name in ("x.safetensors", "x.pth"):
-        (tmp_path / name).touch()
-    return tmp_path
+        (folder / name).touch()
+    return folder
 
 
 def use(model, clip, name: str) -> None:

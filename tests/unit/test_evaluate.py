@@ -75,17 +75,6 @@ def test_tasks_are_made_from_customconcept101(customconcept101, tmp_path):
     assert all(path.name == "a.jpg" for task in tasks for path in task.concepts), "the first of each folder"
 
 
-@pytest.mark.parametrize(
-    "content", ["{", "{}", "[1]", '[{"prompt": "a"}]', '[{"prompt": "a", "image_paths": ["x/y"]}]']
-)
-def test_a_data_set_that_is_not_as_published_is_refused(tmp_path, capsys, content):
-    source = tmp_path / "pairs.json"
-    source.write_text(content)
-    for kind in ("dreambench", "customconcept101"):
-        assert evaluate.main(["--make", kind, str(source), "--tasks", str(tmp_path / "tasks")]) == 2
-        assert str(tmp_path) in capsys.readouterr().out and not (tmp_path / "tasks").exists()
-
-
 def test_a_folder_without_its_table_or_pictures_is_refused(tmp_path, capsys):
     assert evaluate.main(["--tasks", str(tmp_path)]) == 2
     assert f"no tasks.csv in {tmp_path}" in capsys.readouterr().out
@@ -317,14 +306,6 @@ def test_a_folder_of_tasks_names_loras_and_learned_concepts(tmp_path):
     assert "1 loras" in str(read_tasks(tmp_path)[0])
 
 
-def test_the_page_has_a_method_where_a_task_has_its_files(job, tmp_path):
-    (conductor,) = (x for x in OTHER_METHODS if x.name == "Concept Conductor")
-    made = Made(job.scene, {"clip_i": 0.5})
-    results = [Evaluated(changed(job, loras=("a", "b")), {x.name: made for x in (ROWS[0], conductor)}, {})]
-    written = page([ROWS[0], conductor], results, {})
-    assert written.count("Concept Conductor, 200 steps") and "0.500" in written
-
-
 def test_segsim_compares_every_reference_of_a_concept(job, tmp_path):
     """By the encoder of DINO, with the template's detector."""
     folder = tmp_path / "own"
@@ -432,15 +413,23 @@ def test_what_an_interrupted_run_left_is_done_again(job, tmp_path, notes, monkey
 
 @pytest.mark.parametrize(
     "content",
-    ["[" * 100_000, '[{"prompt": 3, "image_paths": []}]', '[{"prompt": "a", "image_paths": "text"}]', "null",
-     '["\\ud800"]',     '[[{"class_prompt": "a", "instance_data_dir": "b"}]]', '[[1, 2, 3]]', '[[{}, {}, {}]]', "\xff"],
+    ["{", "[" * 100_000, "null", "{}", "[1]", '["\\ud800"]', "\xff", '[{"prompt": "a"}]', '[[1, 2, 3]]',
+     '[[{}, {}, {}]]', '[{"prompt": 3, "image_paths": []}]', '[{"prompt": "a", "image_paths": "text"}]',
+     '[[{"class_prompt": "a", "instance_data_dir": "b"}]]'],
 )  # fmt: skip
-def test_a_data_set_of_other_types_is_refused(tmp_path, capsys, content):
+def test_a_data_set_that_is_not_as_published_is_refused(tmp_path, capsys, content):
     source = tmp_path / "pairs.json"
     source.write_text(content, encoding="latin-1")
     for kind in ("dreambench", "customconcept101"):
         assert evaluate.main(["--make", kind, str(source), "--tasks", str(tmp_path / "tasks")]) == 2
-        assert "not as it is published: entry" in capsys.readouterr().out
+        assert "not as it is published: entry" in capsys.readouterr().out and not (tmp_path / "tasks").exists()
+
+
+def test_a_data_set_that_lacks_its_files_is_refused(tmp_path, capsys):
+    source = tmp_path / "pairs.json"
+    source.write_text('[{"prompt": "a", "image_paths": ["x/y"]}]')
+    assert evaluate.main(["--make", "dreambench", str(source), "--tasks", str(tmp_path / "tasks")]) == 2
+    assert f"{tmp_path / 'prompts_and_classes.txt'} cannot be read" in capsys.readouterr().out
 
 
 def test_no_prompt_of_a_data_set_is_followed_as_a_format(customconcept101, tmp_path):
