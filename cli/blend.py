@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from .files import NotWritable, check_writable, write_whole
-from .jobs import BadTable, Job, help_of, job_of, read_table
+from .errors import BadTable, JobFailed, NotWritable, ServerEnded, ServerGone
+from .files import check_writable, write_whole
+from .jobs import Job, help_of, job_of, read_table
 from .pictures import changed_share, with_profile
-from .server import JobFailed, Server, ServerEnded, ServerGone, comfyui_server
+from .server import Server, comfyui_server
 from .work import work_of
 
 OUTPUT = Path("blends")

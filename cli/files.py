@@ -5,6 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from .errors import NotWritable
+
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file that is never seen half; of two programs that write the same, one wins.
@@ -23,10 +25,6 @@ def write_whole(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(part)
         raise
-
-
-class NotWritable(Exception):
-    """Nothing can be kept where it is to be kept."""
 
 
 def check_writable(folder: Path) -> None:

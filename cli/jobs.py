@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from .server import JobFailed
+from .errors import BadTable, JobFailed
 
 BETWEEN = "|"  # of several objects in a cell; no file's name has it
 BY_COUNT = {1: "3 One thing", 2: "4 Two things", 3: "5 Three things"}  # number of objects → template
@@ -97,10 +97,6 @@ def help_of(kind: type[Job]) -> str:
     """Returns the help text of a table's columns."""
     lines = [f"  {name}: {says.replace('`', '')}" for name, says in columns(kind).items()]
     return f"columns of the table, with {BETWEEN} between several objects in a cell:\n" + "\n".join(lines)
-
-
-class BadTable(Exception):
-    """Nothing of a table can be run."""
 
 
 def read_table(path: Path, kind: type[AnyJob], **defaults: object) -> list[AnyJob | JobFailed]:

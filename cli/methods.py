@@ -5,8 +5,8 @@ from collections.abc import Callable
 from PIL import Image
 
 from . import graphs
+from .errors import JobFailed
 from .pictures import InputFile, add_file
-from .server import JobFailed
 from .tasks import Task
 from .work import Work, finish, prompt_of, read_template
 

@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from .server import FOLDER, JobFailed
+from .errors import JobFailed
 
+FOLDER = "pnp-mix"  # of the images that a graph loads, in ComfyUI's input folder
 Content = Literal["picture", "mask", "alpha"]
 
 

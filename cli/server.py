@@ -16,18 +16,16 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pnpmix.files.texts import first_fault
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from .errors import JobFailed, ServerEnded, ServerGone
 from .files import write_whole
 from .graphs import PACK
+from .pictures import FOLDER, InputFile
 
-if TYPE_CHECKING:
-    from .pictures import InputFile
-
-FOLDER = "pnp-mix"  # of the images that a graph loads, in ComfyUI's input folder
 # node → the input that names a model file, and the folder of such files; the pack's own nodes say it themselves
 MODEL_FILES = {
     "CheckpointLoaderSimple": ("ckpt_name", "checkpoints"),
@@ -48,18 +46,6 @@ sys.path[0] = os.getcwd()
 sys.argv[0] = "main.py"
 runpy.run_path("main.py", run_name="__main__")
 """
-
-
-class JobFailed(Exception):
-    """One job cannot be done; others can."""
-
-
-class ServerGone(Exception):
-    """No ComfyUI answers."""
-
-
-class ServerEnded(Exception):
-    """The ComfyUI that this program started ended in the middle; it can be started again."""
 
 
 class Refused(JobFailed):
@@ -177,7 +163,7 @@ class Server:
         except Refused as error:
             raise ServerGone(f"another program than ComfyUI answers at {self.url} ({error})") from error
 
-    def send(self, name: str, file: "InputFile") -> None:
+    def send(self, name: str, file: InputFile) -> None:
         """Puts an image into ComfyUI's inputs, as FOLDER/name.
 
         One that is there already is not written anew: another run's graph may read it at this moment.
@@ -198,7 +184,7 @@ class Server:
     def run(
         self,
         prompt: dict,
-        files: dict[str, "InputFile"],
+        files: dict[str, InputFile],
         workflow: dict | None = None,
         watch: Callable[[], None] = lambda: None,
     ) -> dict:
@@ -357,7 +343,7 @@ class OwnServer(Server):
                 raise ServerEnded(f"ComfyUI ended in the middle:\n{self.last_lines()}") from None
             raise
 
-    def send(self, name: str, file: "InputFile") -> None:
+    def send(self, name: str, file: InputFile) -> None:
         write_whole(self.scratch / "input" / FOLDER / name, file.encode())
 
     def memory(self) -> int | None:

@@ -10,9 +10,9 @@ from typing import NamedTuple, TypeVar
 from pnpmix.files.texts import first_fault
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from .errors import BadTable, JobFailed
 from .files import write_whole
-from .jobs import BETWEEN, BadTable, File, Job, Words, read_table
-from .server import JobFailed
+from .jobs import BETWEEN, File, Job, Words, read_table
 
 TABLE = "tasks.csv"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")

@@ -7,9 +7,9 @@ from functools import cache
 from typing import NamedTuple
 
 from . import graphs
+from .errors import JobFailed
 from .jobs import BY_COUNT, Job
 from .pictures import InputFile, add_file, frames, is_cut_out, profile_of, safe
-from .server import JobFailed
 
 
 class Work(NamedTuple):

@@ -232,7 +232,7 @@ def test_checkpoints(folder, node, tmp_path, monkeypatch):
 
 def test_tables_tasks_and_notes(tmp_path):
     """Of the command line."""
-    from cli import evaluate, jobs, tasks
+    from cli import errors, evaluate, jobs, tasks
 
     table = (
         "scene,concepts,objects,seed,steps,prompt,target masks,name\n"
@@ -244,11 +244,11 @@ def test_tables_tasks_and_notes(tmp_path):
     @given(st.data())
     def check(data):
         (tmp_path / "tasks.csv").write_bytes(damaged(data, table.encode()))
-        with contextlib.suppress(jobs.BadTable):
+        with contextlib.suppress(errors.BadTable):
             for job in jobs.read_table(tmp_path / "tasks.csv", tasks.Task):
                 str(job).encode()
         (tmp_path / "pairs.json").write_bytes(mutated_json(data, pairs))
-        with contextlib.suppress(jobs.BadTable):
+        with contextlib.suppress(errors.BadTable):
             tasks.make_tasks("dreambench", tmp_path / "pairs.json", tmp_path / "made", None)
         (tmp_path / "notes.json").write_bytes(mutated_json(data, {"seconds": 1.5, "psnr": 30.0}))
         assert all(isinstance(x, float) for x in evaluate.read_notes(tmp_path / "notes.json").values())

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from cli import blend, evaluate, graphs
 from cli.blend import in_order
-from cli.jobs import BadTable, Job, columns, read_table
-from cli.server import JobFailed
+from cli.errors import BadTable, JobFailed
+from cli.jobs import Job, columns, read_table
 from cli.tasks import Task
 from cli.work import fitting_templates, prompt_of, work_of
 from PIL import Image

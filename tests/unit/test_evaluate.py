@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from cli import evaluate, methods, scores
-from cli.jobs import BadTable
+from cli.errors import BadTable, JobFailed, ServerEnded
 from cli.report import page, write_report
-from cli.server import JobFailed, ServerEnded
 from cli.tasks import Evaluated, Made, Task, images_of, read_tasks
 from cli.variants import OTHER_METHODS, ROWS, change, for_demo
 from cli.work import work_of

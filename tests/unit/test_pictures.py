@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from cli.errors import JobFailed
 from cli.pictures import (
     InputFile,
     add_file,
@@ -16,7 +17,6 @@ from cli.pictures import (
     profile_of,
     with_profile,
 )
-from cli.server import JobFailed
 from PIL import Image, ImageCms
 
 GRADIENT = np.stack(np.broadcast_arrays(np.arange(48)[:, None] * 5, np.arange(32) * 8, 90), -1).astype(np.uint8)
