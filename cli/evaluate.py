@@ -20,11 +20,12 @@ from pydantic import Field, TypeAdapter
 
 from . import methods
 from .blend import split_options
+from .datasets import MAKERS, make_tasks
 from .errors import BadTable, JobFailed, NotWritable, ServerEnded, ServerGone
 from .files import check_writable, write_whole
 from .jobs import help_of, read_table
 from .server import Server, comfyui_server
-from .tasks import MAKERS, Evaluated, Made, Task, images_of, make_tasks, read_tasks, spread
+from .tasks import Evaluated, Made, Task, images_of, read_tasks, spread
 from .variants import OTHER_METHODS, ROWS, Variant, change, for_demo
 from .work import Work, masks_work, prompt_of, scene_work, work_of
 

@@ -232,7 +232,7 @@ def test_checkpoints(folder, node, tmp_path, monkeypatch):
 
 def test_tables_tasks_and_notes(tmp_path):
     """Of the command line."""
-    from cli import errors, evaluate, jobs, tasks
+    from cli import datasets, errors, evaluate, jobs, tasks
 
     table = (
         "scene,concepts,objects,seed,steps,prompt,target masks,name\n"
@@ -249,7 +249,7 @@ def test_tables_tasks_and_notes(tmp_path):
                 str(job).encode()
         (tmp_path / "pairs.json").write_bytes(mutated_json(data, pairs))
         with contextlib.suppress(errors.BadTable):
-            tasks.make_tasks("dreambench", tmp_path / "pairs.json", tmp_path / "made", None)
+            datasets.make_tasks("dreambench", tmp_path / "pairs.json", tmp_path / "made", None)
         (tmp_path / "notes.json").write_bytes(mutated_json(data, {"seconds": 1.5, "psnr": 30.0}))
         assert all(isinstance(x, float) for x in evaluate.read_notes(tmp_path / "notes.json").values())
 
