@@ -155,7 +155,7 @@ class Case:
             given = {"c_crossattn": self.prompts[0][0][0].clone().to(device)}
             if self.layout == "sdxl":
                 given["y"] = torch.zeros(1, 2816, device=device)
-            options = {"optimized_attention_override": layers.differentiable_attention}
+            options = {"optimized_attention_override": pack_module("common.attention").differentiable_attention}
 
             def loss_of(step: int) -> Tensor:
                 drawn = training.draw(42, step, 1, 0, x0.shape[1:])

@@ -22,21 +22,11 @@ from conductor_graph import (
 from conductor_oracle import random_lora
 from oracle import relative_error
 from pictures import latent, mask_batch
-from small_models import LAYOUTS, comfy_model, conditioning, diffusers_unet
+from small_models import conditioning
 from stand_ins import conducted_with_demo_model
 from workflow_files import CONDUCTOR, WITHOUT_DOWNLOADS, read, to_api
 
 SMALL = {"samples": torch.zeros_like(latent(0))}
-
-
-@pytest.fixture(scope="module")
-def unet():
-    return diffusers_unet(LAYOUTS["SD 1.x"])
-
-
-@pytest.fixture(scope="module")
-def model(unet):
-    return comfy_model(LAYOUTS["SD 1.x"], unet)
 
 
 @pytest.fixture

@@ -9,20 +9,10 @@ from conductor_graph import NEGATIVE, POSITIVE, alignment, chain, conductor, ref
 from conductor_oracle import random_lora
 from oracle import relative_error
 from pictures import HEIGHT, WIDTH, mask_batch
-from small_models import LAYOUTS, comfy_model, diffusers_unet, small_clip, small_control_net
+from small_models import LAYOUTS, comfy_model, small_clip, small_control_net
 
 pytestmark = pytest.mark.oldest
 UP, DOWN = "lora_up.weight", "lora_down.weight"
-
-
-@pytest.fixture(scope="module")
-def unet():
-    return diffusers_unet(LAYOUTS["SD 1.x"])
-
-
-@pytest.fixture(scope="module")
-def model(unet):
-    return comfy_model(LAYOUTS["SD 1.x"], unet)
 
 
 @pytest.fixture
