@@ -2,12 +2,10 @@
 
 import logging
 from importlib import import_module
-from pathlib import Path
 
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from .nodes.common.help import register_help
 from .nodes.common.loading import register_folders
 
 WEB_DIRECTORY = "./js"
@@ -40,7 +38,6 @@ PARTS = (  # files of nodes/, each of which ends in a list NODES
 )
 
 register_folders()
-register_help(Path(__file__).parent.name)
 
 
 def nodes_of(part: str) -> list[type[io.ComfyNode]]:

@@ -1,4 +1,4 @@
-"""python -m cli blend … (or evaluate …): `run.py` calls it with the Python of the ComfyUI in COMFYUI_DIR."""
+"""Runs a command: `run.py` calls python -m cli blend … (or evaluate …) with the Python of ComfyUI."""
 
 import signal
 import sys
@@ -20,5 +20,5 @@ if __name__ == "__main__":
     try:
         sys.exit(COMMANDS[sys.argv[1]](sys.argv[2:]))
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", flush=True)
+        print("Stopped. The same command resumes here.", flush=True)
         sys.exit(130)

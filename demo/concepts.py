@@ -9,10 +9,6 @@ from torch import Tensor
 FOLDER = Path(__file__).parent / "concepts"
 
 
-def files() -> list[Path]:
-    return sorted(FOLDER.glob("*.safetensors"))
-
-
 def load_concept(noun: str) -> dict[str, Tensor]:
     """What `pnpmix.latexblend.bank.from_tensors` takes.
 

@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from pnpmix.conductor.injection import Grid, first_masks, fuse, inside, mean_probabilities
+from pnpmix.attention import attention_probabilities
+from pnpmix.conductor.injection import Grid, first_masks, fuse, inside
 from pnpmix.conductor.layout import (
     Alignment,
     Layout,
@@ -123,7 +124,7 @@ class DiffusersPaths:
             raise Stop
         if name == ATTENTION and self.wants_attention:
             rows = len(query) // (1 if self.settings.cfg == 1 else 2)
-            self.tapped = mean_probabilities(query[:rows], key[:rows], attn.heads)
+            self.tapped = attention_probabilities(query[:rows], key[:rows], attn.heads)
         heads = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
         out = attn.to_out[0](F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
         kind = "self" if is_self else "cross"

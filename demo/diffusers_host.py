@@ -30,7 +30,6 @@ from pnpmix.schedule import (
 from pnpmix.vision.inpainting import fill_smoothly, fill_weights, inpaint
 from torch import Tensor, nn
 
-from .lora import add_lora
 from .model import (
     CHANNELS,
     FLOW,
@@ -43,11 +42,11 @@ from .model import (
     WEIGHTS,
     Words,
     alphas_cumprod,
-    denormalise,
+    denormalize,
     flow_level,
     fold,
     load_weights,
-    normalise,
+    normalize,
     unfold,
 )
 
@@ -133,10 +132,9 @@ class FlowModel(nn.Module):
         return 0.0 if percent >= 1 else float(flow_level(torch.tensor(1 - max(percent, 0.0))))
 
 
-def load_model(path: Path = WEIGHTS, lora: Path | None = None) -> DemoModel | FlowModel:
-    """
-    Args:
-        lora: file of one that is added to it, such as `lora.FEW_STEPS`.
+def load_model(path: Path = WEIGHTS) -> DemoModel | FlowModel:
+    """Returns the model of a weights file, ready to sample.
+
     Raises:
         ValueError: the file is missing or damaged.
     """
@@ -144,8 +142,6 @@ def load_model(path: Path = WEIGHTS, lora: Path | None = None) -> DemoModel | Fl
     kind = FlowModel if any(name.startswith("transformer.") for name in weights) else DemoModel
     model = kind().eval().requires_grad_(False)
     model.load_state_dict(weights)
-    if lora is not None:
-        add_lora(model.unet, load_weights(lora))
     return model
 
 
@@ -287,12 +283,12 @@ class Settings:
 
 def to_latent(picture: Tensor) -> Tensor:
     """(H, W, 3) in 0..1 → (12, h, w) as the UNet sees it."""
-    return normalise(fold(picture[None]))[0]
+    return normalize(fold(picture[None]))[0]
 
 
 def to_pictures(latents: Tensor) -> Tensor:
     """(B, 12, h, w) → (B, H, W, 3)."""
-    return unfold(denormalise(latents))
+    return unfold(denormalize(latents))
 
 
 @torch.no_grad()

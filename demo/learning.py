@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
+from pnpmix.attention import attention_probabilities
 from pnpmix.latexblend import training
 from pnpmix.latexblend.bank import Features, extract
 from pnpmix.latexblend.blending import Slot, acting, blend, layer_grid, region_bias
-from pnpmix.latexblend.guidance import attention_maps, blending_loss, guide
+from pnpmix.latexblend.guidance import blending_loss, guide
 from pnpmix.mixer.inversion import Inversion
 from pnpmix.mixer.sampling import Rows
 from pnpmix.schedule import to_eps
@@ -167,7 +168,7 @@ def learn(
 class BlendSettings:
     """Inputs of Blend and Blending Guidance, by their names there."""
 
-    start_percent: float = 0.0  # this model decides on colours in the first steps
+    start_percent: float = 0.0  # this model decides on colors in the first steps
     bind: bool = True
     region: float = 1.0
     scale: float = 0.0
@@ -237,7 +238,7 @@ def sample_blended(
             if losses is not None:  # at identifiers as they were learned
                 free_key = key[own].clone()
                 blend(free_key, value[own].clone(), layer, prompt.slots, acts=blending)
-                maps = attention_maps(query[own], free_key, attn.heads)
+                maps = attention_probabilities(query[own], free_key, attn.heads)
                 losses.append(blending_loss(maps, grid, prompt.slots, settings.g1, settings.g2))
             if blending or settings.bind:
                 blend(key[own], value[own], layer, prompt.slots, acts=blending, bound=settings.bind)

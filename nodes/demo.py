@@ -1,6 +1,7 @@
 """Load Demo Model and Demo Scene: the whole pack without a download."""
 
 import dataclasses
+from typing import Any
 
 import comfy.latent_formats
 import comfy.model_base
@@ -15,16 +16,21 @@ import torch
 from comfy.ldm.flux.model import FluxParams
 from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
+from einops import repeat
 from typing_extensions import override
 
+from ..demo import concepts as demo_concepts
+from ..demo import loras as demo_loras
 from ..demo import model as demo
 from ..demo.own_things import more_photos
 from ..demo.scenes import MAX_THINGS, draw_concepts, draw_scene, random_blend
 from .common.checks import BadInput, check_choice, check_numbers
+from .common.file_lists import SHIPPED
 from .common.types import CATEGORY, EXPERT, schema
 
 NETWORKS = {"unet": demo.WEIGHTS, "flow": demo.FLOW_WEIGHTS}
-WORDS = ", ".join((*demo.COLOURS, *demo.TEXTURES, *demo.NOUNS))
+SHIPPED |= {"loras": ("demo model: ", demo_loras.FOLDER), "concepts": ("demo model: ", demo_concepts.FOLDER)}
+WORDS = ", ".join((*demo.COLORS, *demo.TEXTURES, *demo.NOUNS))
 
 
 class PnPMixDemoModel(io.ComfyNode):
@@ -103,7 +109,7 @@ class PnPMixDemoScene(io.ComfyNode):
                     default=1,
                     min=1,
                     max=20,
-                    tooltip="How many pictures of each concept, in different places, as a batch. 5: for Learn Concept.",
+                    tooltip="How many pictures of each concept, in different places, as a batch. 5: for Train Concept.",
                     **EXPERT,
                 ),
             ],
@@ -152,7 +158,7 @@ class PnPMixDemoScene(io.ComfyNode):
 
 def enlarged(pictures):
     """Four times as large: the editor shows a picture of 64 pixels as a speck."""
-    return pictures.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    return repeat(pictures, "b h w c -> b (h 4) (w 4) c")
 
 
 class DemoLatent(comfy.latent_formats.LatentFormat):
@@ -163,16 +169,16 @@ class DemoLatent(comfy.latent_formats.LatentFormat):
     latent_rgb_factors_bias = [demo.SHIFT] * 3
 
     def process_in(self, latent):
-        return demo.normalise(latent)
+        return demo.normalize(latent)
 
     def process_out(self, latent):
-        return demo.denormalise(latent)
+        return demo.denormalize(latent)
 
 
 class DemoConfig(comfy.supported_models_base.BASE):
     """`demo.model.UNET` in the words of ComfyUI's UNetModel."""
 
-    unet_config = dict(
+    unet_config: dict[str, Any] = dict(
         image_size=demo.GRID,
         in_channels=demo.CHANNELS,
         out_channels=demo.CHANNELS,
@@ -230,7 +236,7 @@ class DemoFlowConfig(comfy.supported_models.Flux):
         txt_ids_dims=[],
         dtype=torch.float32,
     )
-    sampling_settings = {"shift": demo.FLOW_SHIFT}
+    sampling_settings: dict[str, Any] = {"shift": demo.FLOW_SHIFT}
     latent_format = DemoLatent
 
 
@@ -252,7 +258,7 @@ class DemoTokenizer:
         try:
             phrases = demo.parse(text)
         except ValueError as error:  # in the node that has the text, which is one of ComfyUI's
-            fault, _, remedy = str(error).partition(". ")
+            fault, _separator, remedy = str(error).partition(". ")
             raise BadInput("Prompt for the demo model", "text", f"{fault}.", remedy) from error
         return {"words": [[(row, 1.0) for row in phrase] for phrase in phrases]}
 
@@ -281,7 +287,7 @@ class DemoTextEncoder(demo.Words):
 
 
 def vector(table, word):
-    """Of a row's number, or a vector itself, as learned words are."""
+    """Of a row's number, or a vector itself, as trained words are."""
     return word.to(table.device) if isinstance(word, torch.Tensor) else table[word]
 
 

@@ -1,4 +1,4 @@
-"""Model calls over as many independent items as fit in memory, and what they need brought to the device."""
+"""Calls over as many independent items as fit in memory."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 
 def is_torch_oom(error: Exception) -> bool:
+    """Tells whether torch ran out of GPU memory."""
     return isinstance(error, torch.cuda.OutOfMemoryError)
 
 
@@ -38,5 +39,5 @@ def in_groups(
 
 
 def fetch(x: Tensor, device: torch.device) -> Tensor:
-    """x on the device; nobody waits for the copy where that is safe, from pinned memory."""
+    """Copies x to the device, asynchronously from pinned memory."""
     return x.to(device, non_blocking=x.is_pinned())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 
 def weighted(x: Tensor, weights: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ def covered_cells(mask: Tensor, grid: tuple[int, int]) -> Tensor:
 def box_distance(target: Tensor, own: Tensor, columns: int) -> tuple[int, int]:
     """How many rows and columns lie between the boxes of two sets of a grid's cells, as `covered_cells` gives them.
 
-    Between the boxes' centres, in whole cells.
+    Between the boxes' centers, in whole cells.
     """
     rows, across = (
         [(int(x.min()) + int(x.max())) / 2 for x in (place(target), place(own))]
@@ -117,19 +118,32 @@ def part_of(mask: Tensor, area: tuple[int, int, int, int], latent_grid: tuple[in
     return mask[top * down : (top + height) * down, left * across : (left + width) * across]
 
 
+def bounding_box(mask: Tensor, margin: int = 0) -> tuple[slice, slice] | None:
+    """Returns rows and columns of the smallest box around what is not 0 in a (H, W) mask; None if all of it is 0.
+
+    Args:
+        margin: by how many pixels the box is grown on each side, as far as the mask reaches.
+    """
+    if not mask.any():
+        return None
+    left, top, right, bottom = masks_to_boxes(mask[None])[0].int().tolist()
+    (height, width), one_more = mask.shape, margin + 1
+    return (
+        slice(max(top - margin, 0), min(bottom + one_more, height)),
+        slice(max(left - margin, 0), min(right + one_more, width)),
+    )
+
+
 def expanded_box_mask(mask: Tensor, grid: tuple[int, int], expand: int) -> Tensor:
     """M_E: the smallest rectangle round the image-size mask, grown by `expand` pixels on each side.
 
     Returns:
         hard weights on the latent grid; all zero for an empty mask.
     """
-    box = torch.zeros_like(mask)
-    rows, columns = (mask >= 0.5).any(1).nonzero(), (mask >= 0.5).any(0).nonzero()
-    if len(rows) > 0:
-        top, left = (max(int(x[0]) - expand, 0) for x in (rows, columns))
-        bottom, right = (int(x[-1]) + 1 + expand for x in (rows, columns))
-        box[top:bottom, left:right] = 1
-    return (to_latent_grid(box, *grid) >= 0.5).float()
+    area, box = torch.zeros_like(mask), bounding_box(mask >= 0.5, expand)
+    if box is not None:
+        area[box] = 1
+    return (to_latent_grid(area, *grid) >= 0.5).float()
 
 
 def last_in_front(masks: Tensor) -> Tensor:

@@ -1,13 +1,11 @@
 """Model files: found in ComfyUI's folders, read as data, placed by ComfyUI's model management."""
 
 import contextlib
-import functools
 import importlib.util
 import itertools
-import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import comfy.model_management
 import folder_paths
@@ -18,8 +16,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ...pnpmix.files.tensors import described, is_plain, read_file
-from ...pnpmix.files.texts import first_fault, printable
+from ...pnpmix.files.texts import first_fault
 from .checks import BadInput
+from .file_lists import model_files, path_of, validate
 
 MAX_SAID = 300  # characters of what is wrong with a file
 MODEL_FILES = {".pth", ".pt", ".ckpt", ".safetensors"}
@@ -51,7 +50,7 @@ FOLDERS = {
 
 
 def register_folders() -> None:
-    """models/<name> of each, after the places that extra_model_paths.yaml or another pack gave it.
+    """Registers models/<name>, after the places that extra_model_paths.yaml or another pack gave it.
 
     It is made where there is none of them yet, so that people see where their files go.
     """
@@ -64,62 +63,27 @@ def register_folders() -> None:
                 os.makedirs(paths[-1])
 
 
-def shown_in_lists(files: Sequence[str]) -> list[str]:
-    """Without names that hold HTML, which the lists of older editors (frontend 1.27) put into their page as such."""
-    kept = [file for file in files if "<" not in file]
-    for file in files:
-        if file not in kept:
-            tell_left_out(file)
-    return kept
-
-
-@functools.cache  # once for each
-def tell_left_out(file: str) -> None:
-    logging.info("PnP-MIX: %s is in no list, because of the < in its name.", printable(file))
-
-
 def file_input(folder: str, tooltip: str, also: str | None = None) -> io.Combo.Input:
-    """The input 'model_name', with the known files for js/model_files.js to show where one is missing.
+    """Returns the input 'model_name', with the known files for js/model_files.js to show where one is missing.
 
     also: another folder of which a file is needed.
     """
-    files = shown_in_lists(folder_paths.get_filename_list(folder))
-    choice = io.Combo.Input("model_name", options=files, tooltip=tooltip)
     folders = [folder] if also is None else [folder, also]
-    choice.extra_dict = {"pnpmix_known": [{"folder": f"models/{x}", "files": KNOWN_FILES[x]} for x in folders]}
+    known = [{"folder": f"models/{x}", "files": KNOWN_FILES[x]} for x in folders]
+    names = model_files(folder).names
+    choice = io.Combo.Input("model_name", options=names, tooltip=tooltip)
+    choice.extra_dict = {"pnpmix_known": known}  # an argument only of newer hosts
     return choice
 
 
-def path_of(node: str, folder: str, file: str | None) -> str:
-    """The path of a file that the input 'model_name' names.
-
-    Raises:
-        BadInput: it is not there; the message says which files fit, and where they go.
-    """
-    listed = file in shown_in_lists(folder_paths.get_filename_list(folder))  # no other file is ever opened
-    path = folder_paths.get_full_path(folder, file) if listed else None  # None of what is no file
-    if path is None:
-        fault = f"'{file}' is not in models/{folder}, or is no file."
-        known = "\n".join(f"{name}: {url}" for name, url in KNOWN_FILES[folder].items())
-        place = folder_paths.get_folder_paths(folder)[0]
-        raise BadInput(node, "model_name", fault, f"Put one of these into {place} and press R.\n{known}")
-    return path
-
-
 def validate_file(node: str, folder: str, file: str | None) -> bool | str:
-    """For a node's `validate_inputs`: True or a message, in the place of ComfyUI's, which names no file that fits."""
-    if file is None:  # a linked value is not known yet; then `execute` is the first to see it
-        return True
-    try:
-        path_of(node, folder, file)
-    except BadInput as error:
-        return str(error)
-    return True
+    """Returns what `validate_inputs` does: True, or a message with the files that fit."""
+    return validate(node, "model_name", file, model_files(folder, known=KNOWN_FILES[folder]))
 
 
 def load_weights(node: str, folder: str, file: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint that the input 'model_name' names; no code in it is run."""
-    path = path_of(node, folder, file)
+    """Returns the tensors of a checkpoint that the input 'model_name' names; no code in it is executed."""
+    path = path_of(node, "model_name", file, model_files(folder, known=KNOWN_FILES[folder]))
     with reading(node, "model_name", path, "Download it again, as its authors published it."):
         weights = dictionary_in(read_file(path), "state_dict", "model", lone=True)
         weights = {name: x for name, x in weights.items() if isinstance(name, str) and isinstance(x, Tensor)}
@@ -130,7 +94,7 @@ def load_weights(node: str, folder: str, file: str) -> dict[str, Tensor]:
 
 
 def dictionary_in(content: object, *names: str, lone: bool = False) -> dict:
-    """The dictionary that a file holds, or that stands in it under one of these names, or, if `lone`, alone.
+    """Returns the dictionary in a file, or under one of these names in it, or, if `lone`, its only entry.
 
     Raises:
         ValueError: there is none.
@@ -147,7 +111,7 @@ def dictionary_in(content: object, *names: str, lone: bool = False) -> dict:
 
 @contextlib.contextmanager
 def reading(node: str, name: str, path: str, remedy: str) -> Iterator[None]:
-    """Round the reading of a file that people have from others, and the checks of what it holds.
+    """Wraps the reading of a file from others, and the checks of what it holds.
 
     Raises:
         BadInput: of this input, with what the file should hold.
@@ -168,6 +132,7 @@ def reading(node: str, name: str, path: str, remedy: str) -> Iterator[None]:
 
 
 def patcher_of(model: torch.nn.Module) -> ModelPatcher:
+    """Returns a ModelPatcher for a network of another package."""
     management = comfy.model_management
     return ModelPatcher(model, management.get_torch_device(), management.unet_offload_device())
 
@@ -186,7 +151,7 @@ def resident(node: str, patcher: ModelPatcher, name: str = "model") -> ModelPatc
 
 
 def resident_clip(node: str, clip):
-    """The same of a CLIP."""
+    """Returns the same of a CLIP."""
     patcher = resident(node, clip.patcher, "clip")
     if patcher is clip.patcher:
         return clip
@@ -196,7 +161,7 @@ def resident_clip(node: str, clip):
 
 
 def load_where_it_runs(patcher: ModelPatcher, memory: int) -> torch.device:
-    """Has the host load a network of another package, and says on which device it is then.
+    """Has the host load a network of another package, and returns its device.
 
     The host's own layers fetch weights that it leaves on the CPU (--novram, or half of them where room is short) when
     they need them. Others cannot, so such a network runs where its weights are, all of them in one place.
@@ -213,7 +178,7 @@ def load_where_it_runs(patcher: ModelPatcher, memory: int) -> torch.device:
 
 
 def needs(package: str) -> None:
-    """For the top of a part: leaves it out where a package is missing.
+    """Leaves out the file that calls it where a package is missing.
 
     Without importing it, which can take seconds. One that is there and broken is found out by `importing`.
     """
@@ -224,7 +189,7 @@ def needs(package: str) -> None:
 
 @contextlib.contextmanager
 def importing(package: str, node: str) -> Iterator[None]:
-    """Round an import that needs the package.
+    """Wraps an import that needs the package.
 
     Raises:
         BadInput: the package is broken.
@@ -238,4 +203,5 @@ def importing(package: str, node: str) -> Iterator[None]:
 
 
 def pip_install(what: str) -> str:
+    """Returns the command that installs a package into this Python."""
     return f'"{sys.executable}" -m pip install {what}'

@@ -3,57 +3,33 @@
 import re
 from typing import NamedTuple
 
-import folder_paths
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from ...demo import loras as demo
 from ...pnpmix.files.tensors import described, is_plain, read_file
 from ...pnpmix.files.texts import Name
-from ..common.checks import BadInput
-from ..common.loading import dictionary_in, reading, shown_in_lists
+from ..common.file_lists import model_files, path_of
+from ..common.loading import dictionary_in, reading
 
-DEMO = "demo model: "  # before the names of those that come with this pack
 EMBEDDINGS = {"new_concept_embedding": "l", "new_concept_embedding_2": "g"}  # part of an ED-LoRA file → text encoder
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")
 
 
 class LoraFile(NamedTuple):
-    """What a file holds."""
+    """The content of a LoRA or ED-LoRA file."""
 
     weights: dict[str, Tensor]  # in names that ComfyUI knows
     tokens: dict[str, dict[str, Tensor]]  # of an ED-LoRA: token → text encoder "l" or "g" → (layers, width)
     unread: list[str]  # names of entries that are of no kind that ComfyUI reads
 
-    @property
-    def layers(self) -> int:
-        """Cross-attention layers that have a prompt of their own; 1: all share one."""
-        return max((len(x) for parts in self.tokens.values() for x in parts.values()), default=1)
-
-
-def names() -> list[str]:
-    own = sorted(DEMO + path.name for path in demo.FOLDER.glob("*.safetensors"))
-    return [*shown_in_lists(folder_paths.get_filename_list("loras")), *own]
-
-
-def path_of(node: str, name: str) -> str:
-    if name not in names():  # no other file is ever opened
-        place = folder_paths.get_folder_paths("loras")[0]
-        raise BadInput(node, "lora_name", f"'{name}' is not in models/loras.", f"Put it into {place} and press R.")
-    if name.startswith(DEMO):
-        return str(demo.FOLDER / name.removeprefix(DEMO))
-    path = folder_paths.get_full_path("loras", name)
-    if path is None:
-        raise BadInput(node, "lora_name", f"'{name}' is no file.", "Choose another one.")
-    return path
-
 
 def read(node: str, name: str) -> LoraFile:
-    """
+    """Reads a LoRA or ED-LoRA file.
+
     Raises:
         BadInput: it is missing, damaged, no LoRA, or asks for code to be run.
     """
-    path = path_of(node, name)
+    path = path_of(node, "lora_name", name, model_files("loras"))
     with reading(node, "lora_name", path, "Use the file as its trainer saved it."):
         content = dictionary_in(read_file(path), "params", "state_dict")
         if not all(isinstance(key, str) for key in content):
@@ -83,7 +59,8 @@ PEFT = "base_model.model."  # before or behind the network's name
 
 
 def check_entry(name: str, kind: str, x: Tensor) -> None:
-    """
+    """Refuses an entry that no LoRA has.
+
     Raises:
         ValueError: no LoRA has such an entry.
     """
@@ -99,7 +76,7 @@ def check_entry(name: str, kind: str, x: Tensor) -> None:
 
 
 def comfyui_name(match: re.Match) -> str:
-    """The name of an entry as ComfyUI knows it, where diffusers, PEFT or SimpleTuner have another one."""
+    """Returns an entry's name as ComfyUI knows it, where diffusers, PEFT or SimpleTuner have another one."""
     layer, kind = match["layer"], re.sub(r"(\.lora_[AB])\.\w+\.weight", r"\1.weight", match["kind"])
     plain = layer.replace(PEFT, "")
     if plain.startswith("text_model.") and plain != layer:
@@ -111,12 +88,12 @@ def comfyui_name(match: re.Match) -> str:
 
 
 def layers_in(weights: dict[str, Tensor]) -> set[str]:
-    """The layers that a file's entries are of, in the names of ComfyUI's maps."""
+    """Returns the layers that a file's entries belong to, in the names of ComfyUI's maps."""
     return {match["layer"] for name in weights if (match := ENTRY.fullmatch(name))}
 
 
 def nested(content: dict) -> dict[str, dict[str, Tensor]]:
-    """The parts of an ED-LoRA, which in a .safetensors file are the beginnings of the names."""
+    """Splits an ED-LoRA into its parts, which are prefixes of the names in a .safetensors file."""
     parts: dict[str, dict[str, Tensor]] = {}
     for key, x in content.items():
         if isinstance(x, dict):
@@ -128,7 +105,7 @@ def nested(content: dict) -> dict[str, dict[str, Tensor]]:
 
 
 def of_ed_lora(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """W + s * up @ down: the files have no alpha, and ComfyUI takes none for 1."""
+    """Returns the weights W + s * up @ down: the files have no alpha, and ComfyUI takes none for 1."""
     encoder = "te1" if "text_encoder_2" in parts else "te"
     prefixes = dict(zip(NETWORKS, ("lora_unet_", f"lora_{encoder}_", "lora_te2_"), strict=True))
     result = {}
@@ -140,7 +117,8 @@ def of_ed_lora(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def tokens_of(parts: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """
+    """Returns the vectors of an ED-LoRA's tokens: token → text encoder "l" or "g" → (layers, width).
+
     Raises:
         ValueError: a token has no name, or its vectors are no (layers, width).
     """

@@ -10,16 +10,17 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...pnpmix.conductor.injection import fuse, inside, mean_probabilities
+from ...pnpmix.attention import attention_probabilities
+from ...pnpmix.conductor.injection import fuse, inside
 from ...pnpmix.conductor.layout import Alignment, Layout, layout_gradient, nearest_level
 from ...pnpmix.conductor.refinement import Masks, Refinement
 from ...pnpmix.conductor.sampling import Placement, sample_concept_conductor
 from ..common.checks import BadInput
+from ..common.gradients import ordinary_weights, with_gradients
 from ..common.loading import resident
 from ..common.memory import is_oom
 from ..common.types import LAYOUT_GUIDANCE, REFINEMENT, ConductedConcept, LayoutGuidance
-from .gradients import make_plain
-from .taps import Layers, Stop, here, layers_of, with_attention_tap, with_gradients, with_patch, with_stop
+from .taps import Layers, Stop, differentiable, here, layers_of, with_attention_tap, with_patch, with_stop
 
 NODE = "Conductor"
 RESIDENT: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # MODEL → what it is run as, see `kept_resident`
@@ -27,7 +28,7 @@ KINDS = {"both": ("self", "cross"), "self": ("self",), "cross": ("cross",)}
 
 
 def kept_resident(model):
-    """`resident`, once for as long as the graph holds the MODEL, so that another seed does not read the file again."""
+    """Returns `resident(model)`, once while the graph holds the MODEL, so that another seed reads no file again."""
     if model in RESIDENT:
         return RESIDENT[model]
     own = resident(NODE, model)
@@ -91,7 +92,7 @@ class Branches:
         self.tapped: Tensor | None = None
         self.recording = with_stop(self.with_outputs(options, self.record_output))
         self.fusing = self.with_outputs(options, self.fuse_output)
-        self.keying = with_stop(with_attention_tap(with_gradients(options), self.layers.keys, self.take_keys))
+        self.keying = with_stop(with_attention_tap(differentiable(options), self.layers.keys, self.take_keys))
 
     def with_outputs(self, options: dict, patch: Callable) -> dict:
         for name, kind in (("attn1_output_patch", "self"), ("attn2_output_patch", "cross")):
@@ -111,7 +112,7 @@ class Branches:
         if 0 in chunks:
             size = len(query) // len(chunks)
             rows = slice(chunks.index(0) * size, (chunks.index(0) + 1) * size)
-            self.tapped = mean_probabilities(query[rows], key[rows], extra["n_heads"])
+            self.tapped = attention_probabilities(query[rows], key[rows], extra["n_heads"])
 
     def layer_masks(self, extra: dict) -> Tensor:
         """(n, B, tokens)."""
@@ -156,7 +157,7 @@ class Branches:
     def layout_gradient(self, branch: int, x: Tensor, sigma: Tensor) -> Tensor:
         reference = self.reference(sigma)
         try:
-            with torch.inference_mode(False), torch.enable_grad():
+            with with_gradients():
                 x = x.clone().requires_grad_()
                 keys = self.keys(self.guider.names(branch)[0], x, sigma.clone())
                 return layout_gradient(keys, reference.clone(), x)
@@ -210,11 +211,9 @@ class ConductSampler(comfy.samplers.Sampler):
         masks = Masks(final, self.masks.custom.to(device), self.masks.base.to(device))
         options, seed = extra_args["model_options"], extra_args["seed"]
         branches = Branches(model_wrap, len(masks.custom), self.inject, options, seed)
-        alignment = None
+        alignment, differentiated = None, []
         if self.guidance is not None:
-            make_plain(model_wrap.inner_model)
-            for patcher in model_wrap.loaded_models:  # ControlNets
-                make_plain(patcher.model)
+            differentiated = [model_wrap.inner_model, *(patcher.model for patcher in model_wrap.loaded_models)]
             reference = self.guidance.reference
             branches.layout, branches.kept = reference.layout, self.kept
             alignment = Alignment(reference.layout, *self.guidance[1:4])
@@ -229,7 +228,8 @@ class ConductSampler(comfy.samplers.Sampler):
                 self.show_masks(denoised, masks)
             callback(step, denoised, x, steps)
 
-        x, self.masks = sample_concept_conductor(
-            branches, noise, sigmas, masks, alignment, self.refinement, placement, preview
-        )
+        with ordinary_weights(*differentiated):
+            x, self.masks = sample_concept_conductor(
+                branches, noise, sigmas, masks, alignment, self.refinement, placement, preview
+            )
         return x

@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 import comfy.patcher_extension
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch, optimized_attention
+from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import Upsample
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
+
+from ..common.attention import differentiable_attention, plain_attention
 
 Layer = tuple[str, int, int]  # as ComfyUI names it: "input", "middle" or "output", block, transformer in the block
 
@@ -116,18 +118,14 @@ def with_attention_tap(options: dict, layer: Layer, tap: Callable[[Tensor, Tenso
         tap(query, key, extra)
         if before is not None:
             return before(query, key, value, extra)
-        return optimized_attention(query, key, value, extra["n_heads"], attn_precision=extra["attn_precision"])
+        return plain_attention(query, key, value, extra)
 
     replace[layer] = attend
     return options
 
 
-def with_gradients(options: dict) -> dict:
-    """Model options with which backward works whatever attention the host uses and whatever adds to the skips."""
+def differentiable(options: dict) -> dict:
+    """Returns model options that allow a backward pass with any attention backend and any patch of the skips."""
     options = with_patch(options, "input_block_patch_after_skip", lambda hidden, _: hidden.clone())
-
-    def differentiable(_, *args, **kwargs):
-        return attention_pytorch(*args, **kwargs)
-
-    options["transformer_options"]["optimized_attention_override"] = differentiable
+    options["transformer_options"]["optimized_attention_override"] = differentiable_attention
     return options

@@ -8,8 +8,9 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...pnpmix.latexblend.blending import Slot, acting, blend, region_bias
+from ..common.attention import plain_attention
 from ..common.checks import BadInput
-from .layers import cross_attentions, plain_attention
+from .layers import cross_attentions
 
 NODE, KEY = "Blend", "pnpmix_blend"
 PLAN = "pnpmix_blend_plan"  # in a conditioning
@@ -159,7 +160,7 @@ class BlendAttention:
         repeats = range(0, tokens - active.tokens + 1, active.tokens)
         own_key, own_value = key[rows], value[rows]
         acts, grid = extra_options[SIGMA] <= active.start, tuple(extra_options["activations_shape"][2:])
-        if MAPS in extra_options:  # at identifiers as they were learned
+        if MAPS in extra_options:  # at identifiers as they were trained
             free_key = own_key.clone()
             blend(free_key, own_value.clone(), self.name, slots, repeats, acts)
             extra_options[MAPS].look(self.name, query[rows], free_key, extra_options["n_heads"], grid, slots)

@@ -4,7 +4,6 @@ import contextlib
 import os
 from typing import Annotated, Literal
 
-import folder_paths
 import safetensors.torch
 from comfy_api.latest import io, ui
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,8 +14,9 @@ from ...pnpmix.files.tensors import described, read_safetensors
 from ...pnpmix.files.texts import Name, Text
 from ...pnpmix.mixer.inversion import Inversion
 from ..common.checks import BadInput, falls_to_zero
+from ..common.file_lists import FileList, output_folder, path_of, saved_files, validate
 from ..common.files import save_new
-from ..common.loading import reading, shown_in_lists
+from ..common.loading import reading
 from ..common.messages import show
 from ..common.types import CATEGORY, InversionType, InvertedLatent, schema
 
@@ -24,16 +24,8 @@ FORMAT = "pnp-mix inversion 1"
 MAX_SEED = 2**64 - 1
 
 
-def inversions_directory() -> str:
-    return os.path.join(folder_paths.get_output_directory(), "inversions")
-
-
-def saved_inversions() -> list[str]:
-    """Without pipes and devices of that name, which would never end."""
-    base = inversions_directory()
-    files, _ = folder_paths.recursive_search(base)
-    files = (file for file in files if file.endswith(".safetensors") and os.path.isfile(os.path.join(base, file)))
-    return shown_in_lists(sorted(file.replace(os.sep, "/") for file in files))
+def saved_inversions() -> FileList:
+    return saved_files("inversions", ".safetensors", "Save an inversion, then press R.")
 
 
 class PnPMixSaveInversion(io.ComfyNode):
@@ -72,7 +64,7 @@ class PnPMixSaveInversion(io.ComfyNode):
             **numbers,
         }
         data = safetensors.torch.save(tensors, metadata)
-        name = save_new(node, filename_prefix, inversions_directory(), ".safetensors", data)
+        name = save_new(node, filename_prefix, output_folder("inversions"), ".safetensors", data)
         message = f"Saved as {name} ({len(data) / 1e6:.1f} MB). Load Inversion finds it; press R there."
         show(node, cls.hidden.unique_id, [message])
         return io.NodeOutput(ui=ui.PreviewText(message))
@@ -91,7 +83,7 @@ class PnPMixLoadInversion(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=saved_inversions(),
+                    options=saved_inversions().names,
                     tooltip="A file written by Save Inversion. Press R to refresh the list.",
                 )
             ],
@@ -101,32 +93,18 @@ class PnPMixLoadInversion(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, file):
-        if file is None:  # a linked value is not known yet; then `execute` is the first to see it
-            return True
-        try:
-            saved_inversion(file)
-        except BadInput as error:
-            return str(error)
-        return True
+        return validate("Load Inversion", "file", file, saved_inversions())
 
     @classmethod
     @override
     def fingerprint_inputs(cls, file):
         with contextlib.suppress(BadInput, OSError):  # `execute` says what is wrong
-            return os.path.getmtime(saved_inversion(file))
+            return os.path.getmtime(path_of("Load Inversion", "file", file, saved_inversions()))
 
     @classmethod
     @override
     def execute(cls, file) -> io.NodeOutput:
-        return io.NodeOutput(read_inversion(saved_inversion(file)))
-
-
-def saved_inversion(file: str) -> str:
-    """The path of a file of the list; no other file is ever opened."""
-    if file not in saved_inversions():
-        fault = "no file is chosen." if file is None else f"{file!r} is not in {inversions_directory()}."
-        raise BadInput("Load Inversion", "file", fault, "Save an inversion, then press R.")
-    return os.path.join(inversions_directory(), file)
+        return io.NodeOutput(read_inversion(path_of("Load Inversion", "file", file, saved_inversions())))
 
 
 class Described(BaseModel):

@@ -1,11 +1,14 @@
-"""The emptied background: objects painted out, every other pixel as it was."""
+"""The clean plate: objects are removed, and every other pixel is unchanged."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import distance_transform_cdt
 from torch import Tensor
+
+from ..masks import bounding_box
 
 MAX_SIDE = 2048  # pixels that a model fills at once; a larger hole is filled at this size and scaled up
 Check = Callable[[], None]  # called again and again during the work; what it raises ends it
@@ -15,38 +18,18 @@ def no_check() -> None:
     """Nothing ends the work."""
 
 
-def fill_weights(mask: Tensor, expand: int, feather: int, check: Check = no_check) -> Tensor:
-    """How much of each pixel is filled: 1 on the (H, W) binary mask, 0 outside the mask grown by `expand`.
+def fill_weights(mask: Tensor, expand: int, feather: int) -> Tensor:
+    """Returns how much of each pixel is filled, (H, W): 1 on the binary mask, 0 outside the mask grown by `expand`.
 
     The last `feather` (at most `expand`) pixels fall in equal steps, and none of them lies in the mask itself.
     """
-    steps = min(feather, expand)
-    return (expand + 1 - distances(mask, check)).clamp(0, steps + 1) / (steps + 1)
-
-
-def distances(mask: Tensor, check: Check = no_check) -> Tensor:
-    """By how many pixels `masks.grow` must grow the (H, W) binary mask to reach each pixel; infinite if it is empty."""
-    height, width = mask.shape
-    column = torch.arange(width, dtype=torch.float32)
-    left = torch.where(mask > 0, column, -torch.inf).cummax(1).values
-    right = torch.where(mask > 0, column, torch.inf).flip(1).cummin(1).values.flip(1)
-    # along each row, with a column more on each side for what lies beyond the picture
-    distance = F.pad(torch.minimum(column - left, right - column), (1, 1), value=torch.inf)
-    for order in (range(1, height), range(height - 2, -1, -1)):  # from above, then from below
-        for row in order:
-            before = distance[row - order.step]
-            near = torch.minimum(torch.minimum(before[:-2], before[1:-1]), before[2:]) + 1
-            distance[row, 1:-1] = torch.minimum(distance[row, 1:-1], near)
-            check()
-    return distance[:, 1:-1]
-
-
-def surroundings(hole: Tensor) -> tuple[slice, slice]:
-    """Rows and columns of the (H, W) hole's bounding box with half its longer side, at least 64 pixels, round it."""
-    spans = [hole.any(1).nonzero()[:, 0], hole.any(0).nonzero()[:, 0]]
-    margin = max(64, *(int(x[-1] - x[0] + 1) // 2 for x in spans))
-    rows, columns = (slice(max(int(x[0]) - margin, 0), int(x[-1]) + 1 + margin) for x in spans)
-    return rows, columns
+    steps, weights = min(feather, expand), torch.zeros_like(mask)
+    box = bounding_box(mask, expand)
+    if box is not None:
+        # in chessboard distance, by which `masks.grow` grows
+        distance = torch.from_numpy(distance_transform_cdt(mask[box].numpy() == 0, "chessboard"))
+        weights[box] = (expand + 1 - distance).clamp(0, steps + 1) / (steps + 1)
+    return weights
 
 
 def inpaint(image: Tensor, weights: Tensor, fill: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -54,14 +37,18 @@ def inpaint(image: Tensor, weights: Tensor, fill: Callable[[Tensor, Tensor], Ten
 
     Args:
         image: (H, W, 3 or 4) in 0..1, float32 or half; a fourth channel (alpha) is kept.
-        weights: (H, W), see `fill_weights`; at least one is 0 and one is not.
+        weights: (H, W), see `fill_weights`; at least one is 0.
         fill: (h, w, 3) float32 pixels and (h, w) hole → (h, w, 3) with the hole filled.
     """
-    rows, columns = surroundings(weights > 0)
-    pixels, weight = image[rows, columns, :3].float(), weights[rows, columns, None]
-    filled = fill(pixels, (weights[rows, columns] > 0).float())
+    hole = bounding_box(weights)
+    if hole is None:
+        return image
+    # the fill sees half the hole's longer side around it, at least 64 pixels
+    box = bounding_box(weights, max(64, *((side.stop - side.start) // 2 for side in hole)))
+    pixels, weight = image[box][..., :3].float(), weights[box][..., None]
+    filled = fill(pixels, (weight[..., 0] > 0).float())
     result = image.clone()
-    result[rows, columns, :3] = torch.where(weight > 0, pixels + weight * (filled - pixels), pixels)
+    result[box][..., :3] = torch.where(weight > 0, pixels + weight * (filled - pixels), pixels)
     return result
 
 

@@ -400,7 +400,7 @@ def test_faults_of_concepts_are_named(small, messages):
     with refused("'dog' does not fit", "layers"):
         run_blend(small, chain=[(small.dog._replace(features=some), {})])
     run_blend(small, chain=[(small.dog._replace(fingerprint="other"), {})])
-    assert "Warning: 'dog' was learned with a.safetensors" in messages()
+    assert "Warning: 'dog' was trained with a.safetensors" in messages()
     with refused("mask", "empty"):
         run_blend(small, chain=[(small.dog, dict(mask=torch.zeros(1, 8, 8)))])
 
@@ -468,7 +468,7 @@ def test_a_lora_beside_it_changes_all_but_the_concept(small):
         negative = encode(graph, small.clip, NEGATIVE)
         return samples(graph, ksampler(graph, model, positive, negative, steps=1, cfg=1.0))[0]
 
-    plain_attention = pack_module("latexblend.layers").plain_attention
+    plain_attention = pack_module("common.attention").plain_attention
     assert relative_error(sampled(lora=True), sampled(lora=False)) > 1e-3
     with_lora, without = keys
     assert torch.equal(with_lora[DOG], without[DOG])

@@ -9,20 +9,10 @@ from conductor_graph import NEGATIVE, POSITIVE, alignment, chain, conductor, ref
 from conductor_oracle import random_lora
 from oracle import relative_error
 from pictures import HEIGHT, WIDTH, mask_batch
-from small_models import LAYOUTS, comfy_model, diffusers_unet, small_clip, small_control_net
+from small_models import LAYOUTS, comfy_model, small_clip, small_control_net
 
 pytestmark = pytest.mark.oldest
 UP, DOWN = "lora_up.weight", "lora_down.weight"
-
-
-@pytest.fixture(scope="module")
-def unet():
-    return diffusers_unet(LAYOUTS["SD 1.x"])
-
-
-@pytest.fixture(scope="module")
-def model(unet):
-    return comfy_model(LAYOUTS["SD 1.x"], unet)
 
 
 @pytest.fixture
@@ -205,7 +195,7 @@ def test_weights_of_which_no_gradients_can_be_had(loras):
     linear.__class__ = comfy.ops.fp8_ops.Linear
     linear.weight = torch.nn.Parameter(linear.weight.to(torch.float8_e4m3fn), requires_grad=False)
     graph = Graph()
-    with refused("Layout Alignment", "'model'", "quantised", "bypass"):
+    with refused("Layout Alignment", "'model'", "quantized", "bypass"):
         graph.run(latent=conductor(graph, alignment(graph, model, layout), chain(graph, loras), steps=2))
 
 

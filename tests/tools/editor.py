@@ -19,6 +19,7 @@ ITS_OWN_ERRORS = re.compile(
     r"|^Attempted to cleanup event listeners for graph that was never set up"
     r"|^ComfyApp graph accessed before initialization"
     r"|^Failed to load resource.* 404 .*/user\.css$"
+    r"|^Failed to load resource.* 404 .*/docs/\w+/en\.md$"  # asked for before docs/<node>.md
 )
 
 

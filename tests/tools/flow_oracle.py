@@ -153,12 +153,12 @@ class FlowPnPMix(PnPMix):
         if not concept.object_only:
             return None
         rows, columns = self.tokens(shape)
-        sets, centres = [], []
+        sets, centers = [], []
         for mask in (concept.mask, concept.object_mask):
             share = self.shares(mask, rows, columns)
             chosen = share >= min(0.5, share.max())
             y, x = chosen.reshape(rows, columns).nonzero()
             sets.append(torch.tensor(chosen))
-            centres.append(((y.min() + y.max()) / 2, (x.min() + x.max()) / 2))
-        distance = tuple(round(float(a - b)) for a, b in zip(*centres, strict=True))
+            centers.append(((y.min() + y.max()) / 2, (x.min() + x.max()) / 2))
+        distance = tuple(round(float(a - b)) for a, b in zip(*centers, strict=True))
         return Reading(*sets, distance)

@@ -216,7 +216,7 @@ class PnPMix:
         box[top : ys.max() + self.expand + 1, left : xs.max() + self.expand + 1] = 1
         return torch.tensor(self.cells(box, shape) >= 0.5, dtype=torch.float32)
 
-    def normalise(self, x, mask, target, target_mask):
+    def normalize(self, x, mask, target, target_mask):
         """AdaIN of what the mask weighs in x, channel by channel."""
         x = x.clone()
         for channel in range(x.shape[1]):
@@ -285,7 +285,7 @@ class PnPMix:
             output = self.mean(output, mixed, i) + residuals[i]
             if self.adain and self.is_guided(i):
                 for k in range(len(concepts)):  # masks are disjoint where this is used
-                    output = self.normalise(output, masks[k], personal[k][i + 1], own_objects[k])
+                    output = self.normalize(output, masks[k], personal[k][i + 1], own_objects[k])
 
             for k in range(len(concepts)):
                 eps = eps_branches[k]
@@ -293,7 +293,7 @@ class PnPMix:
                     eps = eps * masks[k] + eps_back[i] * (1 - masks[k])
                 branches[k] = self.mean(branches[k], eps, i) + residuals[i]
                 if self.adain and self.is_guided(i):
-                    branches[k] = self.normalise(branches[k], masks[k], personal[k][i + 1], own_objects[k])
+                    branches[k] = self.normalize(branches[k], masks[k], personal[k][i + 1], own_objects[k])
                 if self.beta is not None:  # eq. 3.5
                     outside = self.beta * inpaint[i + 1]
                     if self.outside == "blended":

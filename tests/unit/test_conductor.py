@@ -5,7 +5,8 @@ import pytest
 import scipy.cluster.vq
 import torch
 from diffusers import DDIMInverseScheduler
-from pnpmix.conductor.injection import fuse, inside, mean_probabilities, on_grid
+from pnpmix.attention import attention_probabilities
+from pnpmix.conductor.injection import fuse, inside, on_grid
 from pnpmix.conductor.layout import ddim_invert, inversion_levels, layout_gradient, layout_loss
 from pnpmix.conductor.refinement import Refinement, first_state, k_means, refine, refined_steps
 
@@ -95,9 +96,9 @@ def test_k_means_finds_what_scipy_finds(clusters):
     points = np.concatenate([rng.normal(3 * k, 0.5, (20, 5)) for k in range(4)]).astype(np.float32)
     _, inertia = k_means(torch.from_numpy(points), clusters, restarts=20)
     best = min(
-        ((points - centres[labels]) ** 2).sum()
+        ((points - centers[labels]) ** 2).sum()
         for seed in range(20)
-        for centres, labels in [scipy.cluster.vq.kmeans2(points, clusters, minit="++", seed=seed)]
+        for centers, labels in [scipy.cluster.vq.kmeans2(points, clusters, minit="++", seed=seed)]
     )
     assert float(inertia) == pytest.approx(best, rel=1e-4)
 
@@ -119,7 +120,7 @@ def test_the_last_concept_wins_and_the_rest_stays():
 def test_probabilities_are_the_mean_over_heads():
     query, key = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0)).unbind()
     heads = [(query[..., i : i + 4] @ key[..., i : i + 4].transpose(1, 2) / 2).softmax(-1) for i in (0, 4)]
-    assert torch.allclose(mean_probabilities(query, key, 2), sum(heads) / 2, atol=1e-6)
+    assert torch.allclose(attention_probabilities(query, key, 2), sum(heads) / 2, atol=1e-6)
 
 
 def test_masks_are_refined_at_the_steps_of_the_paper():

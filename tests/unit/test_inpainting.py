@@ -1,7 +1,6 @@
 """Objects are painted out, and every pixel outside the grown mask stays what it was."""
 
 import time
-from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -104,7 +103,7 @@ def test_image_given_is_not_altered():
 
 
 class Recorder(torch.nn.Module):
-    """An inpainting model, its own descriptor, that fills with grey and remembers the sizes it saw."""
+    """An inpainting model, its own descriptor, that fills with gray and remembers the sizes it saw."""
 
     def __init__(self):
         super().__init__()
@@ -168,8 +167,6 @@ class Layered(Recorder):
 def test_the_work_on_one_picture_can_be_ended(call):
     pixels, mask, model = torch.rand(64, 64, 3), disc(64, 64, 32, 32, 20), Layered()
     with pytest.raises(Cancelled):
-        fill_weights(mask, 8, 8, cancel_at(call))
-    with pytest.raises(Cancelled):
         fill_smoothly(pixels, mask, cancel_at(call))
     with pytest.raises(Cancelled):
         fill_by_model(model, torch.device("cpu"), cancel_at(call))(pixels, mask)
@@ -178,12 +175,11 @@ def test_the_work_on_one_picture_can_be_ended(call):
     assert len(model.sizes) == 1, "no check has stayed in the model"
 
 
-def test_a_wide_feather_is_never_deaf_for_long():
-    """1024 x 1024 pixels, 512 of them feathered: 10 s of one thread when each pixel of feather was a pass."""
-    times = [time.process_time()]
-    fill_weights(disc(1024, 1024, 500, 480, 100), 512, 512, lambda: times.append(time.process_time()))
-    times.append(time.process_time())
-    assert max(b - a for a, b in pairwise(times)) < 0.5
+def test_a_wide_feather_on_a_large_photo_takes_no_time():
+    """12 megapixels: 0.3 s, where each pixel of feather was once a pass over the photo."""
+    start = time.process_time()
+    fill_weights(disc(3000, 4000, 1500, 2000, 1100), 512, 512)
+    assert time.process_time() - start < 3
 
 
 def test_a_half_precision_picture_keeps_its_bits_outside():

@@ -84,7 +84,7 @@ def stack(tensors, grid):
 
 def run(scene, chosen, order=None, feather=0):
     seed, grid, pixels = scene
-    given_options, outside, normalised = chosen
+    given_options, outside, normalized = chosen
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.randn(len(pixels) + 2, CHANNELS, *grid, generator=generator)
     background, inpainted, *own = pictures
@@ -99,7 +99,7 @@ def run(scene, chosen, order=None, feather=0):
     if outside is not None:
         boxes = stack([expanded_box_mask(pixels[k], grid, expand=4) for k in order], grid)
         dilution = Dilution(edit_friendly_trajectory(inpainted, SIGMAS, seed=0), boxes, 0.8, outside)
-    object_masks = torch.ones(len(order), 1, *grid) if normalised else None
+    object_masks = torch.ones(len(order), 1, *grid) if normalized else None
     output, branches = sample_pnp_mix(
         toy_denoise, inversion, personal, masks, dilution=dilution, object_masks=object_masks, **given_options
     )

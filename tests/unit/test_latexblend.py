@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from pnpmix.attention import attention_probabilities
 from pnpmix.latexblend import bank, training
 from pnpmix.latexblend.blending import Slot, blend, region_bias
 from pnpmix.latexblend.curve import draw_losses
-from pnpmix.latexblend.guidance import attention_maps, blending_loss, guide
+from pnpmix.latexblend.guidance import blending_loss, guide
 
 GRID, HEADS = (6, 5), 2
 
@@ -21,7 +22,7 @@ def test_the_gradient_of_guidance_is_that_of_finite_differences():
 
     def loss(x):
         query = x.flatten(2).mT @ weight
-        return blending_loss(attention_maps(query, key, HEADS), GRID, slots, 0.7, 1.3).sum()
+        return blending_loss(attention_probabilities(query, key, HEADS), GRID, slots, 0.7, 1.3).sum()
 
     x = random(1, 3, *GRID, seed=3).requires_grad_(True)
     assert loss(x).abs() > 1e-3
@@ -83,7 +84,7 @@ def test_a_bad_loss_is_named_by_its_step():
 
 
 def test_a_learning_rate_that_is_too_high_is_found_out():
-    """Far beyond what Learn Concept takes, whose highest, 1, leaves its losses finite."""
+    """Far beyond what Train Concept takes, whose highest, 1, leaves its losses finite."""
     x, seen = torch.ones(3), []
     with pytest.raises(training.Diverged) as error:
         training.fit({"x": x}, lambda step: (x**2).sum(), range(9), 1e25, callback=lambda *told: seen.append(told))
@@ -101,7 +102,7 @@ def test_views_are_photo_where_the_mask_says_so():
 
 
 @pytest.mark.parametrize("top, left, side", [(0, 0, 160), (8, 16, 160), (13, 21, 170), (342, 341, 170), (3, 100, 306)])
-def test_what_the_vae_mixes_with_the_grey_is_not_learned(top, left, side):
+def test_what_the_vae_mixes_with_the_gray_is_not_learned(top, left, side):
     """The latent tokens that the authors' code counts as photo, by its expression."""
     mask = torch.zeros(512, 512)
     mask[top : top + side, left : left + side] = 1
@@ -158,7 +159,7 @@ def test_strength_leads_evenly_to_all_that_binding_does(acts):
 
 def test_a_concept_of_no_strength_guides_nothing():
     """And half of one half as much."""
-    maps = attention_maps(random(1, 30, 8), random(1, 9, 8, seed=2), HEADS)
+    maps = attention_probabilities(random(1, 30, 8), random(1, 9, 8, seed=2), HEADS)
     whole = [Slot({}, 1, 2), Slot({}, 4, 3)]
 
     def loss(*strengths):
