@@ -109,8 +109,7 @@ def check_concept(concept: Concept, positive: list, model, inversion: InvertedLa
     check_channels(node, "latent", concept.latent, model)
     remedy = "Scale the picture to the background's size before encoding it."
     check_size(node, "latent", concept.latent, inversion.inversion.eps, "the background", model, remedy)
-    if concept.learned is not None:
-        check_learned(concept, positive, model)
+    check_learned(concept, positive, model)
     if concept.positive is None or concept.positive is positive:
         return
     check_prompt(node, "positive", concept.positive, model)
@@ -123,17 +122,19 @@ def check_concept(concept: Concept, positive: list, model, inversion: InvertedLa
 
 def check_learned(concept: Concept, positive: list, model) -> None:
     """Refuses a trained concept that the prompt or the model does not know."""
-    node = concept.label
+    node, learned = concept.label, concept.learned
+    if learned is None:
+        return
     if family_of(model.model) is not None:
-        fault = f"'{concept.learned.name}' was learned with another family, and this model is a transformer."
-        raise BadInput(node, "learned", fault, "Unwire it, or load the checkpoint that it was learned with.")
-    check_fits(node, "learned", concept.learned, model)
+        fault = f"'{learned.name}' was trained with another family, and this model is a transformer."
+        raise BadInput(node, "learned", fault, "Unwire it, or load the checkpoint that it was trained with.")
+    check_fits(node, "learned", learned, model)
     plans = [options[PLAN] for _, options in positive if PLAN in options]
     if not any(is_of(slot, concept) for plan in plans for slot in plan.slots):
-        fault = f"no word of the Mask Noise Mixer's prompt becomes '{concept.learned.name}'."
+        fault = f"no word of the Mask Noise Mixer's prompt becomes '{learned.name}'."
         raise BadInput(node, "learned", fault, "Wire Blend's positive to the mixer, with a Blend Concept of it.")
     if not is_installed(model):
-        fault = f"the model of the Mask Noise Mixer does not know '{concept.learned.name}'."
+        fault = f"the model of the Mask Noise Mixer does not know '{learned.name}'."
         raise BadInput(node, "learned", fault, "Wire the mixer's model through the same Blend as its positive.")
 
 
@@ -219,7 +220,7 @@ def check_on_grid(concept: Concept, name: str, weights: Tensor, ratio: int) -> N
     """Refuses a mask of which nothing is left on the latent grid."""
     if not weights.any():
         height, width = weights.shape[-2:]
-        fault = f"nothing of it is left on the latent grid of {height} × {width} cells."
+        fault = f"it is too small: it covers none of the {height} × {width} latent tokens."
         with at_fault(concept.node_id):
             remedy = f"Mark an object of at least {ratio} pixels, or let Fit Picture crop around the object."
             raise BadInput(concept.label, name, fault, remedy)

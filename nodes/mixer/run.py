@@ -124,8 +124,8 @@ def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, sh
     path = noise_path(model.model_sampling)
     # of the background also the predictions, and the emptied background
     place = place_for(len(concepts) + 3, mix.inversion.trajectory, guider, device)
-    stored = (pinned(x.to(place), device) for x in mix.inversion[1:3])
-    inversion = Inversion(sigmas, *stored, *mix.inversion[3:])
+    stored, eps = (pinned(x.to(place), device) for x in (mix.inversion.trajectory, mix.inversion.eps))
+    inversion = Inversion(sigmas, stored, eps, mix.inversion.seed)
 
     def trajectory(latent: Tensor, seed: int) -> Tensor:
         x0 = guider.flat(model.process_latent_in(guider.framed(latent.to(place))))[0]
@@ -133,7 +133,8 @@ def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, sh
 
     options = comfy.model_patcher.create_model_options_clone(model_options)
     fit = max(1, rows_that_fit(guider, shape) // mix.rows_a_concept)
-    hooks, concepts_per_call = hooks_of(mix, guider, options, tuple(shape[-2:]), device, fit)
+    height, width = shape[-2:]
+    hooks, concepts_per_call = hooks_of(mix, guider, options, (height, width), device, fit)
     options = installed(hooks, options)
     inpainted: InpaintedBackground | None = options.get(DILUTION)
     dilution = None
@@ -141,6 +142,7 @@ def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, sh
         # with the background's own noise, so that the two agree wherever inpainting changed nothing
         inpaint = pinned(trajectory(inpainted.latent, inversion.seed), device)
         dilution = Dilution(inpaint, mix.targets.boxes.to(device), inpainted.beta, inpainted.outside)
+    object_masks = mix.targets.object_masks
     personal = torch.stack([trajectory(x.latent, x.seed) for x in concepts], dim=1)
     return Run(
         mix=mix,
@@ -148,7 +150,7 @@ def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, sh
         personal=pinned(personal, device),
         dilution=dilution,
         masks=mix.targets.shared.to(device),
-        object_masks=mix.targets.object_masks.to(device) if mix.adain else None,
+        object_masks=object_masks.to(device) if mix.adain and object_masks is not None else None,
         path=path,
         options=options,
         hooks=hooks,
@@ -184,7 +186,7 @@ def hooks_of(
     if appearance is None:
         return [*shared, ForeignCaches(0, patched=False), prompts], fit
     layers = joint_blocks(model.diffusion_model, family) if counted else 0
-    joint = JointAttention(guider.model_patcher, appearance, *what)
+    joint = JointAttention(guider.model_patcher, family, appearance, *what)
     inner = [*shared, ForeignCaches(layers, patched=False), joint]
     apart = [concept for k, concept in enumerate(concepts) if is_apart(conds, k)]
     if not apart:

@@ -2,6 +2,7 @@
 where a transformer's batch cannot hold both."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import comfy.samplers
 import torch
@@ -29,7 +30,8 @@ class OwnPrompts(Hook):
     """
 
     def __init__(self, conds: dict[str, list[dict]]):
-        self.conds, self.stacked = conds, {}
+        self.conds = conds
+        self.stacked: dict = {}
 
     def around(self, call: Call, rows: Rows) -> Call:
         if "personal" not in rows.roles or len(self.conds) == 2:
@@ -77,6 +79,10 @@ class PromptsApart(Hook):
         call = with_options(call, {PICTURES: None})
         return lambda options: call({**options, PREDICT: self.predict_apart(rows)})
 
+    def predict(self, arguments: dict, options: dict) -> list[Tensor]:
+        """Predicts with the other packs' function, or ComfyUI's."""
+        return self.others({**arguments, "model_options": options})
+
     def predict_apart(self, rows: Rows) -> Callable[[dict], list[Tensor]]:
         """Returns a sampler_calc_cond_batch_function for these batch rows."""
         concepts = range(rows.concepts.start, rows.concepts.stop)
@@ -91,9 +97,7 @@ class PromptsApart(Hook):
                     positive = self.prompts.positive(own)
                 given = {"conds": [positive, *others], "input": arguments["input"][part]}
                 given = {**arguments, **given, "sigma": arguments["sigma"][part]}
-                call = hooked(
-                    self.hooks, lambda options, given=given: self.others({**given, "model_options": options}), own
-                )
+                call = hooked(self.hooks, partial(self.predict, given), own)
                 answers.append(with_options(call, pictures)(arguments["model_options"]))
             return [torch.cat(answer) for answer in zip(*answers, strict=True)]
 
@@ -119,7 +123,9 @@ def calc_cond_batch(arguments: dict) -> list[Tensor]:
     return comfy.samplers.calc_cond_batch(*given)
 
 
-def room_apart(attention: JointAttention, guider, concepts: list[Concept], device: torch.device) -> tuple:
+def room_apart(
+    attention: JointAttention, guider, concepts: list[Concept], device: torch.device
+) -> tuple[torch.device, int]:
     """Finds where what is read of pictures may wait, and of how many concepts at once.
 
     Args:
@@ -137,10 +143,9 @@ def room_apart(attention: JointAttention, guider, concepts: list[Concept], devic
     common = [guider.conds["positive"], *([] if guider.cfg == 1 else [guider.conds["negative"]])]
     if any(len(entries) != 1 or not entries[0].keys().isdisjoint(limits) for entries in common):
         fault = f"the prompt of '{name}' has another length or kind, and the mixer's are combined, timed or in an area."
-    if room is None:
-        fault = f"the prompt of '{name}' has another length or kind: {size / 1e9:.1f} GB must be kept, and do not fit."
-    if fault is not None:
-        remedy = "Use prompts of the same kind and the same number of tokens, or leave the Concepts' positive unwired."
-        with at_fault(concepts[0].node_id):
-            raise BadInput("Mask Noise Mixer", "concepts", fault, remedy)
-    return room
+    if room is not None and fault is None:
+        return room
+    full = f"the prompt of '{name}' has another length or kind: {size / 1e9:.1f} GB must be kept, and do not fit."
+    remedy = "Use prompts of the same kind and the same number of tokens, or leave the Concepts' positive unwired."
+    with at_fault(concepts[0].node_id):
+        raise BadInput("Mask Noise Mixer", "concepts", fault or full, remedy)

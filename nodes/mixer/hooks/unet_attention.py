@@ -1,13 +1,13 @@
 """Guided appearance attention (eq. 3.3) in the self-attention of ComfyUI's UNets."""
 
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import set_model_options_patch_replace
 from torch import Tensor
 
 from ....pnpmix.masks import part_of, readable_cells
 from ....pnpmix.mixer.attention import attend_to_objects, by_role, guided_appearance_attention
 from ....pnpmix.mixer.sampling import Rows
+from ...common.attention import plain_attention
 from ...common.checks import BadInput
 from ...common.types import Appearance, Concept
 from . import ROWS, Area, Hook, areas_of_chunks, check_batch, with_first_patch
@@ -52,10 +52,8 @@ class UNetAttention(Hook):
         """Returns area → layer → the targets' tokens and their objects', as `readable_cells` gives them."""
         found = {}
         for area in {(*self.grid, 0, 0), *self.areas.values()}:
-            masks, own = (
-                [None if mask is None else part_of(mask, area, self.grid) for mask in masks]
-                for masks in ([c.mask for c in self.concepts], [c.object_mask for c in self.concepts])
-            )
+            masks = [part_of(concept.mask, area, self.grid) for concept in self.concepts]
+            own = [None if c.object_mask is None else part_of(c.object_mask, area, self.grid) for c in self.concepts]
             found[area] = readable_cells(masks, own, area[:2])
         return found
 
@@ -94,12 +92,6 @@ def of_personal_rows(
         return None
     found = features.read(rows, extra_options, like=value)
     return found, found  # key and value come from the same input
-
-
-def plain_attention(query: Tensor, key: Tensor, value: Tensor, extra_options: dict) -> Tensor:
-    """Computes attention as ComfyUI does where no patch replaces it."""
-    heads, precision = extra_options["n_heads"], extra_options["attn_precision"]
-    return optimized_attention(query, key, value, heads, attn_precision=precision, transformer_options=extra_options)
 
 
 class ObjectAttention:
@@ -141,9 +133,10 @@ class ObjectAttention:
         whole = self.attention(query, key, value, extra_options)
         areas = areas_of_chunks(self.areas, self.grid, extra_options)
         each = chunks // len(areas)
-        for area, *parts in zip(areas, *(x.chunk(len(areas)) for x in (whole, query, key, value)), strict=True):
-            own = self.tokens_of(area, parts[1], parts[2], extra_options)[rows.concepts]
-            attend_to_objects(attend, *parts, own, rows.roles, each)
+        parts = (x.chunk(len(areas)) for x in (whole, query, key, value))
+        for area, output, q, k, v in zip(areas, *parts, strict=True):
+            own = self.tokens_of(area, q, k, extra_options)[rows.concepts]
+            attend_to_objects(attend, output, q, k, v, own, rows.roles, each)
         return whole
 
     def tokens_of(self, area: Area, query: Tensor, key: Tensor, extra_options: dict) -> list:
