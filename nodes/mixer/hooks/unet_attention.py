@@ -1,16 +1,17 @@
 """Guided appearance attention (eq. 3.3) in the self-attention of ComfyUI's UNets."""
 
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import set_model_options_patch_replace
 from torch import Tensor
 
 from ....pnpmix.masks import part_of, readable_cells
 from ....pnpmix.mixer.attention import attend_to_objects, by_role, guided_appearance_attention
 from ....pnpmix.mixer.sampling import Rows
+from ...common.attention import plain_attention
 from ...common.checks import BadInput
+from ...common.hooks import Hook
 from ...common.types import Appearance, Concept
-from . import ROWS, Area, Hook, areas_of_chunks, check_batch, with_first_patch
+from . import ROWS, Area, areas_of_chunks, check_batch, with_first_patch
 from .feature_cache import FEATURES, FeatureCache
 
 
@@ -94,12 +95,6 @@ def of_personal_rows(
         return None
     found = features.read(rows, extra_options, like=value)
     return found, found  # key and value come from the same input
-
-
-def plain_attention(query: Tensor, key: Tensor, value: Tensor, extra_options: dict) -> Tensor:
-    """Computes attention as ComfyUI does where no patch replaces it."""
-    heads, precision = extra_options["n_heads"], extra_options["attn_precision"]
-    return optimized_attention(query, key, value, heads, attn_precision=precision, transformer_options=extra_options)
 
 
 class ObjectAttention:
