@@ -11,8 +11,8 @@ from torch import Tensor
 from ..common.checks import BadInput, check_conditioning, check_latent, check_size, model_family
 from ..common.messages import at_fault
 from ..common.types import CONCEPT_FILE, ConceptFile, ConductedConcept, LayoutGuidance
+from .layers import layers_of
 from .lora_weights import counted, fitting
-from .taps import layers_of
 
 SPECIAL = {"area", "mask", "gligen", "start_percent", "end_percent"}
 

@@ -43,8 +43,8 @@ from ..common.types import (
     schema,
 )
 from .checks import check_batch, check_concept, check_guidance, check_not_compiled, check_plain_prompt
+from .layers import Layer, layers_of, level_of
 from .paths import KINDS, NODE, BranchGuider, ConductSampler
-from .taps import Layer, layers_of, level_of
 
 
 class PnPMixConductor(io.ComfyNode):

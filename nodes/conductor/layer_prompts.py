@@ -8,7 +8,7 @@ from comfy.sd1_clip import SDTokenizer
 from einops import rearrange, repeat
 from torch import Tensor
 
-from .taps import here, layer_numbers
+from .layers import here, layer_numbers
 
 PLACEHOLDER = "pnpmix"  # before the number of a token, which in the file may look like anything
 

@@ -15,12 +15,13 @@ from ...pnpmix.mixer.sampling import Rows, roles_needed, sample_pnp_mix
 from ...pnpmix.schedule import NoisePath
 from ..common.beside import kept_beside
 from ..common.checks import check_predictions
+from ..common.hooks import Hook, installed
 from ..common.memory import is_oom, pinned, place_for, room_for, rows_that_fit
 from ..common.types import APPEARANCE, DILUTION, Appearance, InpaintedBackground
 from .checks import NODE, check_caching, is_compiled
 from .families import family_of, joint_blocks, noise_path
 from .guider import RowGuider
-from .hooks import Hook, areas_of, hooked, installed
+from .hooks import areas_of, hooked
 from .hooks.controlnet_hints import ControlNetHints
 from .hooks.feature_cache import FeatureCache, dependencies
 from .hooks.joint_attention import JointAttention

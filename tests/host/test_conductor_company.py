@@ -213,7 +213,7 @@ def test_layers_are_those_of_the_paper(layout, keys, attention):
     from benchmarks.unets import random_model
 
     unet = random_model(layout, torch.float16, torch.device("meta")).model.diffusion_model
-    found = pack_module("conductor.taps").layers_of(unet)
+    found = pack_module("conductor.layers").layers_of(unet)
     assert (found.keys, found.attention) == (keys, attention)
 
 
@@ -221,5 +221,5 @@ def test_layers_of_a_model_whose_deepest_level_attends():
     """The demo's: keys of 16 × 16 tokens, not of 8 × 8, which are too few to tell its things apart."""
     graph = Graph()
     model = graph.run(model=graph.add("PnPMixDemoModel"))["model"]
-    found = pack_module("conductor.taps").layers_of(model.model.diffusion_model)
+    found = pack_module("conductor.layers").layers_of(model.model.diffusion_model)
     assert (found.keys, found.attention, found.last) == (("output", 2, 0), ("output", 3, 0), ("output", 5, 0))

@@ -1,57 +1,31 @@
-"""Hooks into the model of a run, one file each, and what they have in common.
-
-A hook lives for one run. It adds its patches to the run's model options once, and then may wrap each call of the model.
-What belongs to one call travels in the call's transformer_options.
-"""
+"""The mixer's hooks into a model, one file each, and what they share."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ....pnpmix.mixer.sampling import Rows
 from ...common.checks import BadInput
+from ...common.hooks import Call, Hook, with_options
 
 ROWS = "pnpmix_rows"  # in transformer_options: the batch rows of a call that the mixer made
-Call = Callable[[dict], Any]  # model options → what the model predicts with them
 Area = tuple[int, int, int, int]  # height, width, top and left in latent tokens
-
-
-class Hook:
-    """What reads or writes inside a model while the mixer samples."""
-
-    def install(self, options: dict) -> dict:
-        """Returns the model options with this hook's patches, for all calls of the run."""
-        return options
-
-    def around(self, call: Call, rows: Rows) -> Call:
-        """Returns `call`, which evaluates these batch rows, with what this hook does before and after it."""
-        return call
-
-
-def installed(hooks: Sequence[Hook], options: dict) -> dict:
-    """Returns the model options with the patches of all hooks."""
-    for hook in hooks:
-        options = hook.install(options)
-    return options
 
 
 def hooked(hooks: Sequence[Hook], call: Call, rows: Rows) -> Call:
     """Returns the call with all hooks around it, the first one outermost."""
     for hook in reversed(hooks):
         call = hook.around(call, rows)
-    return with_options(call, {ROWS: rows})
+    return telling(call, {ROWS: rows})
 
 
-def with_options(call: Call, more: dict) -> Call:
+def telling(call: Call, more: dict) -> Call:
     """Returns the call with more entries in its transformer_options."""
-    return lambda options: call({**options, "transformer_options": {**options["transformer_options"], **more}})
+    return lambda options: call(with_options(options, more))
 
 
 def with_first_patch(options: dict, name: str, patch: Callable) -> dict:
     """Returns the model options with a patch that runs before those of other packs, which may tile the batch."""
-    transformer_options = options["transformer_options"]
-    patches = transformer_options.get("patches", {})
-    patches = {**patches, name: [patch, *patches.get(name, [])]}
-    return {**options, "transformer_options": {**transformer_options, "patches": patches}}
+    patches = options["transformer_options"].get("patches", {})
+    return with_options(options, {"patches": {**patches, name: [patch, *patches.get(name, [])]}})
 
 
 def check_batch(size: int, rows: Rows, chunks: int) -> None:

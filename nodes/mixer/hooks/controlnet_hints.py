@@ -7,7 +7,8 @@ from comfy.patcher_extension import WrappersMP, add_wrapper
 from ....pnpmix.masks import weighted
 from ....pnpmix.mixer.attention import by_role
 from ....pnpmix.mixer.sampling import Rows
-from . import ROWS, Hook, check_batch
+from ...common.hooks import Hook
+from . import ROWS, check_batch
 
 HINTING = ("double_block", "noise_refiner")  # patches by which ControlNets that are MODEL patches work
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ....pnpmix.mixer.sampling import Rows
 from ...common.checks import BadInput
+from ...common.hooks import Call, Hook
 from ...common.types import APPEARANCE, DILUTION, Appearance, Concept
-from . import Call, Hook, with_options
+from . import telling
 
 FEATURES = "pnpmix_features"  # in transformer_options: the cache that a call reads or fills
 SHARE = 0.25  # of the free memory, at most
@@ -51,7 +52,7 @@ class FeatureCache(Hook):
     def around(self, call: Call, rows: Rows) -> Call:
         """Lets the layers of the call find this cache; what a call that fails has left half-written is forgotten."""
         written = range(rows.concepts.start, rows.concepts.stop) if "personal" in rows.roles else ()
-        call = with_options(call, {FEATURES: self})
+        call = telling(call, {FEATURES: self})
 
         def filling(options: dict):
             self.forget(rows.step, written)

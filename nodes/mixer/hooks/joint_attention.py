@@ -13,9 +13,10 @@ from ....pnpmix.masks import box_distance, covered_cells, part_of
 from ....pnpmix.mixer.attention import apply_rope, attend_to_objects, by_role, guided_joint_attention
 from ....pnpmix.mixer.sampling import Rows
 from ...common.checks import BadInput
+from ...common.hooks import Call, Hook
 from ...common.types import Appearance, Concept
 from ..families import Family, Tokens, guided_blocks, joint_blocks, token_grid, tokens_of
-from . import ROWS, Area, Call, Hook, areas_of_chunks, check_batch
+from . import ROWS, Area, areas_of_chunks, check_batch
 from .output_caches import count_layer
 
 NODE = "Mask Noise Mixer"

@@ -2,9 +2,10 @@
 
 from ....pnpmix.latexblend.blending import Slot
 from ....pnpmix.mixer.sampling import Rows
+from ...common.hooks import Call, Hook
 from ...common.types import Concept
 from ...latexblend.patches import BELONGS, PLAN
-from . import Call, Hook, with_options
+from . import telling
 from .feature_cache import same
 
 
@@ -43,4 +44,4 @@ class LearnedConcepts(Hook):
             return call
         concepts = range(rows.concepts.start, rows.concepts.stop)
         own = [None if role == "personal" and str(k) in self.conds else k for role in rows.roles for k in concepts]
-        return with_options(call, {BELONGS: own})
+        return telling(call, {BELONGS: own})

@@ -6,8 +6,9 @@ that a run stops where they answer with something that was cached of other batch
 
 from ....pnpmix.mixer.sampling import Rows
 from ...common.checks import BadInput
+from ...common.hooks import Call, Hook
 from ...common.memory import is_oom
-from . import Call, Hook, with_first_patch, with_options
+from . import telling, with_first_patch
 
 CACHE = "easycache"  # in transformer_options, of both nodes
 PASSED = "pnpmix_passed"  # in transformer_options: the layers that a call has passed
@@ -40,11 +41,11 @@ class HostCaches(Hook):
 
     def around(self, call: Call, rows: Rows) -> Call:
         if rows.roles == ("personal",):  # a call of its own is made for what it reads: nothing of it may be skipped
-            return with_options(call, new_cache(self.transformer_options, self.sampling))
+            return telling(call, new_cache(self.transformer_options, self.sampling))
         layout = (rows.roles, rows.concepts.start, rows.concepts.stop)
         if layout not in self.caches:
             self.caches[layout] = new_cache(self.transformer_options, self.sampling)
-        return with_options(call, self.caches[layout])
+        return telling(call, self.caches[layout])
 
 
 class Passed:
@@ -91,7 +92,7 @@ class ForeignCaches(Hook):
             layout, passed = (rows.roles, rows.concepts), Passed()
             is_new = layout != self.layout
             try:
-                prediction = with_options(call, {PASSED: passed})(options)
+                prediction = telling(call, {PASSED: passed})(options)
             except RuntimeError as error:  # of torch: shapes do not fit
                 if not is_new or self.layout is None or is_oom(error) or not {"size", "shape"} & words(error):
                     raise

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ....pnpmix.mixer.sampling import Rows
 from ...common.checks import BadInput
+from ...common.hooks import Call, Hook, installed, with_options
 from ...common.memory import place_for_some
 from ...common.messages import at_fault
 from ...common.types import Concept
 from ...latexblend.patches import BLENDED
 from ..checks import is_compiled
-from . import Call, Hook, hooked, installed, with_options
+from . import hooked, telling
 from .joint_attention import PICTURES, JointAttention, Pictures
 
 POSITIVE = "pnpmix_positive"  # in model_options: the conditionings of a call, in place of the guider's
@@ -76,7 +77,7 @@ class PromptsApart(Hook):
     def around(self, call: Call, rows: Rows) -> Call:
         if "personal" not in rows.roles:
             return hooked(self.hooks, call, rows)
-        call = with_options(call, {PICTURES: None})
+        call = telling(call, {PICTURES: None})
         return lambda options: call({**options, PREDICT: self.predict_apart(rows)})
 
     def predict(self, arguments: dict, options: dict) -> list[Tensor]:
@@ -98,7 +99,7 @@ class PromptsApart(Hook):
                 given = {"conds": [positive, *others], "input": arguments["input"][part]}
                 given = {**arguments, **given, "sigma": arguments["sigma"][part]}
                 call = hooked(self.hooks, partial(self.predict, given), own)
-                answers.append(with_options(call, pictures)(arguments["model_options"]))
+                answers.append(call(with_options(arguments["model_options"], pictures)))
             return [torch.cat(answer) for answer in zip(*answers, strict=True)]
 
         return predict

@@ -9,8 +9,9 @@ from ....pnpmix.mixer.attention import attend_to_objects, by_role, guided_appear
 from ....pnpmix.mixer.sampling import Rows
 from ...common.attention import plain_attention
 from ...common.checks import BadInput
+from ...common.hooks import Hook
 from ...common.types import Appearance, Concept
-from . import ROWS, Area, Hook, areas_of_chunks, check_batch, with_first_patch
+from . import ROWS, Area, areas_of_chunks, check_batch, with_first_patch
 from .feature_cache import FEATURES, FeatureCache
 
 

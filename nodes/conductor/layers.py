@@ -1,22 +1,11 @@
-"""Where the method reads and changes attention in a UNet of ComfyUI."""
+"""The attention layers of ComfyUI's UNets that Concept Conductor reads and changes."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import comfy.patcher_extension
-import torch
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import Upsample
-from comfy.patcher_extension import WrappersMP
-from torch import Tensor
-
-from ..common.attention import differentiable_attention, plain_attention
 
 Layer = tuple[str, int, int]  # as ComfyUI names it: "input", "middle" or "output", block, transformer in the block
-
-
-class Stop(Exception):
-    """Nothing after this layer is of use."""
 
 
 class Layers(NamedTuple):
@@ -78,54 +67,3 @@ def layer_numbers(unet) -> dict[Layer, int]:
 def here(extra: dict) -> Layer:
     """The layer that a patch is called in."""
     return (*extra["block"], extra.get("block_index", 0))
-
-
-def with_stop(options: dict) -> dict:
-    """Model options in which `Stop` ends a call of the UNet early; the host still gets an output of its shape, so
-    conditional and unconditional rows may come in calls of their own."""
-
-    def end_early(executor, x, *args, **kwargs):
-        try:
-            return executor(x, *args, **kwargs)
-        except Stop:
-            return torch.zeros_like(x)
-
-    options = copied(options)
-    wrapper = comfy.patcher_extension.add_wrapper_with_key
-    wrapper(WrappersMP.DIFFUSION_MODEL, "pnpmix_conductor", end_early, options, is_model_options=True)
-    return options
-
-
-def copied(options: dict) -> dict:
-    options = comfy.patcher_extension.copy_nested_dicts(options)
-    options.setdefault("transformer_options", {})
-    return options
-
-
-def with_patch(options: dict, name: str, patch: Callable) -> dict:
-    options = copied(options)
-    options["transformer_options"].setdefault("patches", {}).setdefault(name, []).append(patch)
-    return options
-
-
-def with_attention_tap(options: dict, layer: Layer, tap: Callable[[Tensor, Tensor, dict], None]) -> dict:
-    """Lets `tap(query, key, extra)` see a self-attention layer, which answers as before."""
-    options = copied(options)
-    replace = options["transformer_options"].setdefault("patches_replace", {}).setdefault("attn1", {})
-    before = replace.get(layer, replace.get(layer[:2]))
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, extra: dict) -> Tensor:
-        tap(query, key, extra)
-        if before is not None:
-            return before(query, key, value, extra)
-        return plain_attention(query, key, value, extra)
-
-    replace[layer] = attend
-    return options
-
-
-def differentiable(options: dict) -> dict:
-    """Returns model options that allow a backward pass with any attention backend and any patch of the skips."""
-    options = with_patch(options, "input_block_patch_after_skip", lambda hidden, _: hidden.clone())
-    options["transformer_options"]["optimized_attention_override"] = differentiable_attention
-    return options
