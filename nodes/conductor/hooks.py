@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from comfy.model_patcher import set_model_options_patch_replace
@@ -17,6 +18,7 @@ from ..common.hooks import Hook
 from .layers import Layer, here
 
 CALL = "pnpmix_branch_call"  # in transformer_options: the `BranchCall`
+NO_MASKS = Masks({}, torch.empty(0), torch.empty(0))
 OUTPUTS = {"self": "attn1_output_patch", "cross": "attn2_output_patch"}  # the patches of each kind of attention
 
 
@@ -29,8 +31,8 @@ class BranchCall:
     """One call of a branch: what its hooks need to know, and what they find."""
 
     branch: int = 0  # 0 is the base model
-    masks: Masks | None = None
-    keys: Tensor | None = None  # (B, tokens, channels)
+    masks: Masks = NO_MASKS
+    keys: Any = None  # (B, tokens, channels), once they are read
     attention: Tensor | None = None  # (B, tokens, tokens) of the conditional rows
 
     def layer_masks(self, extra: dict) -> Tensor:
