@@ -1,4 +1,4 @@
-"""Save Inversion and Load Inversion: inversions kept in files."""
+"""Save Inversion and Load Inversion: inversions in files."""
 
 import contextlib
 import os
@@ -37,7 +37,7 @@ class PnPMixSaveInversion(io.ComfyNode):
             search_aliases=["inversion", "keep inversion"],
             display_name="Save Inversion",
             category=CATEGORY,
-            description="Keeps an inversion in the folder inversions of ComfyUI's output for later runs.",
+            description="Saves an inversion to output/inversions, for later runs.",
             inputs=[
                 InversionType.Input("inversion", tooltip="Made by DDPM Invert."),
                 io.String.Input(
@@ -79,7 +79,7 @@ class PnPMixLoadInversion(io.ComfyNode):
             search_aliases=["inversion", "cached inversion"],
             display_name="Load Inversion",
             category=CATEGORY,
-            description="Takes an inversion from the inversions folder of ComfyUI's output.",
+            description="Loads an inversion from output/inversions.",
             inputs=[
                 io.Combo.Input(
                     "file",

@@ -123,7 +123,7 @@ def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, sh
     model, device, concepts = guider.inner_model, sigmas.device, mix.targets.concepts
     guider.bring_conditionings(device)
     path = noise_path(model.model_sampling)
-    # of the background also the predictions, and the emptied background
+    # of the scene also its predictions, and the clean plate
     place = place_for(len(concepts) + 3, mix.inversion.trajectory, guider, device)
     stored, eps = (pinned(x.to(place), device) for x in (mix.inversion.trajectory, mix.inversion.eps))
     inversion = Inversion(sigmas, stored, eps, mix.inversion.seed)
@@ -140,7 +140,7 @@ def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, sh
     inpainted: InpaintedBackground | None = options.get(DILUTION)
     dilution = None
     if inpainted is not None:
-        # with the background's own noise, so that the two agree wherever inpainting changed nothing
+        # with the scene's own noise, so that the two agree wherever inpainting changed nothing
         inpaint = pinned(trajectory(inpainted.latent, inversion.seed), device)
         dilution = Dilution(inpaint, mix.targets.boxes.to(device), inpainted.beta, inpainted.outside)
     object_masks = mix.targets.object_masks
