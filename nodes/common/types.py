@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from comfy_api.latest import io
 from torch import Tensor
@@ -88,7 +88,7 @@ class InpaintedBackground(NamedTuple):
     latent: Tensor  # (1, C, H, W)
     beta: float
     expand: int  # image pixels
-    outside: str  # "scaled" or "blended"
+    outside: Literal["scaled", "blended"]
     node_id: str | None = None  # of its node in the graph, which a message may be about
 
 

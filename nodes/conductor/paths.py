@@ -17,7 +17,7 @@ from ..common.hooks import installed, with_options
 from ..common.loading import resident
 from ..common.memory import is_oom
 from ..common.types import LAYOUT_GUIDANCE, REFINEMENT, ConductedConcept, LayoutGuidance
-from .hooks import CALL, AttentionMap, BranchCall, Injection, LayoutKeys, Recording
+from .hooks import CALL, AttentionMap, BranchCall, Injection, LayoutCall, LayoutKeys, Recording
 from .layers import layers_of
 
 NODE = "Conductor"
@@ -97,25 +97,27 @@ class Branches:
     ):
         self.guider, self.concepts, self.seed = guider, concepts, seed
         self.layout, self.reference_keys = layout, reference_keys
-        layers, kinds, features = layers_of(guider.inner_model.diffusion_model), KINDS[inject], {}
+        layers, kinds = layers_of(guider.inner_model.diffusion_model), KINDS[inject]
+        features: dict[tuple, Tensor] = {}
         self.for_keys = installed([LayoutKeys(layers.keys)], options)
         recording, injection = Recording(features, kinds, layers.last), Injection(features, kinds, concepts)
         attention = AttentionMap(layers.attention)  # which only some steps read
         self.for_recording = [installed(hooks, options) for hooks in ([recording], [recording, attention])]
         self.for_injection = [installed(hooks, options) for hooks in ([injection], [injection, attention])]
 
-    def keys(self, branch: int, name: str, x: Tensor, sigma: Tensor) -> Tensor:
-        """Returns the keys (B, tokens, channels) of a branch with one of its prompts."""
-        call = BranchCall(branch)
+    def keys(self, name: str, x: Tensor, sigma: Tensor) -> Tensor:
+        """Returns the keys (B, tokens, channels) with a prompt of one of the branches."""
+        call = LayoutCall()
         self.guider.rows((name,), x, sigma, with_options(self.for_keys, {CALL: call}))
         return call.keys
 
     def reference(self, sigma: Tensor) -> Tensor:
         """Returns F_ref at the layout's level next to `sigma`."""
+        assert self.layout is not None, "only layout alignment asks for it"
         level = nearest_level(self.layout, sigma)
         if level not in self.reference_keys:
             x = self.layout.trajectory[level : level + 1].to(sigma.device)
-            keys = self.keys(0, "layout", x, self.layout.sigmas[level].to(sigma))
+            keys = self.keys("layout", x, self.layout.sigmas[level].to(sigma))
             self.reference_keys[level] = keys.detach().clone().cpu()
         return self.reference_keys[level].to(sigma.device)
 
@@ -124,7 +126,7 @@ class Branches:
         try:
             with with_gradients():
                 x = x.clone().requires_grad_()
-                keys = self.keys(branch, self.guider.names(branch)[0], x, sigma.clone())
+                keys = self.keys(self.guider.names(branch)[0], x, sigma.clone())
                 return layout_gradient(keys, reference.clone(), x)
         except RuntimeError as error:
             if is_oom(error):
@@ -134,15 +136,15 @@ class Branches:
             raise BadInput("Layout Alignment", "model", fault, remedy) from error
 
     def record(self, branch: int, x: Tensor, sigma: Tensor, masks: Masks, attention: bool) -> Tensor | None:
-        call, options = BranchCall(branch, masks), self.for_recording[attention]
-        names = self.guider.names(branch)
+        call, options = BranchCall(masks, branch), self.for_recording[attention]
+        names: tuple[str, ...] = self.guider.names(branch)
         if math.isclose(self.guider.cfg, 1) and not options.get("disable_cfg1_optimization"):
             names = names[:1]  # as ComfyUI leaves out what has no weight
         self.guider.rows(names, x, sigma, with_options(options, {CALL: call}))
         return call.attention
 
     def denoise(self, x: Tensor, sigma: Tensor, masks: Masks, attention: bool) -> tuple[Tensor, Tensor | None]:
-        call = BranchCall(masks=masks)
+        call = BranchCall(masks)
         options = with_options(self.for_injection[attention], {CALL: call})
         return self.guider.guided(x, sigma, options, self.seed), call.attention
 

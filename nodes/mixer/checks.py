@@ -19,7 +19,15 @@ from ..common.checks import (
     model_family,
 )
 from ..common.messages import at_fault
-from ..common.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground, InvertedLatent
+from ..common.types import (
+    APPEARANCE,
+    DILUTION,
+    Appearance,
+    Concept,
+    InpaintedBackground,
+    InvertedLatent,
+    LearnedConcept,
+)
 from ..latexblend.layers import check_fits
 from ..latexblend.patches import PLAN, is_installed
 from .families import family_of, is_flow, noise_path, patch_size, token_grid
@@ -110,7 +118,7 @@ def check_concept(concept: Concept, positive: list, model, inversion: InvertedLa
     remedy = "Scale the picture to the background's size before encoding it."
     check_size(node, "latent", concept.latent, inversion.inversion.eps, "the background", model, remedy)
     if concept.learned is not None:
-        check_learned(concept, positive, model)
+        check_learned(concept, concept.learned, positive, model)
     if concept.positive is None or concept.positive is positive:
         return
     check_prompt(node, "positive", concept.positive, model)
@@ -121,19 +129,19 @@ def check_concept(concept: Concept, positive: list, model, inversion: InvertedLa
         raise BadInput(node, "positive", fault, "Wire a plain prompt, or the one that the Mask Noise Mixer uses.")
 
 
-def check_learned(concept: Concept, positive: list, model) -> None:
+def check_learned(concept: Concept, learned: LearnedConcept, positive: list, model) -> None:
     """Refuses a trained concept that the prompt or the model does not know."""
     node = concept.label
     if family_of(model.model) is not None:
-        fault = f"'{concept.learned.name}' was learned with another family, and this model is a transformer."
+        fault = f"'{learned.name}' was learned with another family, and this model is a transformer."
         raise BadInput(node, "learned", fault, "Unwire it, or load the checkpoint that it was learned with.")
-    check_fits(node, "learned", concept.learned, model)
+    check_fits(node, "learned", learned, model)
     plans = [options[PLAN] for _, options in positive if PLAN in options]
     if not any(is_of(slot, concept) for plan in plans for slot in plan.slots):
-        fault = f"no word of the Mask Noise Mixer's prompt becomes '{concept.learned.name}'."
+        fault = f"no word of the Mask Noise Mixer's prompt becomes '{learned.name}'."
         raise BadInput(node, "learned", fault, "Wire Blend's positive to the mixer, with a Blend Concept of it.")
     if not is_installed(model):
-        fault = f"the model of the Mask Noise Mixer does not know '{concept.learned.name}'."
+        fault = f"the model of the Mask Noise Mixer does not know '{learned.name}'."
         raise BadInput(node, "learned", fault, "Wire the mixer's model through the same Blend as its positive.")
 
 

@@ -82,7 +82,7 @@ def reads_one_level(model) -> bool:
 
 def patch_size(network: nn.Module) -> int:
     """Latent cells to a token, across and down."""
-    size = network.patch_size
+    size: int | tuple[int, ...] = network.patch_size  # type: ignore[assignment]
     return size if isinstance(size, int) else size[-1]
 
 

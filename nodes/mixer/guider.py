@@ -1,6 +1,6 @@
 """Classifier-free guidance over batch rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import comfy.model_management
 import comfy.samplers
@@ -18,7 +18,7 @@ class RowGuider(comfy.samplers.CFGGuider):
 
     reads = frozenset({APPEARANCE, DILUTION})
 
-    def __init__(self, model, positive: list, negative: list, cfg: float, own_positives: list[list | None] = ()):
+    def __init__(self, model, positive: list, negative: list, cfg: float, own_positives: Sequence[list | None] = ()):
         super().__init__(model)
         self.set_cfg(cfg)
         own = {str(k): cond for k, cond in enumerate(own_positives) if cond is not None}

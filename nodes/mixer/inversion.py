@@ -146,7 +146,7 @@ class InvertSampler(comfy.samplers.Sampler):
 
     def __init__(self, seed: int, max_rows: int):
         self.seed, self.max_rows = seed, max_rows
-        self.inversion: Inversion | None = None
+        self.inversion: Inversion
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
@@ -171,7 +171,7 @@ class InvertSampler(comfy.samplers.Sampler):
             is_oom=is_oom,
             path=noise_path(model_wrap.inner_model.model_sampling),
         )
-        self.inversion = Inversion(*(x.cpu() for x in inversion[:3]), *inversion[3:])
+        self.inversion = Inversion(sigmas.cpu(), inversion.trajectory.cpu(), inversion.eps.cpu(), self.seed)
         return latent_image
 
 

@@ -35,7 +35,8 @@ def rasterise(concepts: list[Concept], inversion: InvertedLatent, model, overlap
     Raises:
         BadInput: nothing is left of a mask.
     """
-    size, grid = image_size(inversion, model), tuple(inversion.inversion.eps.shape[-2:])
+    size, (height, width) = image_size(inversion, model), inversion.inversion.eps.shape[-2:]
+    grid = (height, width)
     concepts = [in_pixels(concept, *size) for concept in concepts]
     if overlap == "last in front":
         visible = last_in_front(torch.stack([concept.mask for concept in concepts]))

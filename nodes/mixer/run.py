@@ -46,6 +46,11 @@ class Mix:
     falling_guidance: bool
 
     @property
+    def object_masks(self) -> Tensor | None:
+        """(n, 1, h, w) of the objects in their own pictures, if AdaIN needs them."""
+        return self.targets.object_masks if self.adain else None
+
+    @property
     def rows_a_concept(self) -> int:
         """Counts the batch rows of a concept in a model call, at most."""
         return len(roles_needed(any(self.guided), self.swap_guidance))
@@ -125,8 +130,8 @@ def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, sh
     path = noise_path(model.model_sampling)
     # of the background also the predictions, and the emptied background
     place = place_for(len(concepts) + 3, mix.inversion.trajectory, guider, device)
-    stored = (pinned(x.to(place), device) for x in mix.inversion[1:3])
-    inversion = Inversion(sigmas, *stored, *mix.inversion[3:])
+    scene, eps = (pinned(x.to(place), device) for x in (mix.inversion.trajectory, mix.inversion.eps))
+    inversion = Inversion(sigmas, scene, eps, mix.inversion.seed)
 
     def trajectory(latent: Tensor, seed: int) -> Tensor:
         x0 = guider.flat(model.process_latent_in(guider.framed(latent.to(place))))[0]
@@ -134,7 +139,7 @@ def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, sh
 
     options = comfy.model_patcher.create_model_options_clone(model_options)
     fit = max(1, rows_that_fit(guider, shape) // mix.rows_a_concept)
-    hooks, concepts_per_call = hooks_of(mix, guider, options, tuple(shape[-2:]), device, fit)
+    hooks, concepts_per_call = hooks_of(mix, guider, options, (shape[-2], shape[-1]), device, fit)
     options = installed(hooks, options)
     inpainted: InpaintedBackground | None = options.get(DILUTION)
     dilution = None
@@ -149,7 +154,7 @@ def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, sh
         personal=pinned(personal, device),
         dilution=dilution,
         masks=mix.targets.shared.to(device),
-        object_masks=mix.targets.object_masks.to(device) if mix.adain else None,
+        object_masks=None if mix.object_masks is None else mix.object_masks.to(device),
         path=path,
         options=options,
         hooks=hooks,
@@ -185,7 +190,7 @@ def hooks_of(
     if appearance is None:
         return [*shared, ForeignCaches(0, patched=False), prompts], fit
     layers = joint_blocks(model.diffusion_model, family) if counted else 0
-    joint = JointAttention(guider.model_patcher, appearance, *what)
+    joint = JointAttention(guider.model_patcher, family, appearance, *what)
     inner = [*shared, ForeignCaches(layers, patched=False), joint]
     apart = [concept for k, concept in enumerate(concepts) if is_apart(conds, k)]
     if not apart:

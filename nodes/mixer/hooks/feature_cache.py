@@ -33,7 +33,8 @@ class FeatureCache(Hook):
     """
 
     def __init__(self, made_with: list[list], expected: int, before: Iterable["FeatureCache"] = ()):
-        self.made_with, self.expected, self.place = made_with, expected, None
+        self.made_with, self.expected = made_with, expected
+        self.place: torch.device | None = None
         self.features: dict[tuple[int, int], dict[Layer, Tensor]] = {}
         for earlier in before:
             layers = set().union(*earlier.features.values())

@@ -15,7 +15,7 @@ from ....pnpmix.mixer.sampling import Rows
 from ...common.checks import BadInput
 from ...common.hooks import Call, Hook
 from ...common.types import Appearance, Concept
-from ..families import Tokens, family_of, guided_blocks, joint_blocks, token_grid, tokens_of
+from ..families import Family, Tokens, guided_blocks, joint_blocks, token_grid, tokens_of
 from . import ROWS, Area, areas_of_chunks, check_batch
 from .output_caches import count_layer
 
@@ -69,6 +69,7 @@ class JointAttention(Hook):
     def __init__(
         self,
         model,
+        family: Family,
         appearance: Appearance,
         concepts: list[Concept],
         grid: tuple[int, int],
@@ -76,7 +77,7 @@ class JointAttention(Hook):
         areas: dict[object, Area],
     ):
         base = model.model
-        self.network, self.family, self.appearance = base.diffusion_model, family_of(base), appearance
+        self.network, self.family, self.appearance = base.diffusion_model, family, appearance
         self.grid, self.areas, self.device = grid, areas, device
         self.dtype = base.manual_cast_dtype or base.get_dtype()
         self.blocks = guided_blocks(NODE, model, appearance.layers)
@@ -91,7 +92,7 @@ class JointAttention(Hook):
         if self.family.positions is not None and self.appearance.position == "target" and any(whole):
             self.rotations = self.rotations_of(whole, transformer_options).to(self.device)
         self.pairs = {
-            area: [pair and tuple(x.to(self.device) for x in pair) for pair in pairs]
+            area: [pair and (pair[0].to(self.device), pair[1].to(self.device)) for pair in pairs]
             for area, pairs in self.pairs.items()
         }
         add_wrapper(WrappersMP.APPLY_MODEL, self.prepare_call, options, is_model_options=True)
@@ -108,11 +109,15 @@ class JointAttention(Hook):
 
     def pairs_in(self, area: Area, concepts: list[Concept]) -> list[Pair | None]:
         """Returns the tokens of each concept among the picture's tokens in a part of the latent grid."""
-        grid, pairs = token_grid(self.network, area[:2]), []
+        grid = token_grid(self.network, area[:2])
+        pairs: list[Pair | None] = []
         for concept in concepts:
-            masks = [None if x is None else part_of(x, area, self.grid) for x in (concept.mask, concept.object_mask)]
-            known = all(mask is not None and mask.max() >= 0.5 for mask in masks)
-            pairs.append(tuple(covered_cells(mask, grid) for mask in masks) if known else None)
+            if concept.object_mask is None:
+                pairs.append(None)
+                continue
+            target, own = (part_of(mask, area, self.grid) for mask in (concept.mask, concept.object_mask))
+            known = min(target.max(), own.max()) >= 0.5
+            pairs.append((covered_cells(target, grid), covered_cells(own, grid)) if known else None)
         return pairs
 
     def rotations_of(self, pairs: list[Pair | None], transformer_options: dict) -> Tensor:
@@ -129,7 +134,7 @@ class JointAttention(Hook):
 
     @property
     def embedder(self):
-        return getattr(self.network, self.family.positions)
+        return getattr(self.network, self.family.positions or "")
 
     def rotary(self, ids: Tensor) -> Tensor:
         """Returns (n, axes) distances → (n, channels / 2, 2, 2)."""
@@ -171,7 +176,7 @@ class JointAttention(Hook):
         transformer_options = options.get("transformer_options") or {}
         call: JointCall | None = transformer_options.get(JOINT_CALL)
         image = None if call is None else self.guided_image(query, key, call, transformer_options)
-        if image is None:
+        if call is None or image is None:
             return kernel(query, key, value, heads, mask=mask, **options)
         if not options.get("skip_reshape"):
             # SD 3 hands them over with heads and channels apart
@@ -191,11 +196,11 @@ class JointAttention(Hook):
 
         pairs = call.of_all if image == call.tokens.image else call.of_picture
         if any(map(any, pairs)):
-            parts = zip(pairs, *(x.chunk(len(pairs)) for x in (whole, query, key, value)), strict=True)
+            parts = zip(*(x.chunk(len(pairs)) for x in (whole, query, key, value)), strict=True)
             masks = of_swap_rows(mask, rows, chunks, key.shape[-2]).chunk(len(pairs)) if mask is not None else None
-            for i, (own, *tensors) in enumerate(parts):
+            for i, (output, q, k, v) in enumerate(parts):
                 attend = partial(few, kernel, heads, None if masks is None else masks[i % len(masks)], options)
-                attend_to_objects(attend, *tensors, own, rows.roles, chunks // len(pairs))
+                attend_to_objects(attend, output, q, k, v, pairs[i], rows.roles, chunks // len(pairs))
         return whole
 
     def check_entered(self) -> None:
@@ -252,9 +257,9 @@ def add_pictures(key: Tensor, value: Tensor, tokens: Tokens, transformer_options
     """Adds what a call with one personal row for each chunk has read, (chunks, heads, tokens, channels)."""
     pictures: Pictures = transformer_options[PICTURES]
     concept = transformer_options[ROWS].concepts.start
+    key, value = (x.to(pictures.place, copy=True) for x in (key, value))
     for chunk, *own in zip(transformer_options["cond_or_uncond"], key, value, strict=True):
-        own = OfPicture(*(x.to(pictures.place, copy=True) for x in own), tokens.start)
-        pictures.found.setdefault((chunk, concept), []).append(own)
+        pictures.found.setdefault((chunk, concept), []).append(OfPicture(own[0], own[1], tokens.start))
 
 
 def among_all(pair: Pair | None, tokens: Tokens) -> Pair | None:

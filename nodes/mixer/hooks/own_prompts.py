@@ -2,6 +2,7 @@
 where a transformer's batch cannot hold both."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import comfy.samplers
 import torch
@@ -30,7 +31,8 @@ class OwnPrompts(Hook):
     """
 
     def __init__(self, conds: dict[str, list[dict]]):
-        self.conds, self.stacked = conds, {}
+        self.conds = conds
+        self.stacked: dict[tuple, list[dict]] = {}  # by layout
 
     def around(self, call: Call, rows: Rows) -> Call:
         if "personal" not in rows.roles or len(self.conds) == 2:
@@ -92,13 +94,14 @@ class PromptsApart(Hook):
                     positive = self.prompts.positive(own)
                 given = {"conds": [positive, *others], "input": arguments["input"][part]}
                 given = {**arguments, **given, "sigma": arguments["sigma"][part]}
-                call = hooked(
-                    self.hooks, lambda options, given=given: self.others({**given, "model_options": options}), own
-                )
+                call = hooked(self.hooks, partial(self.predict_part, given), own)
                 answers.append(call(with_options(arguments["model_options"], pictures)))
             return [torch.cat(answer) for answer in zip(*answers, strict=True)]
 
         return predict
+
+    def predict_part(self, arguments: dict, options: dict) -> list[Tensor]:
+        return self.others({**arguments, "model_options": options})
 
 
 def is_apart(conds: dict[str, list[dict]], k: int) -> bool:
@@ -120,7 +123,9 @@ def calc_cond_batch(arguments: dict) -> list[Tensor]:
     return comfy.samplers.calc_cond_batch(*given)
 
 
-def room_apart(attention: JointAttention, guider, concepts: list[Concept], device: torch.device) -> tuple:
+def room_apart(
+    attention: JointAttention, guider, concepts: list[Concept], device: torch.device
+) -> tuple[torch.device, int]:
     """Finds where what is read of pictures may wait, and of how many concepts at once.
 
     Args:
@@ -130,7 +135,7 @@ def room_apart(attention: JointAttention, guider, concepts: list[Concept], devic
     Raises:
         BadInput: there is no room for one, or it could not be told whose is whose.
     """
-    size, name, fault = attention.bytes_of_a_picture(chunks=1 if guider.cfg == 1 else 2), concepts[0].name, None
+    size, name, fault = attention.bytes_of_a_picture(chunks=1 if guider.cfg == 1 else 2), concepts[0].name, ""
     room = place_for_some(size, guider, device)
     if is_compiled(guider.model_patcher):
         fault = f"the prompt of '{name}' has another length or kind, and a compiled model keeps nothing between calls."
@@ -140,7 +145,7 @@ def room_apart(attention: JointAttention, guider, concepts: list[Concept], devic
         fault = f"the prompt of '{name}' has another length or kind, and the mixer's are combined, timed or in an area."
     if room is None:
         fault = f"the prompt of '{name}' has another length or kind: {size / 1e9:.1f} GB must be kept, and do not fit."
-    if fault is not None:
+    if room is None or fault:
         remedy = "Use prompts of the same kind and the same number of tokens, or leave the Concepts' positive unwired."
         with at_fault(concepts[0].node_id):
             raise BadInput("Mask Noise Mixer", "concepts", fault, remedy)

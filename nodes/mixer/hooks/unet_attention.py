@@ -53,10 +53,9 @@ class UNetAttention(Hook):
         """Returns area → layer → the targets' tokens and their objects', as `readable_cells` gives them."""
         found = {}
         for area in {(*self.grid, 0, 0), *self.areas.values()}:
-            masks, own = (
-                [None if mask is None else part_of(mask, area, self.grid) for mask in masks]
-                for masks in ([c.mask for c in self.concepts], [c.object_mask for c in self.concepts])
-            )
+            masks = [part_of(concept.mask, area, self.grid) for concept in self.concepts]
+            objects = [concept.object_mask for concept in self.concepts]
+            own = [None if mask is None else part_of(mask, area, self.grid) for mask in objects]
             found[area] = readable_cells(masks, own, area[:2])
         return found
 
@@ -135,10 +134,10 @@ class ObjectAttention:
         check_batch(len(key), rows, chunks)
         whole = self.attention(query, key, value, extra_options)
         areas = areas_of_chunks(self.areas, self.grid, extra_options)
-        each = chunks // len(areas)
-        for area, *parts in zip(areas, *(x.chunk(len(areas)) for x in (whole, query, key, value)), strict=True):
-            own = self.tokens_of(area, parts[1], parts[2], extra_options)[rows.concepts]
-            attend_to_objects(attend, *parts, own, rows.roles, each)
+        parts = zip(*(x.chunk(len(areas)) for x in (whole, query, key, value)), strict=True)
+        for area, (output, q, k, v) in zip(areas, parts, strict=True):
+            pairs = self.tokens_of(area, q, k, extra_options)[rows.concepts]
+            attend_to_objects(attend, output, q, k, v, pairs, rows.roles, chunks // len(areas))
         return whole
 
     def tokens_of(self, area: Area, query: Tensor, key: Tensor, extra_options: dict) -> list:
