@@ -61,7 +61,7 @@ def check_weights(concept: ConductedConcept, hooks, model) -> list[str]:
     file: ConceptFile = concept.positive[0][1].get(CONCEPT_FILE) or ConceptFile("its weights", 1)
     remedy, messages = "Use a LoRA of this model's family.", []
     with at_fault(file.node_id):
-        count = layers_of(model.model.diffusion_model).total
+        count = layers_of(model.model.diffusion_model).depth
         if file.layers not in (1, count):
             fault = f"{file.name} has prompts for {file.layers} layers, and this model has {count}."
             raise BadInput("Concept LoRA", "lora_name", fault, "Use an ED-LoRA of this model's family.")

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from comfy.model_patcher import set_model_options_patch_replace
@@ -17,8 +16,7 @@ from ..common.attention import differentiable_attention, plain_attention
 from ..common.hooks import Hook
 from .layers import Layer, here
 
-CALL = "pnpmix_branch_call"  # in transformer_options: the `BranchCall`
-NO_MASKS = Masks({}, torch.empty(0), torch.empty(0))
+CALL = "pnpmix_branch_call"  # in transformer_options: the `BranchCall` or `LayoutCall`
 OUTPUTS = {"self": "attn1_output_patch", "cross": "attn2_output_patch"}  # the patches of each kind of attention
 
 
@@ -30,14 +28,19 @@ class Stop(Exception):
 class BranchCall:
     """One call of a branch: what its hooks need to know, and what they find."""
 
+    masks: Masks  # of what is injected
     branch: int = 0  # 0 is the base model
-    masks: Masks = NO_MASKS
-    keys: Any = None  # (B, tokens, channels), once they are read
     attention: Tensor | None = None  # (B, tokens, tokens) of the conditional rows
 
     def layer_masks(self, extra: dict) -> Tensor:
         """Returns the masks in the size of a layer (n, B, tokens)."""
         return self.masks.final[tuple(extra["activations_shape"][-2:])].flatten(2)
+
+
+class LayoutCall:
+    """A call that ends with the keys of a layer."""
+
+    keys: Tensor  # (B, tokens, channels)
 
 
 class LayoutKeys(Hook):

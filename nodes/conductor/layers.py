@@ -14,7 +14,7 @@ class Layers(NamedTuple):
     keys: Layer  # whose keys say how a picture is laid out
     attention: Layer  # whose attention refines masks
     last: Layer  # of the decoder
-    total: int  # number of all transformers
+    depth: int  # of all transformers
 
 
 def transformers(blocks) -> list[tuple[int, int]]:

@@ -3,7 +3,6 @@
 import math
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import comfy.model_management
 import comfy.samplers
@@ -18,7 +17,7 @@ from ..common.hooks import installed, with_options
 from ..common.loading import resident
 from ..common.memory import is_oom
 from ..common.types import LAYOUT_GUIDANCE, REFINEMENT, ConductedConcept, LayoutGuidance
-from .hooks import CALL, AttentionMap, BranchCall, Injection, LayoutKeys, Recording
+from .hooks import CALL, AttentionMap, BranchCall, Injection, LayoutCall, LayoutKeys, Recording
 from .layers import layers_of
 
 NODE = "Conductor"
@@ -98,8 +97,7 @@ class Branches:
         reference_keys: dict,
     ):
         self.guider, self.concepts, self.seed = guider, concepts, seed
-        self.layout: Any = layout  # of which nothing is asked where nothing is aligned
-        self.reference_keys = reference_keys
+        self.layout, self.reference_keys = layout, reference_keys
         layers, kinds = layers_of(guider.inner_model.diffusion_model), KINDS[inject]
         features: dict[tuple, Tensor] = {}
         self.for_keys = installed([LayoutKeys(layers.keys)], options)
@@ -108,18 +106,19 @@ class Branches:
         self.for_recording = [installed(hooks, options) for hooks in ([recording], [recording, attention])]
         self.for_injection = [installed(hooks, options) for hooks in ([injection], [injection, attention])]
 
-    def keys(self, branch: int, name: str, x: Tensor, sigma: Tensor) -> Tensor:
-        """Returns the keys (B, tokens, channels) of a branch with one of its prompts."""
-        call = BranchCall(branch)
+    def keys(self, name: str, x: Tensor, sigma: Tensor) -> Tensor:
+        """Returns the keys (B, tokens, channels) with a prompt of one of the branches."""
+        call = LayoutCall()
         self.guider.rows((name,), x, sigma, with_options(self.for_keys, {CALL: call}))
         return call.keys
 
     def reference(self, sigma: Tensor) -> Tensor:
         """Returns F_ref at the layout's level next to `sigma`."""
+        assert self.layout is not None, "only layout alignment asks for it"
         level = nearest_level(self.layout, sigma)
         if level not in self.reference_keys:
             x = self.layout.trajectory[level : level + 1].to(sigma.device)
-            keys = self.keys(0, "layout", x, self.layout.sigmas[level].to(sigma))
+            keys = self.keys("layout", x, self.layout.sigmas[level].to(sigma))
             self.reference_keys[level] = keys.detach().clone().cpu()
         return self.reference_keys[level].to(sigma.device)
 
@@ -129,7 +128,7 @@ class Branches:
         try:
             with with_gradients():
                 x = x.clone().requires_grad_()
-                keys = self.keys(branch, self.guider.names(branch)[0], x, sigma.clone())
+                keys = self.keys(self.guider.names(branch)[0], x, sigma.clone())
                 return layout_gradient(keys, reference.clone(), x)
         except RuntimeError as error:
             if is_oom(error):
@@ -140,7 +139,7 @@ class Branches:
 
     def record(self, branch: int, x: Tensor, sigma: Tensor, masks: Masks, attention: bool) -> Tensor | None:
         """Records a concept's features, and returns its attention (B, T, T) where asked for."""
-        call, options = BranchCall(branch, masks), self.for_recording[attention]
+        call, options = BranchCall(masks, branch), self.for_recording[attention]
         names: tuple[str, ...] = self.guider.names(branch)
         if math.isclose(self.guider.cfg, 1) and not options.get("disable_cfg1_optimization"):
             names = names[:1]  # as ComfyUI leaves out what has no weight
@@ -149,7 +148,7 @@ class Branches:
 
     def denoise(self, x: Tensor, sigma: Tensor, masks: Masks, attention: bool) -> tuple[Tensor, Tensor | None]:
         """Returns the base model's denoised estimate with the features injected, and its attention where asked for."""
-        call = BranchCall(masks=masks)
+        call = BranchCall(masks)
         options = with_options(self.for_injection[attention], {CALL: call})
         return self.guider.guided(x, sigma, options, self.seed), call.attention
 

@@ -116,8 +116,7 @@ def check_concept(concept: Concept, positive: list, model, inversion: InvertedLa
     options = concept.positive[0][1]
     special = is_timed(options) or not options.keys().isdisjoint({"area", "mask", "control", "gligen", PLAN})
     if len(concept.positive) != 1 or special:
-        fault = "it is combined, timed, blended, limited to an area, or has a ControlNet, and only some batch rows "
-        "read it."
+        fault = "it is combined, timed, blended, limited to an area, or has a ControlNet; only some rows read it."
         raise BadInput(node, "positive", fault, "Wire a plain prompt, or the one that the Mask Noise Mixer uses.")
 
 
