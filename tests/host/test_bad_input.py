@@ -178,7 +178,7 @@ def test_inpainted_background_of_another_size(model):
 
 def test_mask_that_is_empty(model):
     graph = Graph()
-    stops(graph, concept(graph, 0, mask=torch.zeros(1, HEIGHT, WIDTH)), "Concept", "'mask'", "empty", "white")
+    stops(graph, concept(graph, 0, mask=torch.zeros(1, HEIGHT, WIDTH)), "Concept", "'mask'", "empty", "Paint")
     speck = torch.zeros(1, HEIGHT, WIDTH)
     speck[0, 20:24, 20:24] = 1  # a quarter of a cell
     graph = Graph()
