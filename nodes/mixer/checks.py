@@ -1,4 +1,4 @@
-"""What the mixer and the inversion refuse, in the order in which a person is asked."""
+"""What the mixer and the inversion refuse, in the order in which a user would be asked."""
 
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor

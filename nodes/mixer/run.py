@@ -1,4 +1,4 @@
-"""One run of the mixer: what the node decides, what follows once the model is loaded, and the sampler that steps."""
+"""One run of the mixer: the node's decisions, what follows once the model is loaded, and the sampler that steps."""
 
 from dataclasses import dataclass
 
@@ -53,7 +53,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class Run:
-    """All of one run, where it computes: nothing is decided after this."""
+    """All of one run, on the device: nothing is decided after this."""
 
     mix: Mix
     inversion: Inversion
@@ -197,7 +197,7 @@ def hooks_of(
 
 
 class MixSampler(comfy.samplers.Sampler):
-    """PnP-MIX, in ComfyUI's form: the output in batch row 0 of the result, then the reference latents."""
+    """PnP-MIX as a sampler of ComfyUI: the result's row 0 is the output, the others are the reference latents."""
 
     def __init__(self, mix: Mix):
         self.mix = mix
