@@ -142,7 +142,7 @@ class PnPMixBlend(io.ComfyNode):
             with at_fault(concept.node_id):
                 check_fits(f"Blend Concept '{concept.learned.name}'", "learned", concept.learned, model)
         with at_fault(concepts[-1].node_id):
-            chunks, firsts, _ = place(NODE, clip, text, concepts, slot)
+            chunks, firsts = place(NODE, clip, text, concepts, slot)
         messages = warnings(model, concepts, cls.hidden.prompt, cls.hidden.unique_id) + left_out_of(NODE, clip, text)
         show(NODE, cls.hidden.unique_id, messages)
         slots = [
