@@ -19,15 +19,7 @@ from ..common.checks import (
     model_family,
 )
 from ..common.messages import at_fault
-from ..common.types import (
-    APPEARANCE,
-    DILUTION,
-    Appearance,
-    Concept,
-    InpaintedBackground,
-    InvertedLatent,
-    LearnedConcept,
-)
+from ..common.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground, InvertedLatent
 from ..latexblend.layers import check_fits
 from ..latexblend.patches import PLAN, is_installed
 from .families import family_of, is_flow, noise_path, patch_size, token_grid
@@ -117,8 +109,7 @@ def check_concept(concept: Concept, positive: list, model, inversion: InvertedLa
     check_channels(node, "latent", concept.latent, model)
     remedy = "Scale the picture to the background's size before encoding it."
     check_size(node, "latent", concept.latent, inversion.inversion.eps, "the background", model, remedy)
-    if concept.learned is not None:
-        check_learned(concept, concept.learned, positive, model)
+    check_learned(concept, positive, model)
     if concept.positive is None or concept.positive is positive:
         return
     check_prompt(node, "positive", concept.positive, model)
@@ -129,12 +120,14 @@ def check_concept(concept: Concept, positive: list, model, inversion: InvertedLa
         raise BadInput(node, "positive", fault, "Wire a plain prompt, or the one that the Mask Noise Mixer uses.")
 
 
-def check_learned(concept: Concept, learned: LearnedConcept, positive: list, model) -> None:
+def check_learned(concept: Concept, positive: list, model) -> None:
     """Refuses a trained concept that the prompt or the model does not know."""
-    node = concept.label
+    node, learned = concept.label, concept.learned
+    if learned is None:
+        return
     if family_of(model.model) is not None:
-        fault = f"'{learned.name}' was learned with another family, and this model is a transformer."
-        raise BadInput(node, "learned", fault, "Unwire it, or load the checkpoint that it was learned with.")
+        fault = f"'{learned.name}' was trained with another family, and this model is a transformer."
+        raise BadInput(node, "learned", fault, "Unwire it, or load the checkpoint that it was trained with.")
     check_fits(node, "learned", learned, model)
     plans = [options[PLAN] for _, options in positive if PLAN in options]
     if not any(is_of(slot, concept) for plan in plans for slot in plan.slots):
@@ -227,7 +220,7 @@ def check_on_grid(concept: Concept, name: str, weights: Tensor, ratio: int) -> N
     """Refuses a mask of which nothing is left on the latent grid."""
     if not weights.any():
         height, width = weights.shape[-2:]
-        fault = f"nothing of it is left on the latent grid of {height} × {width} cells."
+        fault = f"it is too small: it covers none of the {height} × {width} latent tokens."
         with at_fault(concept.node_id):
             remedy = f"Mark an object of at least {ratio} pixels, or let Fit Picture crop around the object."
             raise BadInput(concept.label, name, fault, remedy)

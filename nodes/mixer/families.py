@@ -1,6 +1,6 @@
 """The transformers that the mixer works with, told by what they are, and where a picture's tokens lie in them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -82,7 +82,7 @@ def reads_one_level(model) -> bool:
 
 def patch_size(network: nn.Module) -> int:
     """Latent cells to a token, across and down."""
-    size: int | tuple[int, ...] = network.patch_size  # type: ignore[assignment]
+    size: Any = network.patch_size
     return size if isinstance(size, int) else size[-1]
 
 

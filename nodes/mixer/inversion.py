@@ -144,9 +144,10 @@ def falling_sigmas(model, scheduler: str, steps: int, skip_steps: int) -> torch.
 class InvertSampler(comfy.samplers.Sampler):
     """Inverts the latent image (edit-friendly DDPM inversion) and leaves the result in `inversion`, on the CPU."""
 
+    inversion: Inversion
+
     def __init__(self, seed: int, max_rows: int):
         self.seed, self.max_rows = seed, max_rows
-        self.inversion: Inversion
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
@@ -171,7 +172,8 @@ class InvertSampler(comfy.samplers.Sampler):
             is_oom=is_oom,
             path=noise_path(model_wrap.inner_model.model_sampling),
         )
-        self.inversion = Inversion(sigmas.cpu(), inversion.trajectory.cpu(), inversion.eps.cpu(), self.seed)
+        on_cpu = {name: getattr(inversion, name).cpu() for name in ("sigmas", "trajectory", "eps")}
+        self.inversion = inversion._replace(**on_cpu)
         return latent_image
 
 

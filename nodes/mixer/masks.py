@@ -25,7 +25,7 @@ class Targets(NamedTuple):
         return share_overlaps(self.masks)
 
 
-def rasterise(concepts: list[Concept], inversion: InvertedLatent, model, overlap: str, feather: int) -> Targets:
+def rasterize(concepts: list[Concept], inversion: InvertedLatent, model, overlap: str, feather: int) -> Targets:
     """Returns the masks of the concepts in pixels and on the latent grid.
 
     Args:
@@ -35,8 +35,8 @@ def rasterise(concepts: list[Concept], inversion: InvertedLatent, model, overlap
     Raises:
         BadInput: nothing is left of a mask.
     """
-    size, (height, width) = image_size(inversion, model), inversion.inversion.eps.shape[-2:]
-    grid = (height, width)
+    height, width = inversion.inversion.eps.shape[-2:]
+    size, grid = image_size(inversion, model), (height, width)
     concepts = [in_pixels(concept, *size) for concept in concepts]
     if overlap == "last in front":
         visible = last_in_front(torch.stack([concept.mask for concept in concepts]))

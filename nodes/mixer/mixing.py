@@ -9,7 +9,7 @@ from ..common.messages import show
 from ..common.overlay import concept_overlay, show_at_once
 from ..common.types import CATEGORY, EXPERT, ConceptsType, InversionType, schema
 from .checks import NODE, OVERLAP, check_inputs, image_size
-from .masks import rasterise
+from .masks import rasterize
 from .run import decide, guider_of, sample
 
 
@@ -60,7 +60,7 @@ class PnPMixSampler(io.ComfyNode):
                     step=0.1,
                     round=0.01,
                     tooltip="How strongly the concept's look is pursued at the first step; falls to half of this, at "
-                    "least 1. 1 takes two thirds of the time; too high: garish colours.",
+                    "least 1. 1 takes two thirds of the time; too high: garish colors.",
                 ),
                 io.Boolean.Input(
                     "mix_reference_noise",
@@ -130,7 +130,7 @@ class PnPMixSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         numbers = dict(cfg=cfg, swap_guidance=swap_guidance, feather=feather)
         check_inputs(model, inversion, concepts, positive, negative, overlap, **numbers)
-        targets, inverted = rasterise(concepts, inversion, model, overlap, feather), inversion.inversion
+        targets, inverted = rasterize(concepts, inversion, model, overlap, feather), inversion.inversion
         settings = dict(swap_guidance=swap_guidance, mix_reference_noise=mix_reference_noise)
         settings |= dict(falling_guidance=falling_guidance, keep_personal=keep_personal)
         mix = decide(model, inverted, targets, positive, negative, cfg, **settings)

@@ -46,11 +46,6 @@ class Mix:
     falling_guidance: bool
 
     @property
-    def object_masks(self) -> Tensor | None:
-        """(n, 1, h, w) of the objects in their own pictures, if AdaIN needs them."""
-        return self.targets.object_masks if self.adain else None
-
-    @property
     def rows_a_concept(self) -> int:
         """Counts the batch rows of a concept in a model call, at most."""
         return len(roles_needed(any(self.guided), self.swap_guidance))
@@ -130,8 +125,8 @@ def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, sh
     path = noise_path(model.model_sampling)
     # of the background also the predictions, and the emptied background
     place = place_for(len(concepts) + 3, mix.inversion.trajectory, guider, device)
-    scene, eps = (pinned(x.to(place), device) for x in (mix.inversion.trajectory, mix.inversion.eps))
-    inversion = Inversion(sigmas, scene, eps, mix.inversion.seed)
+    stored, eps = (pinned(x.to(place), device) for x in (mix.inversion.trajectory, mix.inversion.eps))
+    inversion = Inversion(sigmas, stored, eps, mix.inversion.seed)
 
     def trajectory(latent: Tensor, seed: int) -> Tensor:
         x0 = guider.flat(model.process_latent_in(guider.framed(latent.to(place))))[0]
@@ -139,7 +134,8 @@ def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, sh
 
     options = comfy.model_patcher.create_model_options_clone(model_options)
     fit = max(1, rows_that_fit(guider, shape) // mix.rows_a_concept)
-    hooks, concepts_per_call = hooks_of(mix, guider, options, (shape[-2], shape[-1]), device, fit)
+    height, width = shape[-2:]
+    hooks, concepts_per_call = hooks_of(mix, guider, options, (height, width), device, fit)
     options = installed(hooks, options)
     inpainted: InpaintedBackground | None = options.get(DILUTION)
     dilution = None
@@ -147,6 +143,7 @@ def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, sh
         # with the background's own noise, so that the two agree wherever inpainting changed nothing
         inpaint = pinned(trajectory(inpainted.latent, inversion.seed), device)
         dilution = Dilution(inpaint, mix.targets.boxes.to(device), inpainted.beta, inpainted.outside)
+    object_masks = mix.targets.object_masks
     personal = torch.stack([trajectory(x.latent, x.seed) for x in concepts], dim=1)
     return Run(
         mix=mix,
@@ -154,7 +151,7 @@ def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, sh
         personal=pinned(personal, device),
         dilution=dilution,
         masks=mix.targets.shared.to(device),
-        object_masks=None if mix.object_masks is None else mix.object_masks.to(device),
+        object_masks=object_masks.to(device) if mix.adain and object_masks is not None else None,
         path=path,
         options=options,
         hooks=hooks,

@@ -41,7 +41,7 @@ class PnPMixAppearance(io.ComfyNode):
                     max=2.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="How much the concept's look is exaggerated. 0: taken over as it is; high: garish colours.",
+                    tooltip="How much the concept's look is exaggerated. 0: taken over as it is; high: garish colors.",
                 ),
                 io.Combo.Input(
                     "layers",
@@ -75,8 +75,8 @@ class PnPMixAppearance(io.ComfyNode):
                     "adain",
                     optional=True,
                     default=False,
-                    tooltip="Also give each object the colour statistics of its concept's object (AdaIN), in every "
-                    "guided step. Needs the object_mask of each Concept. On: colours closer to the concept's.",
+                    tooltip="Also give each object the color statistics of its concept's object (AdaIN), in every "
+                    "guided step. Needs the object_mask of each Concept. On: colors closer to the concept's.",
                 ),
                 io.Combo.Input(
                     "position",

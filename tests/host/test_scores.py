@@ -190,7 +190,7 @@ def test_a_picture_alone_has_the_value_that_it_has_in_a_batch(encoder):
 def test_a_mask_that_misses_its_picture_is_refused(encoder, name, at_fault):
     masks = torch.cat([box(SIDE, 5, 5, 20, 20), torch.zeros(1, SIDE, SIDE)])
     inputs = dict(images=photos(2), references=photos(1), encoder=encoder)
-    with refused("Image Similarity", f"'{name}'", at_fault, "white"):
+    with refused("Image Similarity", f"'{name}'", at_fault, "Paint"):
         run("PnPMixImageSimilarity", **inputs, **{name: masks if name == "mask" else masks[1:]})
 
 

@@ -163,7 +163,7 @@ def test_objects_come_from_left_to_right_whatever_their_score(tokenizer):
         assert [x.score for x in objects] == pytest.approx([0.5, 0.9], abs=1e-5)
 
 
-def test_words_that_were_recognised_are_the_label(tokenizer):
+def test_words_that_were_recognized_are_the_label(tokenizer):
     (cup,), _ = found(tokenizer, "red cup", ({"red": 0.4, "cup": 0.6}, LEFT))
     assert cup.phrase == "red cup"
     (cup,), _ = found(tokenizer, "red cup", ({"red": 0.2, "cup": 0.6}, LEFT))

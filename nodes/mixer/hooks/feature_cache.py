@@ -34,7 +34,7 @@ class FeatureCache(Hook):
 
     def __init__(self, made_with: list[list], expected: int, before: Iterable["FeatureCache"] = ()):
         self.made_with, self.expected = made_with, expected
-        self.place: torch.device | None = None
+        self.place: torch.device | None = None  # where the features are; not decided before the first are known
         self.features: dict[tuple[int, int], dict[Layer, Tensor]] = {}
         for earlier in before:
             layers = set().union(*earlier.features.values())

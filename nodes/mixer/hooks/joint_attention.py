@@ -109,15 +109,13 @@ class JointAttention(Hook):
 
     def pairs_in(self, area: Area, concepts: list[Concept]) -> list[Pair | None]:
         """Returns the tokens of each concept among the picture's tokens in a part of the latent grid."""
-        grid = token_grid(self.network, area[:2])
-        pairs: list[Pair | None] = []
+        grid, pairs = token_grid(self.network, area[:2]), list[Pair | None]()
         for concept in concepts:
-            if concept.object_mask is None:
+            target, own = (x if x is None else part_of(x, area, self.grid) for x in (concept.mask, concept.object_mask))
+            if target is None or own is None or min(target.max(), own.max()) < 0.5:
                 pairs.append(None)
-                continue
-            target, own = (part_of(mask, area, self.grid) for mask in (concept.mask, concept.object_mask))
-            known = min(target.max(), own.max()) >= 0.5
-            pairs.append((covered_cells(target, grid), covered_cells(own, grid)) if known else None)
+            else:
+                pairs.append((covered_cells(target, grid), covered_cells(own, grid)))
         return pairs
 
     def rotations_of(self, pairs: list[Pair | None], transformer_options: dict) -> Tensor:
@@ -134,7 +132,7 @@ class JointAttention(Hook):
 
     @property
     def embedder(self):
-        return getattr(self.network, self.family.positions or "")
+        return getattr(self.network, str(self.family.positions))
 
     def rotary(self, ids: Tensor) -> Tensor:
         """Returns (n, axes) distances → (n, channels / 2, 2, 2)."""
@@ -196,11 +194,11 @@ class JointAttention(Hook):
 
         pairs = call.of_all if image == call.tokens.image else call.of_picture
         if any(map(any, pairs)):
-            parts = zip(*(x.chunk(len(pairs)) for x in (whole, query, key, value)), strict=True)
+            parts = zip(pairs, *(x.chunk(len(pairs)) for x in (whole, query, key, value)), strict=True)
             masks = of_swap_rows(mask, rows, chunks, key.shape[-2]).chunk(len(pairs)) if mask is not None else None
-            for i, (output, q, k, v) in enumerate(parts):
+            for i, (own, output, q, k, v) in enumerate(parts):
                 attend = partial(few, kernel, heads, None if masks is None else masks[i % len(masks)], options)
-                attend_to_objects(attend, output, q, k, v, pairs[i], rows.roles, chunks // len(pairs))
+                attend_to_objects(attend, output, q, k, v, own, rows.roles, chunks // len(pairs))
         return whole
 
     def check_entered(self) -> None:
@@ -257,9 +255,9 @@ def add_pictures(key: Tensor, value: Tensor, tokens: Tokens, transformer_options
     """Adds what a call with one personal row for each chunk has read, (chunks, heads, tokens, channels)."""
     pictures: Pictures = transformer_options[PICTURES]
     concept = transformer_options[ROWS].concepts.start
-    key, value = (x.to(pictures.place, copy=True) for x in (key, value))
     for chunk, *own in zip(transformer_options["cond_or_uncond"], key, value, strict=True):
-        pictures.found.setdefault((chunk, concept), []).append(OfPicture(own[0], own[1], tokens.start))
+        key, value = (x.to(pictures.place, copy=True) for x in own)
+        pictures.found.setdefault((chunk, concept), []).append(OfPicture(key, value, tokens.start))
 
 
 def among_all(pair: Pair | None, tokens: Tokens) -> Pair | None:

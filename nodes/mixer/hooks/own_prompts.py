@@ -32,7 +32,7 @@ class OwnPrompts(Hook):
 
     def __init__(self, conds: dict[str, list[dict]]):
         self.conds = conds
-        self.stacked: dict[tuple, list[dict]] = {}  # by layout
+        self.stacked: dict = {}
 
     def around(self, call: Call, rows: Rows) -> Call:
         if "personal" not in rows.roles or len(self.conds) == 2:
@@ -80,6 +80,10 @@ class PromptsApart(Hook):
         call = telling(call, {PICTURES: None})
         return lambda options: call({**options, PREDICT: self.predict_apart(rows)})
 
+    def predict(self, arguments: dict, options: dict) -> list[Tensor]:
+        """Predicts with the other packs' function, or ComfyUI's."""
+        return self.others({**arguments, "model_options": options})
+
     def predict_apart(self, rows: Rows) -> Callable[[dict], list[Tensor]]:
         """Returns a sampler_calc_cond_batch_function for these batch rows."""
         concepts = range(rows.concepts.start, rows.concepts.stop)
@@ -94,14 +98,11 @@ class PromptsApart(Hook):
                     positive = self.prompts.positive(own)
                 given = {"conds": [positive, *others], "input": arguments["input"][part]}
                 given = {**arguments, **given, "sigma": arguments["sigma"][part]}
-                call = hooked(self.hooks, partial(self.predict_part, given), own)
+                call = hooked(self.hooks, partial(self.predict, given), own)
                 answers.append(call(with_options(arguments["model_options"], pictures)))
             return [torch.cat(answer) for answer in zip(*answers, strict=True)]
 
         return predict
-
-    def predict_part(self, arguments: dict, options: dict) -> list[Tensor]:
-        return self.others({**arguments, "model_options": options})
 
 
 def is_apart(conds: dict[str, list[dict]], k: int) -> bool:
@@ -135,7 +136,7 @@ def room_apart(
     Raises:
         BadInput: there is no room for one, or it could not be told whose is whose.
     """
-    size, name, fault = attention.bytes_of_a_picture(chunks=1 if guider.cfg == 1 else 2), concepts[0].name, ""
+    size, name, fault = attention.bytes_of_a_picture(chunks=1 if guider.cfg == 1 else 2), concepts[0].name, None
     room = place_for_some(size, guider, device)
     if is_compiled(guider.model_patcher):
         fault = f"the prompt of '{name}' has another length or kind, and a compiled model keeps nothing between calls."
@@ -143,10 +144,9 @@ def room_apart(
     common = [guider.conds["positive"], *([] if guider.cfg == 1 else [guider.conds["negative"]])]
     if any(len(entries) != 1 or not entries[0].keys().isdisjoint(limits) for entries in common):
         fault = f"the prompt of '{name}' has another length or kind, and the mixer's are combined, timed or in an area."
-    if room is None:
-        fault = f"the prompt of '{name}' has another length or kind: {size / 1e9:.1f} GB must be kept, and do not fit."
-    if room is None or fault:
-        remedy = "Use prompts of the same kind and the same number of tokens, or leave the Concepts' positive unwired."
-        with at_fault(concepts[0].node_id):
-            raise BadInput("Mask Noise Mixer", "concepts", fault, remedy)
-    return room
+    if room is not None and fault is None:
+        return room
+    full = f"the prompt of '{name}' has another length or kind: {size / 1e9:.1f} GB must be kept, and do not fit."
+    remedy = "Use prompts of the same kind and the same number of tokens, or leave the Concepts' positive unwired."
+    with at_fault(concepts[0].node_id):
+        raise BadInput("Mask Noise Mixer", "concepts", fault or full, remedy)

@@ -54,8 +54,7 @@ class UNetAttention(Hook):
         found = {}
         for area in {(*self.grid, 0, 0), *self.areas.values()}:
             masks = [part_of(concept.mask, area, self.grid) for concept in self.concepts]
-            objects = [concept.object_mask for concept in self.concepts]
-            own = [None if mask is None else part_of(mask, area, self.grid) for mask in objects]
+            own = [None if c.object_mask is None else part_of(c.object_mask, area, self.grid) for c in self.concepts]
             found[area] = readable_cells(masks, own, area[:2])
         return found
 
@@ -134,10 +133,11 @@ class ObjectAttention:
         check_batch(len(key), rows, chunks)
         whole = self.attention(query, key, value, extra_options)
         areas = areas_of_chunks(self.areas, self.grid, extra_options)
-        parts = zip(*(x.chunk(len(areas)) for x in (whole, query, key, value)), strict=True)
-        for area, (output, q, k, v) in zip(areas, parts, strict=True):
-            pairs = self.tokens_of(area, q, k, extra_options)[rows.concepts]
-            attend_to_objects(attend, output, q, k, v, pairs, rows.roles, chunks // len(areas))
+        each = chunks // len(areas)
+        parts = (x.chunk(len(areas)) for x in (whole, query, key, value))
+        for area, output, q, k, v in zip(areas, *parts, strict=True):
+            own = self.tokens_of(area, q, k, extra_options)[rows.concepts]
+            attend_to_objects(attend, output, q, k, v, own, rows.roles, each)
         return whole
 
     def tokens_of(self, area: Area, query: Tensor, key: Tensor, extra_options: dict) -> list:
