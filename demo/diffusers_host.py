@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
-from pnpmix.masks import box_distance, cell_weights, expanded_box_mask, last_in_front, readable_cells, share_overlaps
+from pnpmix.masks import box_distance, expanded_box_mask, last_in_front, readable_tokens, share_overlaps, token_weights
 from pnpmix.mixer.attention import attend_to_objects, guided_appearance_attention, guided_joint_attention
 from pnpmix.mixer.dilution import Dilution
 from pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
@@ -168,7 +168,7 @@ def appearance_guided(
 ) -> Iterator[Callable[[Rows], None]]:
     """Installs guided appearance attention in the self-attention layers; yields what tells it the rows of a call.
 
-    `cells` are those of `readable_cells`.
+    `cells` are those of `readable_tokens`.
     """
     current: list[Rows] = []
 
@@ -341,7 +341,7 @@ def blend(
     own = enumerate(concepts, settings.concept_seed)
     trajectory_of = partial(edit_friendly_trajectory, path=model.path)
     personal = [trajectory_of(to_latent(picture), sigmas, seed) for seed, picture in own]
-    weights = share_overlaps(torch.stack([cell_weights(mask, grid, settings.feather) for mask in masks])[:, None])
+    weights = share_overlaps(torch.stack([token_weights(mask, grid, settings.feather) for mask in masks])[:, None])
     dilution = None
     if settings.diluted:
         boxes = torch.stack([expanded_box_mask(mask, grid, settings.expand) for mask in masks])[:, None]
@@ -356,7 +356,7 @@ def blend(
             callback(result, torch.stack(others))
 
     wired = settings.object_mask or settings.adain
-    cells = readable_cells(masks, own_masks if wired else [None] * len(masks), grid)
+    cells = readable_tokens(masks, own_masks if wired else [None] * len(masks), grid)
     if isinstance(model, FlowModel):
         guide = joint_appearance_guided(model, settings.alpha, settings.layers, settings.position, cells)
     else:
@@ -377,7 +377,7 @@ def blend(
             settings.swap_guidance,
             settings.mix_reference_noise,
             dilution,
-            torch.stack([cell_weights(mask, grid) for mask in own_masks])[:, None] if settings.adain else None,
+            torch.stack([token_weights(mask, grid) for mask in own_masks])[:, None] if settings.adain else None,
             concepts_per_call=len(concepts),
             callback=show,
             path=model.path,

@@ -1,4 +1,4 @@
-"""Load Demo Model and Demo Scene: the whole pack without a download."""
+"""Load Demo Model and Demo Scene: try the pack without downloads."""
 
 import dataclasses
 from typing import Any
@@ -42,21 +42,21 @@ class PnPMixDemoModel(io.ComfyNode):
             search_aliases=["demo", "tiny model", "pnp-mix"],
             display_name="Load Demo Model",
             category=CATEGORY,
-            description="A tiny diffusion model of drawn scenes that comes with this pack, in the place of Load "
-            "Checkpoint. It takes pictures of 64 × 64 pixels.",
+            description="A tiny bundled diffusion model of drawn scenes, instead of Load Checkpoint. Its images have "
+            "64 × 64 pixels.",
             inputs=[
                 io.Combo.Input(
                     "network",
                     optional=True,
                     options=list(NETWORKS),
                     default="unet",
-                    tooltip="unet: as in Stable Diffusion 2. flow: a smaller transformer as in Flux, less trained.",
+                    tooltip="unet: like Stable Diffusion 2. flow: a smaller transformer like Flux, less trained.",
                 )
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The network."),
                 io.Clip.Output(display_name="clip", tooltip=f"For CLIP Text Encode. Its words: {WORDS}."),
-                io.Vae.Output(display_name="vae", tooltip="For VAE Encode and VAE Decode. It loses nothing."),
+                io.Vae.Output(display_name="vae", tooltip="For VAE Encode and VAE Decode. It is lossless."),
             ],
         )
 
@@ -85,8 +85,8 @@ class PnPMixDemoScene(io.ComfyNode):
             search_aliases=["demo", "example pictures", "pnp-mix"],
             display_name="Demo Scene",
             category=CATEGORY,
-            description="Draws a scene and concepts for the demo model, 64 × 64 pixels, with true masks and words, and "
-            "shows them enlarged.",
+            description="Draws a scene and concepts for the demo model, 64 × 64 pixels, with exact masks and a prompt, "
+            "and shows them enlarged.",
             inputs=[
                 io.Int.Input(
                     "seed",
@@ -101,7 +101,7 @@ class PnPMixDemoScene(io.ComfyNode):
                     default=2,
                     min=1,
                     max=MAX_THINGS,
-                    tooltip="How many things the scene holds; each has a concept. More: a fuller scene.",
+                    tooltip="Number of objects in the scene; each has a concept. More: a fuller scene.",
                 ),
                 io.Int.Input(
                     "photos",
@@ -109,20 +109,20 @@ class PnPMixDemoScene(io.ComfyNode):
                     default=1,
                     min=1,
                     max=20,
-                    tooltip="How many pictures of each concept, in different places, as a batch. 5: for Train Concept.",
+                    tooltip="Number of images of each concept, in different places, as a batch. 5: for Train Concept.",
                     **EXPERT,
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="background", tooltip="The scene, with things of its own look."),
+                io.Image.Output(display_name="background", tooltip="The scene image."),
                 *(
-                    io.Image.Output(display_name=f"concept {k}", tooltip=f"The look that thing {k} is to take.")
+                    io.Image.Output(display_name=f"concept {k}", tooltip=f"The concept that replaces object {k}.")
                     for k in numbers
                 ),
-                *(io.Mask.Output(display_name=f"mask {k}", tooltip=f"Where thing {k} is.") for k in numbers),
-                io.String.Output(display_name="prompt", tooltip="What is in the scene, in the demo model's words."),
+                *(io.Mask.Output(display_name=f"mask {k}", tooltip=f"Target mask of object {k}.") for k in numbers),
+                io.String.Output(display_name="prompt", tooltip="A prompt for the scene, in the demo model's words."),
                 *(
-                    io.Mask.Output(display_name=f"object mask {k}", tooltip=f"Where the object is in concept {k}.")
+                    io.Mask.Output(display_name=f"object mask {k}", tooltip=f"Object mask of concept {k}.")
                     for k in numbers
                 ),
             ],

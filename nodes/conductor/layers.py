@@ -18,7 +18,7 @@ class Layers(NamedTuple):
 
 
 def transformers(blocks) -> list[tuple[int, int]]:
-    """(block, number of transformers in it) of those that have any."""
+    """Returns (block, number of transformers in it) of the blocks that have any."""
     found = []
     for number, block in enumerate(blocks):
         depth = sum(len(x.transformer_blocks) for x in block if isinstance(x, SpatialTransformer))
@@ -28,7 +28,7 @@ def transformers(blocks) -> list[tuple[int, int]]:
 
 
 def layers_of(unet) -> Layers:
-    """As the authors chose them for SD 1.5 and SDXL, by the same rule for others.
+    """Returns the layers that the authors chose for SD 1.5 and SDXL, by the same rule for others.
 
     With one transformer to a block: the decoder's first self-attention above its deepest level, where SD 1.5 has none,
     and the last one at half the latent's size. With more: the middle of the second block, for both.
@@ -48,12 +48,12 @@ def layers_of(unet) -> Layers:
 
 
 def level_of(layer: Layer, unet) -> int:
-    """How often the latent grid is halved on the way to a layer of the decoder."""
+    """Returns how often the latent grid is halved on the way to a layer of the decoder."""
     return sum(any(isinstance(x, Upsample) for x in block) for block in unet.output_blocks[layer[1] :])
 
 
 def layer_numbers(unet) -> dict[Layer, int]:
-    """Each transformer's place in the order that data flows through them."""
+    """Returns each transformer's place in the order that data flows through them."""
     parts = [("input", unet.input_blocks), ("middle", [unet.middle_block]), ("output", unet.output_blocks)]
     order = [
         (part, number, index)
@@ -65,5 +65,5 @@ def layer_numbers(unet) -> dict[Layer, int]:
 
 
 def here(extra: dict) -> Layer:
-    """The layer that a patch is called in."""
+    """Returns the layer that a patch is called in."""
     return (*extra["block"], extra.get("block_index", 0))

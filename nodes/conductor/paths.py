@@ -36,7 +36,7 @@ def kept_resident(model):
 
 
 class BranchGuider(comfy.samplers.CFGGuider):
-    """Branch 0 is the base model, 1..n are the concepts, whose weights come as hooks of their conditioning."""
+    """Guides branches: 0 is the base model, 1..n are the concepts, whose LoRAs come as hooks of their conditioning."""
 
     reads = frozenset({LAYOUT_GUIDANCE, REFINEMENT})
 
@@ -60,16 +60,17 @@ class BranchGuider(comfy.samplers.CFGGuider):
         self.inner_set_conds(conds)
 
     def names(self, branch: int) -> tuple[str, str]:
+        """Returns the names of a branch's prompts."""
         return ("positive", "negative") if branch == 0 else (f"positive {branch}", f"negative {branch}")
 
     def rows(self, names: tuple[str, ...], x: Tensor, sigma: Tensor, options: dict) -> None:
-        """One call of the model, or two where memory is short, for what the hooks in `options` read of it."""
+        """Evaluates the model once, or twice where memory is short, for what the hooks in `options` read of it."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         conds = [self.conds[name] for name in names]
         comfy.samplers.calc_cond_batch(self.inner_model, conds, x, sigma.expand(len(x)), options)
 
     def guided(self, x: Tensor, sigma: Tensor, options: dict, seed: int | None) -> Tensor:
-        """Denoised estimate of the base model with classifier-free guidance."""
+        """Returns the denoised estimate of the base model with classifier-free guidance."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         positive, negative = self.conds["positive"], self.conds["negative"]
         arguments = (x, sigma.expand(len(x)), negative, positive, self.cfg, options, seed)
@@ -122,6 +123,7 @@ class Branches:
         return self.reference_keys[level].to(sigma.device)
 
     def layout_gradient(self, branch: int, x: Tensor, sigma: Tensor) -> Tensor:
+        """Returns the gradient of `layout_loss` for x (B, C, H, W) of a branch."""
         reference = self.reference(sigma)
         try:
             with with_gradients():
@@ -136,6 +138,7 @@ class Branches:
             raise BadInput("Layout Alignment", "model", fault, remedy) from error
 
     def record(self, branch: int, x: Tensor, sigma: Tensor, masks: Masks, attention: bool) -> Tensor | None:
+        """Records a concept's features, and returns its attention (B, T, T) where asked for."""
         call, options = BranchCall(masks, branch), self.for_recording[attention]
         names: tuple[str, ...] = self.guider.names(branch)
         if math.isclose(self.guider.cfg, 1) and not options.get("disable_cfg1_optimization"):
@@ -144,13 +147,14 @@ class Branches:
         return call.attention
 
     def denoise(self, x: Tensor, sigma: Tensor, masks: Masks, attention: bool) -> tuple[Tensor, Tensor | None]:
+        """Returns the base model's denoised estimate with the features injected, and its attention where asked for."""
         call = BranchCall(masks)
         options = with_options(self.for_injection[attention], {CALL: call})
         return self.guider.guided(x, sigma, options, self.seed), call.attention
 
 
 class ConductSampler(comfy.samplers.Sampler):
-    """Concept Conductor; the masks of the end are left in `masks`."""
+    """Runs Concept Conductor; the final masks are left in `masks`."""
 
     def __init__(
         self,

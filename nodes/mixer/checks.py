@@ -1,4 +1,4 @@
-"""What the mixer and the inversion refuse, in the order in which a person is asked."""
+"""What the mixer and the inversion refuse, in the order in which a user would be asked."""
 
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
@@ -99,7 +99,7 @@ def check_inversion(model, inversion: InvertedLatent) -> None:
     family = model_family(model)
     if inversion.family != family:
         fault = f"it was made with a model of another family ({inversion.family}, this one is {family})."
-        raise BadInput(NODE, "inversion", fault, "Invert the background with this checkpoint.")
+        raise BadInput(NODE, "inversion", fault, "Invert the scene with this checkpoint.")
     check_channels(NODE, "inversion", inversion.inversion.eps, model)
 
 
@@ -107,8 +107,8 @@ def check_concept(concept: Concept, positive: list, model, inversion: InvertedLa
     """Refuses a concept that does not go with the mixer's other inputs."""
     node = concept.label
     check_channels(node, "latent", concept.latent, model)
-    remedy = "Scale the picture to the background's size before encoding it."
-    check_size(node, "latent", concept.latent, inversion.inversion.eps, "the background", model, remedy)
+    remedy = "Scale the concept image to the scene's size before encoding it."
+    check_size(node, "latent", concept.latent, inversion.inversion.eps, "the scene", model, remedy)
     check_learned(concept, positive, model)
     if concept.positive is None or concept.positive is positive:
         return
@@ -116,7 +116,7 @@ def check_concept(concept: Concept, positive: list, model, inversion: InvertedLa
     options = concept.positive[0][1]
     special = is_timed(options) or not options.keys().isdisjoint({"area", "mask", "control", "gligen", PLAN})
     if len(concept.positive) != 1 or special:
-        fault = "it is combined, timed, blended, limited to an area, or has a ControlNet; other rows read another one."
+        fault = "it is combined, timed, blended, limited to an area, or has a ControlNet; only some rows read it."
         raise BadInput(node, "positive", fault, "Wire a plain prompt, or the one that the Mask Noise Mixer uses.")
 
 
@@ -142,9 +142,9 @@ def check_dilution(model, inversion: InvertedLatent) -> None:
     """Refuses an inpainted background of another size."""
     inpainted: InpaintedBackground | None = model.model_options.get(DILUTION)
     if inpainted is not None:
-        eps, remedy = inversion.inversion.eps, "Encode the inpainted background in the background's size."
+        eps, remedy = inversion.inversion.eps, "Encode the clean plate at the scene's size."
         with at_fault(inpainted.node_id):
-            check_size("Background Dilution++", "latent", inpainted.latent, eps, "the background", model, remedy)
+            check_size("Background Dilution++", "latent", inpainted.latent, eps, "the scene", model, remedy)
 
 
 def check_object_masks(concepts: list[Concept], model) -> None:

@@ -58,7 +58,7 @@ class RowGuider(comfy.samplers.CFGGuider):
 
 
 def for_each_row(guide: Callable[[dict], Tensor]) -> Callable[[dict], Tensor]:
-    """A sampler_cfg_function that works for several rows also where it was written for a single one, as RenormCFG."""
+    """Wraps a sampler_cfg_function that was written for a single row, as RenormCFG, so that it works for several."""
 
     def guide_rows(args: dict) -> Tensor:
         try:

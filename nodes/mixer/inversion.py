@@ -1,4 +1,4 @@
-"""DDPM Invert: the noise that leads the model back to a picture."""
+"""DDPM Invert: the noise with which the model reproduces an image."""
 
 import comfy.samplers
 import latent_preview
@@ -47,28 +47,28 @@ class PnPMixDDPMInvert(io.ComfyNode):
             ],
             display_name="DDPM Invert",
             category=CATEGORY,
-            description="Finds the noise that leads the model back to this picture (Edit-Friendly DDPM inversion).",
+            description="Finds the noise with which the model reproduces this image (edit-friendly DDPM inversion).",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The checkpoint or diffusion model. Use the same one in the Mask Noise Mixer."
+                    "model", tooltip="The checkpoint or diffusion model. Use the same one for the Mask Noise Mixer."
                 ),
-                io.Conditioning.Input("positive", tooltip="Prompt that describes the background."),
+                io.Conditioning.Input("positive", tooltip="Prompt that describes the scene."),
                 io.Conditioning.Input("negative", tooltip="Negative prompt; it has no effect at cfg 1."),
-                io.Latent.Input("latent", tooltip="The background, VAE-encoded. One picture."),
+                io.Latent.Input("latent", tooltip="The scene image, VAE-encoded."),
                 io.Int.Input(
                     "steps",
                     default=100,
                     min=1,
                     max=1000,
-                    tooltip="Steps of the whole noise schedule. More steps: finer changes, and more time.",
+                    tooltip="Steps of the whole noise schedule. More: finer changes, slower.",
                 ),
                 io.Int.Input(
                     "skip_steps",
                     default=32,
                     min=0,
                     max=999,
-                    tooltip="How many of the noisiest steps to leave out. Higher: closer to the background's "
-                    "shapes, and faster; lower: more freedom for the concepts.",
+                    tooltip="How many of the noisiest steps to skip. Higher: closer to the scene's shapes, faster; "
+                    "lower: more freedom for the concepts.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -77,7 +77,7 @@ class PnPMixDDPMInvert(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Classifier-free guidance of the background's predictions. 1 takes half the time.",
+                    tooltip="Classifier-free guidance of the scene's predictions. At 1 inversion takes half as long.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -85,13 +85,13 @@ class PnPMixDDPMInvert(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Seed of the background's noise. Another seed: another variant of the concepts.",
+                    tooltip="Seed of the scene's noise. Another seed: another variant of the concepts.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=comfy.samplers.SCHEDULER_NAMES,
                     default="ddim_uniform",
-                    tooltip="How the steps are spread over the noise levels.",
+                    tooltip="How the steps are spaced over the noise levels.",
                     **EXPERT,
                 ),
             ],
@@ -129,7 +129,7 @@ class PnPMixDDPMInvert(io.ComfyNode):
 
 
 def falling_sigmas(model, scheduler: str, steps: int, skip_steps: int) -> torch.Tensor:
-    """(N + 1,) noise levels: the end of the whole schedule."""
+    """Returns the noise levels (N + 1,), the end of the whole schedule."""
     node = "DDPM Invert"
     check_choice(node, "scheduler", scheduler, comfy.samplers.SCHEDULER_NAMES)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)

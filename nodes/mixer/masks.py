@@ -5,14 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...pnpmix.masks import cell_weights, expanded_box_mask, last_in_front, share_overlaps, to_image_size
+from ...pnpmix.masks import expanded_box_mask, last_in_front, share_overlaps, to_image_size, token_weights
 from ..common.checks import downscale_ratio
 from ..common.types import DILUTION, Concept, InpaintedBackground, InvertedLatent
 from .checks import check_covered, check_on_grid, image_size
 
 
 class Targets(NamedTuple):
-    """Where n concepts go."""
+    """The target masks and object masks of n concepts."""
 
     concepts: list[Concept]  # with masks of the picture's size, and the target masks as far as they are visible
     masks: Tensor  # (n, 1, h, w) weights M_k on the latent grid, which may overlap
@@ -59,6 +59,6 @@ def in_pixels(concept: Concept, height: int, width: int) -> Concept:
 
 def on_grid(concept: Concept, name: str, grid: tuple[int, int], ratio: int, feather: int = 0) -> Tensor:
     """Returns (1, *grid) weights of one of the concept's masks."""
-    weights = cell_weights(getattr(concept, name), grid, feather)[None]
+    weights = token_weights(getattr(concept, name), grid, feather)[None]
     check_on_grid(concept, name, weights, ratio)
     return weights

@@ -1,4 +1,4 @@
-"""Mask Noise Mixer: the pass that blends the concepts into the background."""
+"""Mask Noise Mixer: the sampling pass that blends the concepts into the scene."""
 
 from comfy_api.latest import io
 from typing_extensions import override
@@ -34,14 +34,14 @@ class PnPMixSampler(io.ComfyNode):
             ],
             display_name=NODE,
             category=CATEGORY,
-            description="Renders each masked object of the background with the look of its concept (PnP-MIX).",
+            description="Redraws each masked object of the scene with the look of its concept (PnP-MIX).",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The checkpoint, through Guided Appearance Attention and Background Dilution++."
                 ),
-                InversionType.Input("inversion", tooltip="The background, from DDPM Invert or Load Inversion."),
+                InversionType.Input("inversion", tooltip="The scene, from DDPM Invert or Load Inversion."),
                 ConceptsType.Input("concepts", tooltip="The chain of Concept nodes."),
-                io.Conditioning.Input("positive", tooltip="Prompt that describes the finished picture."),
+                io.Conditioning.Input("positive", tooltip="Prompt that describes the result."),
                 io.Conditioning.Input("negative", tooltip="Negative prompt; it has no effect at cfg 1."),
                 io.Float.Input(
                     "cfg",
@@ -50,7 +50,7 @@ class PnPMixSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Classifier-free guidance of the concepts. 1 takes half the time of any other value.",
+                    tooltip="Classifier-free guidance of the concepts. At 1 sampling takes half as long.",
                 ),
                 io.Float.Input(
                     "swap_guidance",
@@ -59,13 +59,13 @@ class PnPMixSampler(io.ComfyNode):
                     max=30.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="How strongly the concept's look is pursued at the first step; falls to half of this, at "
-                    "least 1. 1 takes two thirds of the time; too high: garish colors.",
+                    tooltip="Strength of the concept's look at the first step; falls to half of this, never below 1. "
+                    "At 1 sampling takes two thirds as long; too high: oversaturated colors.",
                 ),
                 io.Boolean.Input(
                     "mix_reference_noise",
                     default=True,
-                    tooltip="Keep each reference on the background outside its own object. Off: looser, more leaks.",
+                    tooltip="Keep each reference latent on the scene outside its target mask. Off: looser, more leaks.",
                     **EXPERT,
                 ),
                 io.Int.Input(
@@ -80,33 +80,34 @@ class PnPMixSampler(io.ComfyNode):
                     optional=True,
                     options=OVERLAP,
                     default="shared",
-                    tooltip="Where masks overlap: all concepts in equal parts, or the last one in the chain alone.",
+                    tooltip="Where masks overlap: all concepts in equal shares, or only the last one in the chain.",
                     **EXPERT,
                 ),
                 io.Boolean.Input(
                     "falling_guidance",
                     optional=True,
                     default=True,
-                    tooltip="Let swap_guidance fall to half over the steps. Off: the same in every step, a stronger "
-                    "look at the end.",
+                    tooltip="Let swap_guidance fall to half over the steps. Off: constant, with a stronger look at the "
+                    "end.",
                     **EXPERT,
                 ),
                 io.Boolean.Input(
                     "keep_personal",
+                    display_name="cache references",
                     optional=True,
                     default=False,
-                    tooltip="Keep what is read of the concepts' pictures, beside the inversion, for the next run with "
-                    "the same pictures, prompts and model. On: trying other masks, alpha or guidance takes two thirds "
-                    "of the time, and memory (up to a quarter of what is free). UNets only, not transformers.",
+                    tooltip="Cache the features of the concept images for the next run with the same images, prompts "
+                    "and model. On: trying other masks, alpha or guidance takes two thirds as long, and memory (up to "
+                    "a quarter of what is free). UNets only, not transformers.",
                     **EXPERT,
                 ),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent", tooltip="The finished picture, for VAE Decode."),
-                io.Latent.Output(display_name="references", tooltip="The branch of each concept, as a batch."),
-                io.Mask.Output(
-                    display_name="mask", tooltip="Every pixel that may have changed, of all concepts: for Paste Back."
+                io.Latent.Output(display_name="latent", tooltip="The result, for VAE Decode."),
+                io.Latent.Output(
+                    display_name="references", tooltip="The reference latent of each concept, as a batch."
                 ),
+                io.Mask.Output(display_name="mask", tooltip="Every pixel that may have changed, for Paste Back."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )

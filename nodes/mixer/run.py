@@ -1,4 +1,4 @@
-"""One run of the mixer: what the node decides, what follows once the model is loaded, and the sampler that steps."""
+"""One run of the mixer: the node's decisions, what follows once the model is loaded, and the sampler that steps."""
 
 from dataclasses import dataclass
 
@@ -53,7 +53,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class Run:
-    """All of one run, where it computes: nothing is decided after this."""
+    """All of one run, on the device: nothing is decided after this."""
 
     mix: Mix
     inversion: Inversion
@@ -123,7 +123,7 @@ def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, sh
     model, device, concepts = guider.inner_model, sigmas.device, mix.targets.concepts
     guider.bring_conditionings(device)
     path = noise_path(model.model_sampling)
-    # of the background also the predictions, and the emptied background
+    # of the scene also its predictions, and the clean plate
     place = place_for(len(concepts) + 3, mix.inversion.trajectory, guider, device)
     stored, eps = (pinned(x.to(place), device) for x in (mix.inversion.trajectory, mix.inversion.eps))
     inversion = Inversion(sigmas, stored, eps, mix.inversion.seed)
@@ -140,7 +140,7 @@ def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, sh
     inpainted: InpaintedBackground | None = options.get(DILUTION)
     dilution = None
     if inpainted is not None:
-        # with the background's own noise, so that the two agree wherever inpainting changed nothing
+        # with the scene's own noise, so that the two agree wherever inpainting changed nothing
         inpaint = pinned(trajectory(inpainted.latent, inversion.seed), device)
         dilution = Dilution(inpaint, mix.targets.boxes.to(device), inpainted.beta, inpainted.outside)
     object_masks = mix.targets.object_masks
@@ -197,7 +197,7 @@ def hooks_of(
 
 
 class MixSampler(comfy.samplers.Sampler):
-    """PnP-MIX, in ComfyUI's form: the output in batch row 0 of the result, then the reference latents."""
+    """PnP-MIX as a sampler of ComfyUI: the result's row 0 is the output, the others are the reference latents."""
 
     def __init__(self, mix: Mix):
         self.mix = mix

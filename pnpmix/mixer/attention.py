@@ -51,7 +51,7 @@ def guided_joint_attention(
     rotations: Tensor | None = None,
     cached: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Does the same in a transformer, where text and picture share one attention; the text keeps its keys and values.
+    """Does the same in a transformer, where text and image share one attention; the text keeps its keys and values.
 
     Here it is done after the projections, which do have a bias: it cancels in V_per - V_ref and stays once.
 

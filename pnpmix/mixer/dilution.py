@@ -8,7 +8,7 @@ from ..masks import weighted
 
 
 class Dilution(NamedTuple):
-    """What keeps the rest of the scene out of a branch."""
+    """The settings of background dilution++, and the trajectory of the clean plate."""
 
     trajectory: Tensor  # (N + 1, C, H, W) of the inpainted background
     boxes: Tensor  # (n, 1, H, W) M_E of each concept
@@ -17,7 +17,7 @@ class Dilution(NamedTuple):
 
 
 def background_dilution(branches: Tensor, inpaint: Tensor, dilution: Dilution) -> Tensor:
-    """Puts the inpainted background round the box of each concept.
+    """Puts the clean plate around the box of each concept.
 
     Outside the box "scaled" is the equation, beta * inpaint; "blended" is the reading of the
     paper's prose, beta * inpaint + (1 - beta) * branch.

@@ -11,7 +11,7 @@ from ..schedule import NoisePath, added_noise, posterior_mean, to_denoised, to_e
 
 
 class Inversion(NamedTuple):
-    """An inverted picture: where it is at every noise level, and what the model predicts there.
+    """An inverted image: its trajectory over the noise levels, and the model's predictions on it.
 
     The noise map of eq. 3.2 is not stored: its residual r_i = x_{i+1} - mu(x_i) follows from these.
     """
@@ -23,7 +23,7 @@ class Inversion(NamedTuple):
 
 
 def edit_friendly_trajectory(x0: Tensor, sigmas: Tensor, seed: int, path: NoisePath = added_noise) -> Tensor:
-    """x_i = a_i * x0 + b_i * eps_i with independent eps_i (eq. 3.1).
+    """Returns x_i = a_i * x0 + b_i * eps_i with independent eps_i (eq. 3.1).
 
     Args:
         x0: (C, H, W) latent.
@@ -75,7 +75,7 @@ def ddpm_invert(
 
 
 class InversionStep(NamedTuple):
-    """One step of an inversion, on the device that it is needed on."""
+    """One step of an inversion, on the device where it is needed."""
 
     sigma: Tensor  # ()
     sigma_next: Tensor  # ()
@@ -86,13 +86,14 @@ class InversionStep(NamedTuple):
 
 
 def inversion_step(inversion: Inversion, i: int, device: torch.device, path: NoisePath) -> InversionStep:
+    """Returns step i of an inversion, on the device."""
     trajectory, eps = inversion.trajectory, inversion.eps
     back, back_next, eps_back = (fetch(x, device) for x in (trajectory[i], trajectory[i + 1], eps[i]))
     return InversionStep(inversion.sigmas[i], inversion.sigmas[i + 1], back, back_next, eps_back, path)
 
 
 def edit_friendly_step(x: Tensor, eps: Tensor, background: InversionStep) -> Tensor:
-    """One step down with the residual of the inverted picture (eq. 3.2).
+    """Makes one step down with the residual of the inverted image (eq. 3.2).
 
     x_{i+1} = mu(x, eps) + r_i, summed in the order in which a latent that is still on the picture's
     own trajectory stays on it to the last bit.

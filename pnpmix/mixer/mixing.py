@@ -6,7 +6,7 @@ from ..masks import weighted
 
 
 def mix_noise(eps_back: Tensor, eps_branches: Tensor, masks: Tensor) -> Tensor:
-    """eps = eps_back * M_B + sum_k eps_k * M_k, with M_B = 1 - sum_k M_k.
+    """Computes eps = eps_back * M_B + sum_k eps_k * M_k, with M_B = 1 - sum_k M_k.
 
     Args:
         eps_back: (C, H, W) prediction for the background.
@@ -17,7 +17,7 @@ def mix_noise(eps_back: Tensor, eps_branches: Tensor, masks: Tensor) -> Tensor:
 
 
 def mix_branch_noise(eps_back: Tensor, eps_branches: Tensor, masks: Tensor) -> Tensor:
-    """Reference noise mixing (ablation row d): the background's noise outside each branch's own target.
+    """Mixes reference noise (ablation row d): the scene's noise outside each reference's own target mask.
 
     Shapes as in `mix_noise`.
     """

@@ -17,7 +17,7 @@ from .mixing import mix_branch_noise, mix_noise
 
 
 class Rows(NamedTuple):
-    """Layout of one model batch: for each role in turn, one row for each of the concepts."""
+    """The layout of one model batch: for each role in turn, one batch row for each of the concepts."""
 
     roles: tuple[str, ...]  # of "personal", "swap" and "plain"
     concepts: slice
@@ -28,7 +28,7 @@ Denoise = Callable[[Tensor, Tensor, Rows], Tensor]
 
 
 def roles_needed(guided: bool, weight: float, known: bool = False) -> tuple[str, ...]:
-    """The rows of each concept in one step, without those that nothing reads.
+    """Returns the batch rows of each concept in one step, without those that nothing reads.
 
     Args:
         known: whether the host has at hand what attention reads of the personal rows.
@@ -50,7 +50,7 @@ def predict_noise(
     known: Callable[[int, slice], bool],
     group: slice,
 ) -> Tensor:
-    """eps_k = eps_plain + weight * (eps_swap - eps_plain) for a group of concepts.
+    """Computes eps_k = eps_plain + weight * (eps_swap - eps_plain) for a group of concepts.
 
     Args:
         personal, branches: (n, C, H, W) latents of all concepts at noise level `sigma` ().
@@ -86,7 +86,7 @@ def sample_pnp_mix(
     falling_guidance: bool = True,
     known: Callable[[int, slice], bool] = lambda step, concepts: False,
 ) -> tuple[Tensor, Tensor]:
-    """Blends n concepts into the inverted background.
+    """Blends n concepts into the inverted scene.
 
     Args:
         denoise: denoise(x, sigma, rows) of (B, C, H, W) and (B,), the denoised estimate; its swap

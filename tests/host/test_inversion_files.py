@@ -411,7 +411,7 @@ def test_a_file_for_another_shape_or_family_is_refused_by_the_mixer(model, folde
     save(model, "small", latent={"samples": latent(0, HEIGHT, 64)})
     graph = Graph()
     loaded = graph.add("PnPMixLoadInversion", file="small_00001_.safetensors")
-    with pytest.raises(GraphError, match="its picture is 128 x 96 pixels, the background 64 x 96"):
+    with pytest.raises(GraphError, match="its picture is 128 x 96 pixels, the scene 64 x 96"):
         graph.run(latent=mixer(graph, model, loaded, chain(graph, 1)))
     graph = Graph()
     loaded = graph.add("PnPMixLoadInversion", file="small_00001_.safetensors")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pnpmix.masks import cell_weights, changed_pixels, expanded_box_mask, share_overlaps
+from pnpmix.masks import changed_pixels, expanded_box_mask, share_overlaps, token_weights
 from pnpmix.mixer.dilution import Dilution
 from pnpmix.mixer.inversion import ddpm_invert, edit_friendly_trajectory
 from pnpmix.mixer.sampling import Rows, sample_pnp_mix
@@ -92,7 +92,7 @@ def run(scene, chosen, order=None, feather=0):
     inversion = ddpm_invert(toy_denoise, background, SIGMAS, seed=0, timesteps_per_call=3)
 
     # two that cover exactly half of a cell both claim it
-    masks = share_overlaps(stack([cell_weights(pixels[k], grid, feather) for k in order], grid))
+    masks = share_overlaps(stack([token_weights(pixels[k], grid, feather) for k in order], grid))
     personal = [edit_friendly_trajectory(own[k], SIGMAS, seed=1 + k) for k in order]
     personal = torch.stack(personal, 1) if personal else torch.zeros(STEPS + 1, 0, CHANNELS, *grid)
     dilution = None

@@ -1,4 +1,4 @@
-"""A ControlNet's hint is of the scene, so nothing of it is added where a concept's own picture is read."""
+"""Keeps a ControlNet's hint, which is of the scene, out of the batch rows that read the concept images."""
 
 from collections.abc import Callable
 

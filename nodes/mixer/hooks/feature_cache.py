@@ -1,4 +1,4 @@
-"""The reference features that self-attention reads of the concepts' pictures, cached for the next run of the mixer.
+"""The features that self-attention reads of the concept images, cached for the next run of the mixer.
 
 They depend on the pictures, prompts, model and noise levels, and on nothing that people try out most: alpha, guidance,
 masks, dilution. The cache lives beside the inversion, a node's output, and goes when that leaves ComfyUI's own cache.
@@ -65,6 +65,7 @@ class FeatureCache(Hook):
         return filling
 
     def forget(self, step: int, concepts: Iterable[int]) -> None:
+        """Drops all features."""
         for k in concepts:
             self.features.pop((step, k), None)
 
@@ -115,6 +116,7 @@ class FeatureCache(Hook):
         )
 
     def bytes(self) -> int:
+        """Returns the size of the cache."""
         return sum(x.numel() * x.element_size() for found in self.features.values() for x in found.values())
 
     def report(self) -> str:

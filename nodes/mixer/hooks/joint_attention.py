@@ -1,4 +1,4 @@
-"""Guided appearance attention in ComfyUI's transformers, in which text and picture share an attention."""
+"""Guided appearance attention in ComfyUI's transformers, in which text and image share an attention."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper
 from einops import rearrange
 from torch import Tensor
 
-from ....pnpmix.masks import box_distance, covered_cells, part_of
+from ....pnpmix.masks import box_distance, covered_tokens, part_of
 from ....pnpmix.mixer.attention import apply_rope, attend_to_objects, by_role, guided_joint_attention
 from ....pnpmix.mixer.sampling import Rows
 from ...common.checks import BadInput
@@ -40,7 +40,7 @@ class JointCall:
 
 
 class OfPicture(NamedTuple):
-    """What one attention has of a concept's picture, in a call of its own."""
+    """Key and value of a concept image in one attention, from a call of its own."""
 
     key: Tensor  # (heads, tokens, channels), with rotary positions
     value: Tensor
@@ -48,7 +48,7 @@ class OfPicture(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """What the guided attentions have read, in order, in calls of their own for personal rows, for one step."""
+    """What the guided attentions have read in calls of their own for personal rows, in order, for one step."""
 
     place: torch.device
     found: dict[tuple[int, int], list[OfPicture]]  # by chunk and concept
@@ -115,7 +115,7 @@ class JointAttention(Hook):
             if target is None or own is None or min(target.max(), own.max()) < 0.5:
                 pairs.append(None)
             else:
-                pairs.append((covered_cells(target, grid), covered_cells(own, grid)))
+                pairs.append((covered_tokens(target, grid), covered_tokens(own, grid)))
         return pairs
 
     def rotations_of(self, pairs: list[Pair | None], transformer_options: dict) -> Tensor:
@@ -132,6 +132,7 @@ class JointAttention(Hook):
 
     @property
     def embedder(self):
+        """The model's module that computes rotary positions."""
         return getattr(self.network, str(self.family.positions))
 
     def rotary(self, ids: Tensor) -> Tensor:

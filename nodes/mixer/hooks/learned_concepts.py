@@ -1,4 +1,4 @@
-"""Trained concepts, which the mixer's prompt blends in, act in the batch rows of their own concept alone."""
+"""Limits trained concepts, which the mixer's prompt blends in, to the batch rows of their own concept."""
 
 from ....pnpmix.latexblend.blending import Slot
 from ....pnpmix.mixer.sampling import Rows

@@ -1,4 +1,4 @@
-"""Patches that cache outputs from call to call, for speed: the calls of an inversion and of a mixer are not alike.
+"""Patches that cache outputs from call to call: the calls of an inversion and of a mixer are not alike.
 
 ComfyUI's EasyCache and LazyCache get a cache of their own for each kind of call. What others cache is out of reach, so
 that a run stops where they answer with something that was cached of other batch rows.
@@ -85,7 +85,8 @@ class ForeignCaches(Hook):
 
     def around(self, call: Call, rows: Rows) -> Call:
         def watched(options: dict):
-            """
+            """Evaluates the call, and refuses cached outputs.
+
             Raises:
                 BadInput: a patch answers for other rows than the model was asked for.
             """
@@ -109,6 +110,7 @@ class ForeignCaches(Hook):
 
 
 def words(error: Exception) -> set[str]:
+    """Returns the words of an error message."""
     return set(str(error).lower().replace("sizes", "size").replace("shapes", "shape").split())
 
 

@@ -47,6 +47,7 @@ class OwnPrompts(Hook):
         return self.stacked[layout]
 
     def stack(self, entry: dict, rows: Rows) -> dict:
+        """Returns the prompts of a batch, one for each row."""
         indices = range(rows.concepts.start, rows.concepts.stop)
         own = [self.conds[str(k)][0] if str(k) in self.conds else entry for k in indices]
         sources = [own[k] if role == "personal" else entry for role in rows.roles for k in range(len(own))]

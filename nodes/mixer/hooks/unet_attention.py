@@ -4,7 +4,7 @@ import torch
 from comfy.model_patcher import set_model_options_patch_replace
 from torch import Tensor
 
-from ....pnpmix.masks import part_of, readable_cells
+from ....pnpmix.masks import part_of, readable_tokens
 from ....pnpmix.mixer.attention import attend_to_objects, by_role, guided_appearance_attention
 from ....pnpmix.mixer.sampling import Rows
 from ...common.attention import plain_attention
@@ -50,12 +50,12 @@ class UNetAttention(Hook):
         return options
 
     def tokens(self) -> dict[Area, dict]:
-        """Returns area → layer → the targets' tokens and their objects', as `readable_cells` gives them."""
+        """Returns area → layer → the targets' tokens and their objects', as `readable_tokens` gives them."""
         found = {}
         for area in {(*self.grid, 0, 0), *self.areas.values()}:
             masks = [part_of(concept.mask, area, self.grid) for concept in self.concepts]
             own = [None if c.object_mask is None else part_of(c.object_mask, area, self.grid) for c in self.concepts]
-            found[area] = readable_cells(masks, own, area[:2])
+            found[area] = readable_tokens(masks, own, area[:2])
         return found
 
 
@@ -101,7 +101,7 @@ class ObjectAttention:
     An object with `.to`, by which ComfyUI brings a patch's tensors to each device that computes.
 
     Args:
-        tokens: area → as `readable_cells` gives them; found beforehand, because a compiled model cannot look for them.
+        tokens: area → as `readable_tokens` gives them; found beforehand, because a compiled model cannot look for them.
         grid: height and width of the latent.
         areas: of the conditionings that are limited to one, by their uuid.
         attention: the attn1_replace of another pack, or `plain_attention`.
