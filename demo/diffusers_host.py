@@ -18,7 +18,7 @@ from pnpmix.masks import box_distance, expanded_box_mask, last_in_front, readabl
 from pnpmix.mixer.attention import attend_to_objects, guided_appearance_attention, guided_joint_attention
 from pnpmix.mixer.dilution import Dilution
 from pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
-from pnpmix.mixer.sampling import Rows, sample_pnp_mix
+from pnpmix.mixer.sampling import BatchRows, sample_pnp_mix
 from pnpmix.schedule import (
     added_noise,
     posterior_mean,
@@ -165,12 +165,12 @@ def denoise_with_cfg(
 @contextmanager
 def appearance_guided(
     unet: UNet2DConditionModel, alpha: float, layers: str, cells: dict
-) -> Iterator[Callable[[Rows], None]]:
+) -> Iterator[Callable[[BatchRows], None]]:
     """Installs guided appearance attention in the self-attention layers; yields what tells it the rows of a call.
 
     `cells` are those of `readable_tokens`.
     """
-    current: list[Rows] = []
+    current: list[BatchRows] = []
 
     def process(attn: Attention, hidden: Tensor, **_) -> Tensor:
         def attend(query: Tensor, key: Tensor, value: Tensor, _=None) -> Tensor:
@@ -202,9 +202,9 @@ def appearance_guided(
 @contextmanager
 def joint_appearance_guided(
     model: FlowModel, alpha: float, layers: str, position: str, cells: dict
-) -> Iterator[Callable[[Rows], None]]:
+) -> Iterator[Callable[[BatchRows], None]]:
     """The same in the transformer's blocks, in which text and picture share an attention."""
-    current: list[Rows] = []
+    current: list[BatchRows] = []
     grid = GRID // PATCH
     pairs, before, text = cells[grid, grid], torch.arange(PHRASES), PHRASES
     joint = [pair and (pair[0] + text, torch.cat([before, pair[1] + text])) for pair in pairs]
@@ -319,7 +319,7 @@ def blend(
     settings: Settings,
     callback: Callable[[Tensor, Tensor], None] | None = None,
     embeddings: tuple[Tensor, Tensor] | None = None,
-    tell: Callable[[Rows], None] = lambda rows: None,
+    tell: Callable[[BatchRows], None] = lambda rows: None,
 ) -> tuple[Tensor, Tensor]:
     """The mixer's pass.
 
@@ -363,7 +363,7 @@ def blend(
         guide = appearance_guided(model.unet, settings.alpha, settings.layers, cells)
     with guide as tell_rows:
 
-        def predict_rows(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
+        def predict_rows(x: Tensor, sigma: Tensor, rows: BatchRows) -> Tensor:
             tell_rows(rows)
             tell(rows)
             return denoise_with_cfg(model, x, sigma, positive, negative, settings.cfg)

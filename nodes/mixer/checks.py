@@ -196,9 +196,9 @@ def check_caching(model, conditionings: list[list | None]) -> None:
     """Refuses what makes the batch rows of a call hard to tell, or the same row another one in the next run."""
     fault = None
     if is_compiled(model):
-        fault = "a compiled model keeps nothing."
+        fault = "a compiled model cannot cache features."
     if family_of(model.model) is not None:
-        fault = "a transformer keeps nothing."
+        fault = "a transformer cannot cache features."
     if any(
         cond is not None and (len(cond) != 1 or is_timed(cond[0][1]) or "area" in cond[0][1]) for cond in conditionings
     ):

@@ -52,7 +52,9 @@ class RowGuider(comfy.samplers.CFGGuider):
             self.inner_model, self.framed(x), timestep, self.conds["negative"], positive, self.cfg, model_options, seed
         )
         if len(denoised) != len(x):
-            fault = "one of its patches mixes rows with those of the call before, as guidance with momentum does."
+            fault = (
+                "one of its patches mixes batch rows with those of the previous call, as guidance with momentum does."
+            )
             raise BadInput("Mask Noise Mixer", "model", fault, "Bypass that patch.")
         return self.flat(denoised)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...pnpmix.mixer.dilution import Dilution
 from ...pnpmix.mixer.inversion import Inversion, edit_friendly_trajectory
-from ...pnpmix.mixer.sampling import Rows, roles_needed, sample_pnp_mix
+from ...pnpmix.mixer.sampling import BatchRows, roles_needed, sample_pnp_mix
 from ...pnpmix.schedule import NoisePath
 from ..common.beside import kept_beside
 from ..common.checks import check_predictions
@@ -208,7 +208,7 @@ class MixSampler(comfy.samplers.Sampler):
         guider, seed, steps = model_wrap, extra_args["seed"], len(sigmas) - 1
         mix, run = self.mix, prepare(self.mix, guider, sigmas, extra_args["model_options"], noise.shape[1:])
 
-        def denoise(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
+        def denoise(x: Tensor, sigma: Tensor, rows: BatchRows) -> Tensor:
             def call(options: dict) -> Tensor:
                 return guider(x, sigma, model_options=options, seed=seed)
 
@@ -233,7 +233,7 @@ class MixSampler(comfy.samplers.Sampler):
             is_oom=is_oom,
             path=run.path,
             falling_guidance=mix.falling_guidance,
-            known=mix.features.has if mix.features else lambda step, concepts: False,
+            cached=mix.features.has if mix.features else lambda step, concepts: False,
         )
         return guider.framed(torch.cat([output[None], references]))
 

@@ -16,17 +16,17 @@ class Dilution(NamedTuple):
     outside: Literal["scaled", "blended"]
 
 
-def background_dilution(branches: Tensor, inpaint: Tensor, dilution: Dilution) -> Tensor:
+def background_dilution(references: Tensor, inpaint: Tensor, dilution: Dilution) -> Tensor:
     """Puts the clean plate around the box of each concept.
 
     Outside the box "scaled" is the equation, beta * inpaint; "blended" is the reading of the
-    paper's prose, beta * inpaint + (1 - beta) * branch.
+    paper's prose, beta * inpaint + (1 - beta) * reference.
 
     Args:
-        branches: (n, C, H, W) latents.
+        references: (n, C, H, W) latents.
         inpaint: (C, H, W) inpainted background at the same noise level.
     """
     outside = dilution.beta * inpaint
     if dilution.outside == "blended":
-        outside = outside + (1 - dilution.beta) * branches
-    return weighted(outside, 1 - dilution.boxes) + weighted(branches, dilution.boxes)
+        outside = outside + (1 - dilution.beta) * references
+    return weighted(outside, 1 - dilution.boxes) + weighted(references, dilution.boxes)

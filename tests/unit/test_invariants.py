@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from pnpmix.masks import changed_pixels, expanded_box_mask, share_overlaps, token_weights
 from pnpmix.mixer.dilution import Dilution
 from pnpmix.mixer.inversion import ddpm_invert, edit_friendly_trajectory
-from pnpmix.mixer.sampling import Rows, sample_pnp_mix
+from pnpmix.mixer.sampling import BatchRows, sample_pnp_mix
 
 RATIO, CHANNELS, STEPS = 8, 3, 4
 SIGMAS = torch.tensor([9.0, 4.0, 1.5, 0.3, 0.0])
 
 
-def toy_denoise(x, sigma, rows: Rows | None = None):
+def toy_denoise(x, sigma, rows: BatchRows | None = None):
     """A nonlinear model whose swap rows depend on the personal rows, as guided attention makes them."""
     sigma = sigma.view(-1, 1, 1, 1)
     mean = x.mean((1, 2, 3), keepdim=True)
@@ -26,7 +26,7 @@ def toy_denoise(x, sigma, rows: Rows | None = None):
     return denoised
 
 
-def overflowing(x, sigma, rows: Rows):
+def overflowing(x, sigma, rows: BatchRows):
     """Half precision: infinite in the left column, which no mask holds."""
     denoised = toy_denoise(x, sigma, rows).clone()
     denoised[..., 0] = torch.tensor([torch.inf, -torch.inf]).repeat(-(-x.shape[-2] // 2))[: x.shape[-2]]
@@ -70,7 +70,7 @@ def options(draw):
         dict(
             guided=draw(st.lists(st.booleans(), min_size=STEPS, max_size=STEPS)),
             swap_guidance=draw(st.sampled_from([1.0, 2.0, 3.5])),
-            mix_branches=draw(st.booleans()),
+            mix_references=draw(st.booleans()),
             concepts_per_call=draw(st.integers(1, 4)),
         ),
         draw(st.sampled_from([None, "scaled", "blended"])),

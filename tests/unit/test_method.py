@@ -11,7 +11,7 @@ from pnpmix.masks import covered_tokens, expanded_box_mask, gaussian_blur, share
 from pnpmix.mixer.attention import attend_to_objects, guided_appearance_attention
 from pnpmix.mixer.dilution import Dilution, background_dilution
 from pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
-from pnpmix.mixer.mixing import mix_branch_noise, mix_noise
+from pnpmix.mixer.mixing import mix_noise, mix_reference_noise
 from pnpmix.mixer.sampling import roles_needed, sample_pnp_mix
 from pnpmix.schedule import (
     added_noise,
@@ -166,7 +166,7 @@ def test_noise_of_each_region_comes_from_its_own_branch():
     back, refs = torch.full((1, 1, 3), 9.0), torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 1, 3)
     masks = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.25, 0.0]]).view(2, 1, 1, 3)
     assert mix_noise(back, refs, masks).flatten().tolist() == [1, 0.25 * 2 + 0.75 * 9, 9]
-    assert mix_branch_noise(back, refs, masks)[0].flatten().tolist() == [1, 9, 9]
+    assert mix_reference_noise(back, refs, masks)[0].flatten().tolist() == [1, 9, 9]
 
 
 def test_dilution_scales_or_blends_outside_the_box():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from ....pnpmix.mixer.sampling import Rows
+from ....pnpmix.mixer.sampling import BatchRows
 from ...common.checks import BadInput
 from ...common.hooks import Call, Hook, with_options
 
@@ -10,7 +10,7 @@ ROWS = "pnpmix_rows"  # in transformer_options: the batch rows of a call that th
 Area = tuple[int, int, int, int]  # height, width, top and left in latent tokens
 
 
-def hooked(hooks: Sequence[Hook], call: Call, rows: Rows) -> Call:
+def hooked(hooks: Sequence[Hook], call: Call, rows: BatchRows) -> Call:
     """Returns the call with all hooks around it, the first one outermost."""
     for hook in reversed(hooks):
         call = hook.around(call, rows)
@@ -28,7 +28,7 @@ def with_first_patch(options: dict, name: str, patch: Callable) -> dict:
     return with_options(options, {"patches": {**patches, name: [patch, *patches.get(name, [])]}})
 
 
-def check_batch(size: int, rows: Rows, chunks: int) -> None:
+def check_batch(size: int, rows: BatchRows, chunks: int) -> None:
     """Refuses a batch that is anything but the batch rows of a call, once for each chunk."""
     if size != chunks * len(rows.roles) * (rows.concepts.stop - rows.concepts.start):
         fault = f"one of its patches repeats, tiles or reorders the batch ({size} rows), so that rows cannot be told."

@@ -6,7 +6,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper
 
 from ....pnpmix.masks import weighted
 from ....pnpmix.mixer.attention import by_role
-from ....pnpmix.mixer.sampling import Rows
+from ....pnpmix.mixer.sampling import BatchRows
 from ...common.hooks import Hook
 from . import ROWS, check_batch
 
@@ -28,7 +28,7 @@ def sparing_personal_rows(patch: Callable[[dict], dict]) -> Callable[[dict], dic
 
     def spared(arguments: dict) -> dict:
         options, image = arguments["transformer_options"], arguments["img"]
-        rows: Rows | None = options.get(ROWS)
+        rows: BatchRows | None = options.get(ROWS)
         if rows is None or "personal" not in rows.roles:
             return patch(arguments)
         chunks = len(options["cond_or_uncond"])
@@ -43,7 +43,7 @@ def sparing_personal_rows(patch: Callable[[dict], dict]) -> Callable[[dict], dic
 
 def without_personal_hints(executor, x, t, c_concat, c_crossattn, control, transformer_options, **conds):
     """Weighs all hints of a UNet's ControlNets with 0 in the personal batch rows (an APPLY_MODEL wrapper)."""
-    rows: Rows | None = transformer_options.get(ROWS)
+    rows: BatchRows | None = transformer_options.get(ROWS)
     if control is not None and rows is not None and "personal" in rows.roles:
         chunks = len(transformer_options["cond_or_uncond"])
         check_batch(len(x), rows, chunks)

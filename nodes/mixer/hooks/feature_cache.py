@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ....pnpmix.mixer.sampling import Rows
+from ....pnpmix.mixer.sampling import BatchRows
 from ...common.checks import BadInput
 from ...common.hooks import Call, Hook
 from ...common.types import APPEARANCE, DILUTION, Appearance, Concept
@@ -49,7 +49,7 @@ class FeatureCache(Hook):
         """Says whether the features of these concepts at this step are cached."""
         return all((step, k) in self.features for k in range(concepts.start, concepts.stop))
 
-    def around(self, call: Call, rows: Rows) -> Call:
+    def around(self, call: Call, rows: BatchRows) -> Call:
         """Lets the layers of the call find this cache; what a call that fails has left half-written is forgotten."""
         written = range(rows.concepts.start, rows.concepts.stop) if "personal" in rows.roles else ()
         call = telling(call, {FEATURES: self})
@@ -69,7 +69,7 @@ class FeatureCache(Hook):
         for k in concepts:
             self.features.pop((step, k), None)
 
-    def add(self, personal: Tensor, rows: Rows, extra_options: dict) -> None:
+    def add(self, personal: Tensor, rows: BatchRows, extra_options: dict) -> None:
         """Caches what one layer reads.
 
         Args:
@@ -103,7 +103,7 @@ class FeatureCache(Hook):
         # what is cached is no longer free, so that it counts on both sides
         return self.bytes() < SHARE * (comfy.model_management.get_free_memory(self.place) + self.bytes())
 
-    def read(self, rows: Rows, extra_options: dict, like: Tensor) -> Tensor:
+    def read(self, rows: BatchRows, extra_options: dict, like: Tensor) -> Tensor:
         """Returns what one layer reads (chunks, concepts, tokens, channels), on the device of `like`."""
         block, index, chunks = extra_options["block"], extra_options["block_index"], extra_options["cond_or_uncond"]
         found = [
@@ -125,7 +125,8 @@ class FeatureCache(Hook):
         if len(self.features) < self.expected:
             size += f", which is all that fits: {len(self.features)} of {self.expected}"
         return (
-            f"Read again from the run before: {self.found} of {self.expected} personal rows. Kept for the next: {size}."
+            f"Feature cache: {self.found} of {self.expected} reference features found from the previous run. Cached "
+            f"for the next: {size}."
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....pnpmix.masks import box_distance, covered_tokens, part_of
 from ....pnpmix.mixer.attention import apply_rope, attend_to_objects, by_role, guided_joint_attention
-from ....pnpmix.mixer.sampling import Rows
+from ....pnpmix.mixer.sampling import BatchRows
 from ...common.checks import BadInput
 from ...common.hooks import Call, Hook
 from ...common.types import Appearance, Concept
@@ -99,7 +99,7 @@ class JointAttention(Hook):
         transformer_options[OVERRIDE] = self.attend
         return options
 
-    def around(self, call: Call, rows: Rows) -> Call:
+    def around(self, call: Call, rows: BatchRows) -> Call:
         def checked(options: dict):
             prediction = call(options)
             self.check_entered()
@@ -149,7 +149,7 @@ class JointAttention(Hook):
 
     def prepare_call(self, executor, x, t, c_concat, c_crossattn, control, transformer_options, **conds):
         """Adds the `JointCall` to a call that has other rows than plain ones (an APPLY_MODEL wrapper)."""
-        rows: Rows | None = transformer_options.get(ROWS)
+        rows: BatchRows | None = transformer_options.get(ROWS)
         if rows is not None and rows.roles != ("plain",):
             check_batch(len(x), rows, len(transformer_options["cond_or_uncond"]))
             self.check_guidance(rows, transformer_options)
@@ -159,7 +159,7 @@ class JointAttention(Hook):
             transformer_options = {**transformer_options, JOINT_CALL: call}
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **conds)
 
-    def check_guidance(self, rows: Rows, transformer_options: dict) -> None:
+    def check_guidance(self, rows: BatchRows, transformer_options: dict) -> None:
         """Refuses calls that guidance adds to the mixer's own, where what they read could not be told."""
         fault = None
         if replaced_blocks(transformer_options) != self.replaced:
@@ -207,7 +207,9 @@ class JointAttention(Hook):
         if self.entered:
             return
         if self.longer:
-            fault = "one of its patches adds tokens to the prompt's and the picture's, so that those cannot be told."
+            fault = (
+                "one of its patches adds tokens to the prompt's and the image's, so that those cannot be told apart."
+            )
             raise BadInput(NODE, "model", fault, "Bypass that patch, for example a style reference.")
         fault = "its attention does not go through ComfyUI's, so that nothing of the concepts is read."
         raise BadInput(NODE, "model", fault, "Bypass the node that replaces its attention.")
@@ -275,7 +277,7 @@ def few(kernel: Callable, heads: int, mask: Tensor | None, options: dict, query,
     return kernel(query, key, value, heads, mask=None if mask is None else mask[..., read], **options)
 
 
-def of_swap_rows(mask: Tensor, rows: Rows, chunks: int, tokens: int) -> Tensor:
+def of_swap_rows(mask: Tensor, rows: BatchRows, chunks: int, tokens: int) -> Tensor:
     """Returns (1 or chunks, ..., 1, tokens) of a mask that hides text, the same for all swap rows of a chunk."""
     if mask.ndim < 3 or mask.shape[-2:] != (1, tokens):
         fault = "something masks its attention from token to token, so that an object cannot be read alone."

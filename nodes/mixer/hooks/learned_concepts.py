@@ -1,7 +1,7 @@
 """Limits trained concepts, which the mixer's prompt blends in, to the batch rows of their own concept."""
 
 from ....pnpmix.latexblend.blending import Slot
-from ....pnpmix.mixer.sampling import Rows
+from ....pnpmix.mixer.sampling import BatchRows
 from ...common.hooks import Call, Hook
 from ...common.types import Concept
 from ...latexblend.patches import BELONGS, PLAN
@@ -39,7 +39,7 @@ class LearnedConcepts(Hook):
     def __init__(self, conds: dict[str, list[dict]]):
         self.conds = conds
 
-    def around(self, call: Call, rows: Rows) -> Call:
+    def around(self, call: Call, rows: BatchRows) -> Call:
         if all(entry.get(PLAN) is None for entry in self.conds["positive"]):
             return call
         concepts = range(rows.concepts.start, rows.concepts.stop)

@@ -4,7 +4,7 @@ ComfyUI's EasyCache and LazyCache get a cache of their own for each kind of call
 that a run stops where they answer with something that was cached of other batch rows.
 """
 
-from ....pnpmix.mixer.sampling import Rows
+from ....pnpmix.mixer.sampling import BatchRows
 from ...common.checks import BadInput
 from ...common.hooks import Call, Hook
 from ...common.memory import is_oom
@@ -39,7 +39,7 @@ class HostCaches(Hook):
         self.transformer_options = options["transformer_options"]
         return options
 
-    def around(self, call: Call, rows: Rows) -> Call:
+    def around(self, call: Call, rows: BatchRows) -> Call:
         if rows.roles == ("personal",):  # a call of its own is made for what it reads: nothing of it may be skipped
             return telling(call, new_cache(self.transformer_options, self.sampling))
         layout = (rows.roles, rows.concepts.start, rows.concepts.stop)
@@ -83,7 +83,7 @@ class ForeignCaches(Hook):
     def install(self, options: dict) -> dict:
         return with_first_patch(options, "attn1_patch", counting_patch) if self.patched and self.layers > 0 else options
 
-    def around(self, call: Call, rows: Rows) -> Call:
+    def around(self, call: Call, rows: BatchRows) -> Call:
         def watched(options: dict):
             """Evaluates the call, and refuses cached outputs.
 
@@ -97,11 +97,13 @@ class ForeignCaches(Hook):
             except RuntimeError as error:  # of torch: shapes do not fit
                 if not is_new or self.layout is None or is_oom(error) or not {"size", "shape"} & words(error):
                     raise
-                fault = f"one of its patches cannot do with other rows than in the call before ({error})."
+                fault = f"one of its patches does not work with other batch rows than in the previous call ({error})."
                 raise BadInput("Mask Noise Mixer", "model", fault, REMEDY) from error
             counted = self.layers > 0 and (self.patched or rows.roles != ("plain",))
             if is_new and counted and (passed.layers == 0 or passed.layers % self.layers > 0):
-                fault = "one of its patches answers with outputs that it kept of other rows, which would be mistaken."
+                fault = (
+                    "one of its patches answers with outputs that it cached of other batch rows, which would be wrong."
+                )
                 raise BadInput("Mask Noise Mixer", "model", fault, REMEDY)
             self.layout = layout
             return prediction

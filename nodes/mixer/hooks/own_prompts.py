@@ -8,7 +8,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ....pnpmix.mixer.sampling import Rows
+from ....pnpmix.mixer.sampling import BatchRows
 from ...common.checks import BadInput
 from ...common.hooks import Call, Hook, installed, with_options
 from ...common.memory import place_for_some
@@ -34,19 +34,19 @@ class OwnPrompts(Hook):
         self.conds = conds
         self.stacked: dict = {}
 
-    def around(self, call: Call, rows: Rows) -> Call:
+    def around(self, call: Call, rows: BatchRows) -> Call:
         if "personal" not in rows.roles or len(self.conds) == 2:
             return call
         return lambda options: call({**options, POSITIVE: self.positive(rows)})
 
-    def positive(self, rows: Rows) -> list[dict]:
+    def positive(self, rows: BatchRows) -> list[dict]:
         """Returns the mixer's conditionings, with the concepts' own prompts in the personal rows that have one."""
         layout = (rows.roles, rows.concepts.start, rows.concepts.stop)
         if layout not in self.stacked:
             self.stacked[layout] = [self.stack(entry, rows) for entry in self.conds["positive"]]
         return self.stacked[layout]
 
-    def stack(self, entry: dict, rows: Rows) -> dict:
+    def stack(self, entry: dict, rows: BatchRows) -> dict:
         """Returns the prompts of a batch, one for each row."""
         indices = range(rows.concepts.start, rows.concepts.stop)
         own = [self.conds[str(k)][0] if str(k) in self.conds else entry for k in indices]
@@ -75,7 +75,7 @@ class PromptsApart(Hook):
         self.others = options.get(PREDICT, calc_cond_batch)
         return installed(self.hooks, options)
 
-    def around(self, call: Call, rows: Rows) -> Call:
+    def around(self, call: Call, rows: BatchRows) -> Call:
         if "personal" not in rows.roles:
             return hooked(self.hooks, call, rows)
         call = telling(call, {PICTURES: None})
@@ -85,10 +85,12 @@ class PromptsApart(Hook):
         """Predicts with the other packs' function, or ComfyUI's."""
         return self.others({**arguments, "model_options": options})
 
-    def predict_apart(self, rows: Rows) -> Callable[[dict], list[Tensor]]:
+    def predict_apart(self, rows: BatchRows) -> Callable[[dict], list[Tensor]]:
         """Returns a sampler_calc_cond_batch_function for these batch rows."""
         concepts = range(rows.concepts.start, rows.concepts.stop)
-        parts = [(slice(i, i + 1), Rows(("personal",), slice(k, k + 1), rows.step)) for i, k in enumerate(concepts)]
+        parts = [
+            (slice(i, i + 1), BatchRows(("personal",), slice(k, k + 1), rows.step)) for i, k in enumerate(concepts)
+        ]
         parts.append((slice(len(concepts), None), rows._replace(roles=rows.roles[1:])))
 
         def predict(arguments: dict) -> list[Tensor]:
@@ -140,14 +142,16 @@ def room_apart(
     size, name, fault = attention.bytes_of_a_picture(chunks=1 if guider.cfg == 1 else 2), concepts[0].name, None
     room = place_for_some(size, guider, device)
     if is_compiled(guider.model_patcher):
-        fault = f"the prompt of '{name}' has another length or kind, and a compiled model keeps nothing between calls."
+        fault = (
+            f"the prompt of '{name}' has another length or kind, and a compiled model can cache nothing between calls."
+        )
     limits = {"area", "timestep_start", "timestep_end", "hooks"}
     common = [guider.conds["positive"], *([] if guider.cfg == 1 else [guider.conds["negative"]])]
     if any(len(entries) != 1 or not entries[0].keys().isdisjoint(limits) for entries in common):
         fault = f"the prompt of '{name}' has another length or kind, and the mixer's are combined, timed or in an area."
     if room is not None and fault is None:
         return room
-    full = f"the prompt of '{name}' has another length or kind: {size / 1e9:.1f} GB must be kept, and do not fit."
+    full = f"the prompt of '{name}' has another length or kind: {size / 1e9:.1f} GB must be cached, and do not fit."
     remedy = "Use prompts of the same kind and the same number of tokens, or leave the Concepts' positive unwired."
     with at_fault(concepts[0].node_id):
         raise BadInput("Mask Noise Mixer", "concepts", fault or full, remedy)

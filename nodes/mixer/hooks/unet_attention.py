@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ....pnpmix.masks import part_of, readable_tokens
 from ....pnpmix.mixer.attention import attend_to_objects, by_role, guided_appearance_attention
-from ....pnpmix.mixer.sampling import Rows
+from ....pnpmix.mixer.sampling import BatchRows
 from ...common.attention import plain_attention
 from ...common.checks import BadInput
 from ...common.hooks import Hook
@@ -59,9 +59,9 @@ class UNetAttention(Hook):
         return found
 
 
-def swap_rows(appearance: Appearance, extra_options: dict) -> Rows | None:
+def swap_rows(appearance: Appearance, extra_options: dict) -> BatchRows | None:
     """Returns the batch rows of this call if this layer guides them; None in calls that the mixer did not make."""
-    rows: Rows | None = extra_options.get(ROWS)
+    rows: BatchRows | None = extra_options.get(ROWS)
     in_layer = appearance.layers == "all" or extra_options["block"][0] == "output"
     return rows if rows is not None and "swap" in rows.roles and in_layer else None
 
@@ -84,7 +84,7 @@ def appearance_patch(appearance: Appearance):
 
 
 def of_personal_rows(
-    features: FeatureCache, value: Tensor, rows: Rows, extra_options: dict
+    features: FeatureCache, value: Tensor, rows: BatchRows, extra_options: dict
 ) -> tuple[Tensor, Tensor] | None:
     """Reads the personal rows from the cache, or fills it with those of this call; None where the call has them."""
     if "personal" in rows.roles:
