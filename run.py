@@ -221,7 +221,7 @@ def plan(hosts: list[Path], everything: bool) -> list[tuple[Path | None, list[Pa
 
 
 def run_tests(python: Path, options: list[str | Path], host: Path | None = None, left_out: Sequence[str] = ()) -> int:
-    """pytest's exit code."""
+    """Pytest's exit code."""
     # small tensors: one process a core is faster than one process with all cores
     variables = os.environ | {"OMP_NUM_THREADS": "1"} | ({"COMFYUI_DIR": str(host)} if host else {})
     variables.pop(

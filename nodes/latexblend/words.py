@@ -69,8 +69,10 @@ def left_out(clip, encoder: str, chunks: Chunks) -> list[int]:
 
 
 def as_encoded(clip, encoder: str, chunks: Chunks) -> Chunks:
-    """The tokens that are left where embeddings are left out: others move up, and pads follow. Weights stay where they
-    are, as the host applies them to the places of a chunk."""
+    """Returns the tokens without ignored embeddings: others move up, and pads follow.
+
+    Weights stay where they are, as the host applies them to the positions of a chunk.
+    """
     if not left_out(clip, encoder, chunks):
         return chunks
     kept = [[token[0] for token in chunk if not left_out(clip, encoder, [[token]])] for chunk in chunks]
@@ -170,8 +172,10 @@ def place(
     Args:
         slot: "auto": V* takes an article's place, or that of an "a" that is put there; "replace": of whatever word is
             there; "insert": always of an "a" that is put there.
+
     Returns:
         the chunks; of each concept the first token of its slot, in all chunks joined.
+
     Raises:
         BadInput: of the concept's node or of the input text.
     """
