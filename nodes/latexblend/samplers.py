@@ -149,7 +149,7 @@ class Step(NamedTuple):
     length: int
 
 
-class LearnSampler(comfy.samplers.Sampler):
+class TrainSampler(comfy.samplers.Sampler):
     """Training in the place of sampling, so that models are loaded and brought to the device as for any other run."""
 
     features: Features  # when it is done
