@@ -3,15 +3,17 @@
     python3 run.py [options of ComfyUI]                 set up, then start ComfyUI
     python3 run.py test [--all] [options of pytest]     set up, then run the tests; --all: the nightly ones too
     python3 run.py demo [options of the demo]           set up, then run the demo, which needs no ComfyUI
-    python3 run.py blend [options]                      set up, then blend many pictures without the editor (--help)
-    python3 run.py evaluate [options]                   set up, then measure the method on tasks of yours (--help)
+    python3 run.py blend [options]                      set up, then blend images from the command line (--help)
+    python3 run.py evaluate [options]                   set up, then measure the method on your tasks (--help)
+    python3 run.py api [template]                       print a template in API format, or the templates' names
 
-Needs Python and git alone. All but the demo find a ComfyUI in COMFYUI_DIR, round this folder, in ~/comfy/ComfyUI or in
-~/ComfyUI. Without one, the latest release is cloned into ~/ComfyUI; for the tests, the oldest release that the pack
-supports and the latest one into .hosts in this folder.
+Needs only Python and git. All but demo and api find a ComfyUI in COMFYUI_DIR, around this folder, in ~/comfy/ComfyUI
+or in ~/ComfyUI. Without one, the latest release is cloned into ~/ComfyUI; for the tests, the oldest release that the
+pack supports and the latest one into .hosts in this folder.
 """
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -171,7 +173,7 @@ def start(options: list[str]) -> int:
     return subprocess.run([python, "main.py", *options], cwd=comfyui).returncode
 
 
-def without_editor(command: str, options: list[str]) -> int:
+def command_line(command: str, options: list[str]) -> int:
     """The commands of `cli/`.
 
     That is a package of its own: it runs in ComfyUI's Python, which this file cannot count on.
@@ -184,6 +186,20 @@ def without_editor(command: str, options: list[str]) -> int:
     if os.name != "nt":
         os.execve(line[0], line, variables)  # takes this process's place, so that whoever stops it stops that
     return subprocess.run(line, env=variables).returncode
+
+
+def api(options: list[str]) -> int:
+    """Prints a template as ComfyUI's server takes it, for programs that use its HTTP API."""
+    from cli import graphs  # needs no other package
+
+    if not options:
+        print(*sorted(path.stem.removesuffix(".app") for path in graphs.TEMPLATES.glob("*.json")), sep="\n")
+        return 0
+    try:
+        print(json.dumps(graphs.api_graph(" ".join(options)), indent=2))
+    except FileNotFoundError:
+        raise SystemExit(f"There is no template '{' '.join(options)}'. python3 run.py api lists them.") from None
+    return 0
 
 
 def demo(options: list[str]) -> int:
@@ -205,7 +221,7 @@ def plan(hosts: list[Path], everything: bool) -> list[tuple[Path | None, list[Pa
 
 
 def run_tests(python: Path, options: list[str | Path], host: Path | None = None, left_out: Sequence[str] = ()) -> int:
-    """pytest's exit code."""
+    """Pytest's exit code."""
     # small tensors: one process a core is faster than one process with all cores
     variables = os.environ | {"OMP_NUM_THREADS": "1"} | ({"COMFYUI_DIR": str(host)} if host else {})
     variables.pop(
@@ -227,8 +243,8 @@ def test(options: list[str]) -> int:
     newest, has_host = pythons[-1], runs[-1][0] is not None
     if has_host and find_browser() is None:
         subprocess.run([newest, "-m", "playwright", "install", "chromium"], check=True)
-    checks = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"])
-    checked = [subprocess.run([newest, "-m", *check], cwd=PACK).returncode for check in checks]
+    checks = (["-m", "ruff", "check"], ["-m", "ruff", "format", "--check"], [TESTS / "tools" / "check_types.py"])
+    checked = [subprocess.run([newest, *check], cwd=PACK).returncode for check in checks]
 
     codes = []
     for python, (host, paths, left_out) in zip(pythons, runs, strict=True):
@@ -245,7 +261,8 @@ def test(options: list[str]) -> int:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    commands = {"test": test, "demo": demo} | {name: partial(without_editor, name) for name in ("blend", "evaluate")}
+    commands = {"test": test, "demo": demo, "api": api}
+    commands |= {name: partial(command_line, name) for name in ("blend", "evaluate")}
     command = commands.get(arguments[0] if arguments else "")
     try:
         sys.exit(command(arguments[1:]) if command else start(arguments))

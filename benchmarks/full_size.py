@@ -155,7 +155,7 @@ class Case:
             given = {"c_crossattn": self.prompts[0][0][0].clone().to(device)}
             if self.layout == "sdxl":
                 given["y"] = torch.zeros(1, 2816, device=device)
-            options = {"optimized_attention_override": layers.differentiable_attention}
+            options = {"optimized_attention_override": pack_module("common.attention").differentiable_attention}
 
             def loss_of(step: int) -> Tensor:
                 drawn = training.draw(42, step, 1, 0, x0.shape[1:])
@@ -212,8 +212,8 @@ def main() -> None:
             "the same, guided in the first 20 %": (lambda: case.sample(learned, scale=1.0), options.steps),
             "Conductor, injection alone": (lambda: case.conduct(False), options.steps),
             "Conductor, its layout read, aligned and refined": (lambda: case.conduct(True), options.steps),
-            "Learn Concept": (lambda: case.learn(True), options.learning_steps),
-            "Learn Concept, checkpointing off": (lambda: case.learn(False), options.learning_steps),
+            "Train Concept": (lambda: case.learn(True), options.learning_steps),
+            "Train Concept, checkpointing off": (lambda: case.learn(False), options.learning_steps),
             "the plain way: K and V fine-tuned": (case.fine_tune, options.learning_steps),
         }
         results = {}

@@ -13,7 +13,7 @@ import comfy.samplers
 import torch
 from pnpmix.mixer.dilution import Dilution, background_dilution
 from pnpmix.mixer.inversion import edit_friendly_trajectory
-from pnpmix.mixer.mixing import mix_branch_noise, mix_noise
+from pnpmix.mixer.mixing import mix_noise, mix_reference_noise
 from pnpmix.schedule import posterior_mean, swap_guidance_scale, to_eps
 from torch import Tensor
 
@@ -88,7 +88,7 @@ class PlainSampler(comfy.samplers.Sampler):
             eps_branches = (plain + weight * (guided - plain))[3 : 3 + concepts]
             eps = mix_noise(plain[0], eps_branches, masks)
             output = posterior_mean(output, eps, sigma, sigma_next) + residuals[i]
-            eps_branches = mix_branch_noise(plain[0], eps_branches, masks)
+            eps_branches = mix_reference_noise(plain[0], eps_branches, masks)
             branches = posterior_mean(branches, eps_branches, sigma, sigma_next) + residuals[i]
             branches = background_dilution(branches, inpaint[i + 1], dilution)
         return torch.cat([output[None], branches])

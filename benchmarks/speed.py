@@ -161,13 +161,13 @@ def run_plain_loop(task: Task, stage: Callable[[str], None]) -> torch.Tensor:
     """The same by the plain loop."""
     import comfy.samplers
     from benchmarks.plain_loop import PlainSampler
-    from pnpmix.masks import cell_weights, expanded_box_mask, share_overlaps
+    from pnpmix.masks import expanded_box_mask, share_overlaps, token_weights
 
     grid, count = tuple(task.latents.shape[-2:]), len(task.masks)
     sampler = PlainSampler(
         task.latents[1:],
         [7, 7, *range(1, 1 + count)],
-        share_overlaps(torch.stack([cell_weights(mask, grid)[None] for mask in task.masks])),
+        share_overlaps(torch.stack([token_weights(mask, grid)[None] for mask in task.masks])),
         torch.stack([expanded_box_mask(mask, grid, 16)[None] for mask in task.masks]),
         inversion_cfg=3.5,
         alpha=0.15,

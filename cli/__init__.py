@@ -1,1 +1,1 @@
-"""Templates run without the editor, on ComfyUI's own server: `run.py blend` and `run.py evaluate`."""
+"""Templates from the command line, on ComfyUI's own server: `run.py blend` and `run.py evaluate`."""

@@ -1,4 +1,4 @@
-"""python -m cli blend … (or evaluate …): `run.py` calls it with the Python of the ComfyUI in COMFYUI_DIR."""
+"""Runs a command: `run.py` calls python -m cli blend … (or evaluate …) with the Python of ComfyUI."""
 
 import signal
 import sys
@@ -9,6 +9,7 @@ COMMANDS = {"blend": blend.main, "evaluate": evaluate.main}
 
 
 def stop(*_) -> None:
+    """Ends the command, as Ctrl+C does."""
     raise KeyboardInterrupt
 
 
@@ -20,5 +21,5 @@ if __name__ == "__main__":
     try:
         sys.exit(COMMANDS[sys.argv[1]](sys.argv[2:]))
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", flush=True)
+        print("Stopped. The same command resumes here.", flush=True)
         sys.exit(130)

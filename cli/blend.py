@@ -1,7 +1,7 @@
-"""Blends your own things into scenes, one or hundreds of them, with the templates and without the editor.
+"""Blends your own objects into scenes, one or hundreds of them, with the templates, from the command line.
 
-One job from options, or many from a table. A picture that is there already is not made again: after a stop the same
-command goes on where it was. Options behind -- are handed to the ComfyUI that is started, such as: -- --lowvram
+One job from options, or many from a table. A result that is there already is not made again: after a stop the same
+command resumes. Options after -- are passed to the ComfyUI that is started, such as: -- --lowvram
 """
 
 import argparse
@@ -12,89 +12,94 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from .files import NotWritable, check_writable, write_whole
-from .jobs import BadTable, Job, JobFailed, check, in_order, read_table, work_of
+from .errors import BadTable, JobFailed, NotWritable, ServerEnded, ServerGone
+from .files import check_writable, write_whole
+from .jobs import Job, help_of, job_of, read_table
 from .pictures import changed_share, with_profile
-from .server import Server, ServerEnded, ServerGone, comfyui_server
+from .server import Server, comfyui_server
+from .work import work_of
 
 OUTPUT = Path("blends")
 WORTH_SAYING = re.compile("Warning|Changed")  # of what the nodes say
 
 
 def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Those of the command, and, behind --, those of ComfyUI."""
+    """Returns the options of the command, and, after --, those of ComfyUI."""
     at = arguments.index("--") if "--" in arguments else len(arguments)
     return list(arguments[:at]), [x for x in arguments[at:] if x != "--"]
 
 
 def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options, and those of ComfyUI."""
+    """Returns the options, and those of ComfyUI."""
     ours, theirs = split_options(arguments)
     parser = argparse.ArgumentParser(
-        prog="run.py blend", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--scene", type=Path, help="your photo")
-    parser.add_argument(
-        "--thing",
-        action="append",
-        default=[],
-        help='up to three times: what it replaces = its picture, "dog=my_dog.jpg"',
-    )
-    parser.add_argument("--table", type=Path, help="a CSV file with a job in each row; see cli/README.md")
-    parser.add_argument(
-        "--demo", type=int, nargs="?", const=1, metavar="N",
-        help="without a download: the demo model in the place of the checkpoint; without a table, on N scenes that "
-        "are drawn, with their things, masks and a table, into the output folder; default: 1",
+        prog="run.py blend", description=__doc__, epilog=help_of(Job),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, default=OUTPUT, help=f"folder of the pictures; default: {OUTPUT}")
-    parser.add_argument("--prompt", default="", help="the finished picture in words; default: from the things' words")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--steps", type=int, help="of the whole schedule; default: the template's")
-    parser.add_argument("--checkpoint", default="", help="file in models/checkpoints; default: the template's")
-    parser.add_argument("--template", default="", help="default: the one for as many things")
-    parser.add_argument("--url", help="of a ComfyUI that runs already, with this pack; default: one is started")
+    option = parser.add_argument
+    option("--scene", type=Path, help="your photo")
+    option("--concept", action="append", default=[],
+           help='up to three times: what it replaces = its image, "dog=my_dog.jpg"')  # fmt: skip
+    option("--table", type=Path, help="a CSV file with a job in each row, whose columns are listed below")
+    option("--demo", type=int, nargs="?", const=1, metavar="N",
+           help="without downloads: the demo model instead of the checkpoint; without a table, on N drawn scenes, "
+           "written with concepts, masks and a table into the output folder; default: 1")  # fmt: skip
+    option("--output", type=Path, default=OUTPUT, help=f"folder of the results; default: {OUTPUT}")
+    option("--prompt", default="", help="prompt of the result; default: made of the objects")
+    option("--seed", type=int, default=0, help="default: 0")
+    option("--steps", type=int, help="of the whole schedule; default: the template's")
+    option("--checkpoint", default="", help="file in models/checkpoints; default: the template's")
+    option("--template", default="", help="default: the one for as many objects")
+    option("--url", help="of a ComfyUI that runs already, with this pack; default: one is started")
     options = parser.parse_args(ours)
-    if options.table and (options.scene or options.thing):
-        parser.error("--table has the scenes and things; leave out --scene and --thing")
+    if options.table and (options.scene or options.concept):
+        parser.error("--table has the scenes and concepts; leave out --scene and --concept")
     if options.demo is not None and options.demo < 1:
         parser.error("--demo: 1 scene or more")
-    if not (options.table or options.demo or (options.scene and options.thing)):
-        parser.error("give --scene and --thing, or --table, or --demo")
-    if options.demo and (options.scene or options.thing):
+    if not (options.table or options.demo or (options.scene and options.concept)):
+        parser.error("give --scene and --concept, or --table, or --demo")
+    if options.demo and (options.scene or options.concept):
         parser.error("--demo finds nothing by words: give its scenes in a --table, with masks, or let it draw them")
     return options, theirs
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job | JobFailed]:
-    """
+    """Returns the jobs; instead of one of a table that is not right, what is wrong.
+
     Raises:
         BadTable: of --table.
-        JobFailed: of --thing and the like.
+        JobFailed: of --concept and the like.
     """
-    given = {name: getattr(options, name) for name in ("prompt", "seed", "steps", "checkpoint", "template")}
-    defaults = Job(Path(), (), (), **given)
+    defaults = {name: getattr(options, name) for name in ("prompt", "seed", "steps", "checkpoint", "template")}
     if options.table:
-        return read_table(options.table, defaults)
+        return read_table(options.table, Job, **defaults)
     if options.demo:
         from .drawn import draw_jobs  # needs torch, which takes seconds to import
 
         check_writable(options.output)
-        return read_table(draw_jobs(options.output / "demo", options.demo), defaults)
-    pairs = [thing.partition("=") for thing in options.thing]
-    for (word, _, file), thing in zip(pairs, options.thing, strict=True):
-        if not (word.strip() and file.strip()):
-            raise JobFailed(f'--thing "{thing}": write what it replaces = its picture, such as "dog=my_dog.jpg"')
-    job = defaults._replace(
-        scene=options.scene,
-        words=tuple(word.strip() for word, _, _ in pairs),
-        things=tuple(Path(file.strip()) for _, _, file in pairs),
-    )
-    check(job)
-    return [job]
+        return read_table(draw_jobs(options.output / "demo", options.demo), Job, **defaults)
+    pairs = [[part.strip() for part in concept.partition("=")] for concept in options.concept]
+    for (word, _, file), concept in zip(pairs, options.concept, strict=True):
+        if not (word and file):
+            raise JobFailed(f'--concept "{concept}": write what it replaces = its image, such as "dog=my_dog.jpg"')
+    words, _, files = zip(*pairs, strict=True)
+    return [job_of({**defaults, "scene": options.scene, "objects": words, "concepts": files}, Job, Path())]
+
+
+def in_order(jobs: Sequence[Job]) -> list[Job]:
+    """Returns the jobs with those that share a scene's inversion one after another: ComfyUI caches it."""
+
+    def shared(job: Job) -> tuple:
+        return job.checkpoint, job.template, job.scene, job.target_masks, job.objects, job.prompt, job.seed, job.steps
+
+    first: dict[tuple, int] = {}
+    for k, job in enumerate(jobs):
+        first.setdefault(shared(job), k)
+    return sorted(jobs, key=lambda job: first[shared(job)])
 
 
 def run_jobs(jobs: Iterable[Job | JobFailed], folder: Path, server: Callable[[], Server], demo: bool) -> bool:
-    """Runs what is not there yet, with one line for each job; whether all came out.
+    """Runs what is not there yet, with one line for each job; returns whether all came out.
 
     Args:
         server: starts it, if it is needed, the first time.
@@ -116,14 +121,16 @@ def run_jobs(jobs: Iterable[Job | JobFailed], folder: Path, server: Callable[[],
                 there += 1
                 said = f"{path} is there"
             else:
-                (picture,) = server().pictures(work.prompt, [work.save], work.files, work.workflow)
-                write_whole(path, with_profile(picture, work.profile))
+                (result,) = server().images(work.prompt, [work.save], work.files, work.workflow)
+                write_whole(path, with_profile(result, work.profile))
                 made += 1
                 said = f"{path}, {time.perf_counter() - started:.1f} s"
-                told = [text for text in server().told if WORTH_SAYING.search(text)]
-                if changed_share(job.scene, picture) > 0.5:
-                    told.append("Warning: more than half of the scene changed; in a mask white marks what is replaced")
-                said = "; ".join([said, *work.notes, *(text.rstrip(".") for text in told)])
+                messages = [text for text in server().messages if WORTH_SAYING.search(text)]
+                if changed_share(job.scene, result) > 0.5:
+                    messages.append(
+                        "Warning: more than half of the scene changed; in a mask white marks what is replaced"
+                    )
+                said = "; ".join([said, *work.notes, *(text.rstrip(".") for text in messages)])
         except (JobFailed, ServerEnded, OSError) as error:
             failed += 1
             where = f"{job.where}: " if isinstance(job, Job) and job.where else ""
@@ -136,7 +143,7 @@ def run_jobs(jobs: Iterable[Job | JobFailed], folder: Path, server: Callable[[],
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code: 0 if every picture is there, 1 if a job failed, 2 if nothing can be run."""
+    """Returns the exit code: 0 if every result is there, 1 if a job failed, 2 if nothing can be run."""
     options, comfyui_options = read_options(arguments)
     with contextlib.ExitStack() as stack:
 

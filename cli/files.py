@@ -5,6 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from .errors import NotWritable
+
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file that is never seen half; of two programs that write the same, one wins.
@@ -25,10 +27,6 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-class NotWritable(Exception):
-    """Nothing can be kept where it is to be kept."""
-
-
 def check_writable(folder: Path) -> None:
     """Makes a folder; for before the work.
 
@@ -44,7 +42,7 @@ def check_writable(folder: Path) -> None:
 
 
 def file_mask() -> int:
-    """Of this process: what new files do not allow. It can only be read by setting it."""
+    """Returns what this process's new files do not allow. It can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

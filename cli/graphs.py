@@ -1,6 +1,7 @@
-"""The templates: reading them, filling them in, and turning them into the form that ComfyUI's server runs."""
+"""The templates: reading them, filling them in, and turning them into the API format that ComfyUI's server runs."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[1]
@@ -8,12 +9,12 @@ TEMPLATES = PACK / "workflows"
 CONTROLS = {"fixed", "increment", "decrement", "randomize"}  # of the widget that the editor adds behind a seed
 INPUTS, OUTPUTS = -10, -20  # the two ends of a subgraph, as nodes that its links name
 FINDERS, MASK_LOADER = ("PnPMixGroundedMask", "SAM3_Detect"), "LoadImageMask"
-# Titles of the nodes that find a thing, of the one that says how large the part is, and of the negative prompt
+# Titles of the nodes that find an object, of the one that says how large the crop is, and of the negative prompt
 IN_SCENE, IN_PICTURE, SIDE, NEGATIVE = "In the photo", "In your picture", "Side of the part, pixels", "Not in it"
-# Inputs in image pixels, for pictures of 64 × 64 instead of 512 or 1024
+# Inputs in image pixels, for images of 64 × 64 instead of 512 or 1024
 SMALL = {
     "ImageScale": {"width": 64, "height": 64},
-    "PnPMixFitPicture": {"mode": "crop"},  # the demo model knows its things in one size
+    "PnPMixFitPicture": {"mode": "crop"},  # the demo model knows its objects in one size
     "PnPMixPasteBack": {"expand": 1, "feather": 1},
     "PnPMixInpaintBackground": {"expand": 3, "feather": 1},
     "PnPMixDilution": {"expand": 4},
@@ -23,28 +24,29 @@ SMALL = {
 
 
 def read(path: Path) -> dict:
+    """Reads a workflow."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def subgraphs(workflow: dict) -> dict[str, dict]:
-    """By the type of the nodes that stand for them."""
+    """Returns the subgraphs of a workflow by the type of the nodes that stand for them."""
     return {x["id"]: x for x in (workflow.get("definitions") or {}).get("subgraphs", [])}
 
 
 def levels(workflow: dict) -> list[dict]:
-    """The graph and its subgraphs."""
+    """Returns the graph and its subgraphs."""
     return [workflow, *subgraphs(workflow).values()]
 
 
 def links(level: dict) -> dict[int, tuple]:
-    """(from, slot, to, slot) by the link's number."""
+    """Returns (from node, slot, to node, slot) by the link's number."""
     keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
     rows = [[x[key] for key in keys] if isinstance(x, dict) else x for x in level["links"]]
     return {row[0]: tuple(row[1:5]) for row in rows}
 
 
 def widget_places(node: dict) -> dict[str, int]:
-    """Where the widgets' values are in the file, which lists them in the order of the inputs that they belong to."""
+    """Returns where each widget's value is in the file, which lists them in the order of their inputs."""
     values, places, at = node.get("widgets_values", []), {}, 0
     for name in [i["name"] for i in node["inputs"] if "widget" in i]:
         places[name] = at
@@ -56,31 +58,33 @@ def widget_places(node: dict) -> dict[str, int]:
 
 
 def widget_values(node: dict) -> dict:
+    """Returns a node's widgets: name → value."""
     return {name: node["widgets_values"][at] for name, at in widget_places(node).items()}
 
 
 def title(workflow: dict, node: dict) -> str:
-    """What the editor writes over a node, as far as the file says it."""
+    """Returns the title of a node in the editor, as far as the file says it."""
     inside = subgraphs(workflow).get(node["type"])
     return node.get("title") or (inside["name"] if inside else node["type"])
 
 
 def titled(workflow: dict, name: str) -> dict | None:
-    """The node of the graph itself with this title; None where there is none."""
+    """Returns the node of the top level with this title; None where there is none."""
     return next((node for node in workflow["nodes"] if title(workflow, node) == name), None)
 
 
 def set_widget(node: dict, name: str, value) -> None:
+    """Sets a widget of a node by its name."""
     node["widgets_values"][widget_places(node)[name]] = value
 
 
 def nodes_of(workflow: dict, kind: str) -> list[dict]:
-    """Of a type, those in subgraphs too."""
+    """Returns the nodes of a type, those in subgraphs too."""
     return [node for level in levels(workflow) for node in level["nodes"] if node["type"] == kind]
 
 
 def to_api(workflow: dict) -> dict:
-    """What the editor sends when the workflow is queued; nodes of a subgraph have ids such as "3:7"."""
+    """Returns what the editor sends when the workflow is queued; nodes of a subgraph have ids such as "3:7"."""
     prompt = {}
     add_level(prompt, workflow, subgraphs(workflow), "", None)
     return prompt
@@ -121,7 +125,7 @@ def add_level(prompt: dict, level: dict, inside: dict[str, dict], path: str, giv
 
 
 def in_order(level: dict, wired: dict[int, tuple]) -> list[dict]:
-    """The nodes, each behind those that it depends on."""
+    """Returns the nodes, each after those that it depends on."""
     waiting, done = list(level["nodes"]), []
     while waiting:
         names = {node["id"] for node in waiting}
@@ -132,8 +136,22 @@ def in_order(level: dict, wired: dict[int, tuple]) -> list[dict]:
     return done
 
 
+def api_graph(name: str) -> dict:
+    """Returns a template in API format, for programs.
+
+    Every node has a title, which begins with its subgraph's, such as "Your thing 1: In the photo".
+
+    Raises:
+        FileNotFoundError: there is no such template.
+    """
+    paths = [TEMPLATES / f"{name}{kind}.json" for kind in ("", ".app")]
+    path = next((path for path in paths if path.is_file()), paths[0])
+    workflow = read(path)
+    return with_full_titles(to_api(workflow), workflow)
+
+
 def with_full_titles(prompt: dict, workflow: dict) -> dict:
-    """The same graph; the title of a node of a subgraph begins with the subgraph's, "Your thing 1: In the photo"."""
+    """Gives every node of a prompt its title, with those of the subgraphs around it."""
     around = {str(node["id"]): title(workflow, node) for node in workflow["nodes"]}
     named = {}
     for node_id, node in prompt.items():
@@ -144,7 +162,7 @@ def with_full_titles(prompt: dict, workflow: dict) -> dict:
 
 
 def for_demo_model(prompt: dict) -> None:
-    """Puts Load Demo Model in the place of Load Checkpoint, and sizes that fit its pictures of 64 × 64 pixels."""
+    """Replaces Load Checkpoint by Load Demo Model, and sizes by those of its images of 64 × 64 pixels."""
     for node in prompt.values():
         named = node["_meta"]["title"] or ""  # in an API graph with the name of its step before it
         if node["class_type"] == "CheckpointLoaderSimple":
@@ -157,12 +175,12 @@ def for_demo_model(prompt: dict) -> None:
 
 
 def load_mask(node: dict, file: str) -> None:
-    """Puts a mask from a file, white where the thing is, in the place of a node that finds it."""
+    """Replaces a node that finds an object by a mask from a file, white where the object is."""
     node |= {"class_type": MASK_LOADER, "inputs": {"image": file, "channel": "red"}}
 
 
 def needed(prompt: dict, output: str) -> dict:
-    """The nodes that this one is made from."""
+    """Returns the part of a graph that one node needs."""
     reached, waiting = set(), [output]
     while waiting:
         node_id = waiting.pop()
@@ -173,8 +191,30 @@ def needed(prompt: dict, output: str) -> dict:
 
 
 def add(prompt: dict, kind: str, outputs: int = 1, /, **inputs):
-    """Adds a node to a graph in the server's form; its output, or a list of them where there are several."""
+    """Adds a node to a graph in API format; returns its output, or a list of them where there are several."""
     node_id = f"{kind} {len(prompt)}"
     prompt[node_id] = {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}
     made = [[node_id, slot] for slot in range(outputs)]
     return made if outputs > 1 else made[0]
+
+
+def text_to_image(checkpoint: str, text: str, size: dict, loras: Sequence[tuple[str, float]] = (), **sampling) -> dict:
+    """Returns a graph in which a checkpoint, with LoRAs merged into it, draws a picture.
+
+    Args:
+        size: inputs of Empty Latent Image.
+        loras: (file, strength) of each.
+        sampling: seed, steps, cfg, sampler_name and scheduler.
+    """
+    prompt: dict = {}
+    model, clip, vae = add(prompt, "CheckpointLoaderSimple", 3, ckpt_name=checkpoint)
+    for file, strength in loras:
+        strengths = dict(strength_model=strength, strength_clip=strength)
+        model, clip = add(prompt, "LoraLoader", 2, model=model, clip=clip, lora_name=file, **strengths)
+    positive, negative = (add(prompt, "CLIPTextEncode", text=x, clip=clip) for x in (text, "blurry, distorted"))
+    conds = dict(positive=positive, negative=negative)
+    latent = add(prompt, "EmptyLatentImage", **size)
+    latent = add(prompt, "KSampler", model=model, latent_image=latent, denoise=1.0, **conds, **sampling)
+    image = add(prompt, "VAEDecode", samples=latent, vae=vae)
+    add(prompt, "SaveImage", images=image, filename_prefix="PnP-MIX")
+    return prompt

@@ -1,4 +1,4 @@
-"""Pictures as ComfyUI gets them: decoded here, in one way for all of its versions."""
+"""Images as ComfyUI gets them: decoded here, in the same way for all of its versions."""
 
 import hashlib
 import io
@@ -12,25 +12,21 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from .server import FOLDER, JobFailed
+from .errors import JobFailed
 
+FOLDER = "pnp-mix"  # of the images that a graph loads, in ComfyUI's input folder
 Content = Literal["picture", "mask", "alpha"]
 
 
-class Sent(NamedTuple):
-    """A file to be sent, and what of it."""
+class InputFile(NamedTuple):
+    """A file that ComfyUI loads, and what of it."""
 
     path: Path
     content: Content = "picture"  # "mask": white on black; "alpha": the mask that a cut-out brings
     profile: bytes | None = None  # ICC profile that the colors are converted to; None: they stay as they are
 
-    def name(self) -> str:
-        """What it is called there: its own name, and what tells it from others of that name."""
-        mark = hashlib.sha256(self.path.read_bytes() + self.content.encode() + (self.profile or b"")).hexdigest()
-        return f"{safe(self.path.stem)}-{mark[:12]}.png"
-
     def encode(self) -> bytes:
-        """The PNG file."""
+        """Returns the PNG file."""
         image = decode(self.path)
         if self.content == "alpha":
             drawn = image.getchannel("A")
@@ -43,29 +39,32 @@ class Sent(NamedTuple):
         return file.getvalue()
 
 
-def sent(files: dict[str, Sent], path: Path, content: Content = "picture", profile: bytes | None = None) -> str:
-    """Adds a file to those that are to be sent; what ComfyUI's loaders call it.
+def add_file(
+    files: dict[str, InputFile], path: Path, content: Content = "picture", profile: bytes | None = None
+) -> str:
+    """Adds a file to those that a graph loads, and returns its name for ComfyUI's loaders.
 
     Raises:
-        JobFailed: it is not there, or is no picture that can be read.
+        JobFailed: it is not there, or is no image that can be read.
     """
     decode(path)
-    file = Sent(path, content, profile)
-    files[file.name()] = file
-    return f"{FOLDER}/{file.name()}"
+    mark = hashlib.sha256(path.read_bytes() + content.encode() + (profile or b"")).hexdigest()
+    name = f"{safe(path.stem)}-{mark[:12]}.png"
+    files[name] = InputFile(path, content, profile)
+    return f"{FOLDER}/{name}"
 
 
 def safe(name: str) -> str:
-    """For a file."""
+    """Returns a name that may be a file's."""
     return re.sub(r"[^\w-]+", "_", name)[:80]
 
 
 @lru_cache(maxsize=8)  # a run may have thousands
 def decode(path: Path) -> Image.Image:
-    """RGB or RGBA, 8 bits, upright; of a film the first picture.
+    """Returns the image of a file in RGB or RGBA, 8 bits, upright; of an animation the first frame.
 
     Raises:
-        JobFailed: it is not there, or is no picture that can be read.
+        JobFailed: it is not there, or is no image that can be read.
     """
     if path.suffix.lower() in (".heic", ".heif", ".hif"):
         register_heif(path)
@@ -77,29 +76,30 @@ def decode(path: Path) -> Image.Image:
         has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
         return ImageOps.exif_transpose(image).convert("RGBA" if has_alpha else "RGB")
     except FileNotFoundError:
-        raise JobFailed(f"the picture {path} is not there") from None
+        raise JobFailed(f"the image {path} is not there") from None
     except Exception as error:  # of a damaged file Pillow raises almost anything
-        raise JobFailed(f"{path} is no picture that can be read ({error})") from error
+        raise JobFailed(f"{path} is no image that can be read ({error})") from error
 
 
 def register_heif(path: Path) -> None:
-    """
+    """Lets Pillow read HEIC.
+
     Raises:
-        JobFailed: the library that reads HEIC is not installed.
+        JobFailed: the library that does is not installed.
     """
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
-        raise JobFailed(f"{path} is a HEIC picture; install pillow-heif, or save it as JPEG or PNG") from None
+        raise JobFailed(f"{path} is a HEIC image; install pillow-heif, or save it as JPEG or PNG") from None
     register_heif_opener()
 
 
 @lru_cache(maxsize=64)
 def profile_of(path: Path) -> bytes | None:
-    """The ICC profile of its RGB colors; None where it has none.
+    """Returns the ICC profile of a file's RGB colors; None where it has none.
 
     Raises:
-        JobFailed: it is no picture that can be read.
+        JobFailed: it is no image that can be read.
     """
     decode(path)
     with Image.open(path) as image:
@@ -114,7 +114,7 @@ def profile_of(path: Path) -> bytes | None:
 
 
 def in_profile(image: Image.Image, own: bytes | None, wanted: bytes | None) -> Image.Image:
-    """An RGB image in the colors of another ICC profile; None stands for sRGB."""
+    """Returns an RGB image in the colors of another ICC profile; None stands for sRGB."""
     if own == wanted:
         return image
     srgb = ImageCms.createProfile("sRGB")
@@ -123,7 +123,7 @@ def in_profile(image: Image.Image, own: bytes | None, wanted: bytes | None) -> I
 
 
 def mask_of(image: Image.Image) -> Image.Image:
-    """White where the object is: the brightness, or the alpha channel where one color stands on transparency."""
+    """Returns a mask, white where the object is: the brightness, or the alpha channel of one color on transparency."""
     if image.mode == "RGBA":
         pixels = np.asarray(image)
         seen = pixels[pixels[..., 3] > 0][:, :3]
@@ -133,7 +133,7 @@ def mask_of(image: Image.Image) -> Image.Image:
 
 
 def is_cut_out(path: Path) -> bool:
-    """Whether a part of the picture is transparent, and a part is not."""
+    """Returns whether a part of the image is transparent, and a part is not."""
     image = decode(path)
     if image.mode != "RGBA":
         return False
@@ -142,12 +142,13 @@ def is_cut_out(path: Path) -> bool:
 
 
 def frames(path: Path) -> int:
+    """Returns the number of frames of an image file."""
     with Image.open(path) as image:
         return getattr(image, "n_frames", 1)
 
 
 def with_profile(png: bytes, profile: bytes | None) -> bytes:
-    """A PNG file whose colors are said to be of an ICC profile; its pixels and texts stay as they are."""
+    """Returns a PNG file with an ICC profile; its pixels and texts are unchanged."""
     if profile is None:
         return png
     body = b"iCCP" + b"ICC profile\0\0" + zlib.compress(profile)
@@ -157,6 +158,6 @@ def with_profile(png: bytes, profile: bytes | None) -> bytes:
 
 
 def changed_share(scene: Path, finished: bytes) -> float:
-    """Share 0..1 of the pixels of a scene that are others in the finished picture."""
+    """Returns the share, 0..1, of the scene's pixels that differ in the result."""
     before, after = (np.asarray(x.convert("RGB")) for x in (decode(scene), Image.open(io.BytesIO(finished))))
     return float((before != after).any(-1).mean()) if before.shape == after.shape else 1.0

@@ -16,17 +16,16 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pnpmix.files.texts import first_fault
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from .errors import JobFailed, ServerEnded, ServerGone
+from .files import write_whole
 from .graphs import PACK
+from .pictures import FOLDER, InputFile
 
-if TYPE_CHECKING:
-    from .pictures import Sent
-
-FOLDER = "pnp-mix"  # of the pictures that are sent, in ComfyUI's folder of inputs
 # node → the input that names a model file, and the folder of such files; the pack's own nodes say it themselves
 MODEL_FILES = {
     "CheckpointLoaderSimple": ("ckpt_name", "checkpoints"),
@@ -49,18 +48,6 @@ runpy.run_path("main.py", run_name="__main__")
 """
 
 
-class JobFailed(Exception):
-    """One job cannot be done; others can."""
-
-
-class ServerGone(Exception):
-    """No ComfyUI answers."""
-
-
-class ServerEnded(Exception):
-    """The ComfyUI that this program started ended in the middle; it can be started again."""
-
-
 class Refused(JobFailed):
     """It answered, with an error."""
 
@@ -73,54 +60,76 @@ class Refused(JobFailed):
 
 
 class System(BaseModel):
+    """The part of /system_stats about ComfyUI."""
+
     comfyui_version: str
     argv: list[str]
 
 
 class Device(BaseModel):
+    """A device in /system_stats."""
+
     name: str
     type: str
     torch_vram_total: int
 
 
 class Stats(BaseModel):
+    """The answer of /system_stats."""
+
     system: System
     devices: Annotated[list[Device], Field(min_length=1)]
 
 
 class Named(BaseModel):
+    """The answer of /upload/image."""
+
     name: str
 
 
 class Queued(BaseModel):
+    """The answer of /prompt."""
+
     prompt_id: str
 
 
 class Queue(BaseModel):
+    """The answer of /queue."""
+
     queue_running: list[list[Any]]
     queue_pending: list[list[Any]]
 
 
 class Status(BaseModel):
+    """The status of a run in /history."""
+
     status_str: str
     messages: list[tuple[str, dict[str, Any]]]
 
 
 class Done(BaseModel):
+    """A run in /history."""
+
     status: Status
     outputs: dict[str, dict[str, Any]]
 
 
 class Fault(BaseModel):
+    """An error in the answer of /prompt."""
+
     message: str
     details: str | None = None
 
 
 class NodeFaults(BaseModel):
+    """The errors of a node in the answer of /prompt."""
+
     errors: list[Fault]
 
 
 class Refusal(BaseModel):
+    """The answer of /prompt to a graph that is not valid."""
+
     error: Fault
     node_errors: dict[str, NodeFaults] | list = {}  # ComfyUI's empty one is a list
 
@@ -131,10 +140,11 @@ class Server:
     def __init__(self, url: str):
         self.url = url.rstrip("/")
         self.sent: set[str] = set()
-        self.told: list[str] = []  # what the nodes of the last graph said
+        self.messages: list[str] = []  # what the nodes of the last graph said
 
     def ask(self, path: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
-        """
+        """Sends a request and returns the answer's content.
+
         Raises:
             ServerGone: there is no answer.
             Refused: the answer is an error.
@@ -149,7 +159,7 @@ class Server:
             raise ServerGone(f"no ComfyUI answers at {self.url} ({getattr(error, 'reason', error)})") from error
 
     def answer(self, expected: Any, path: str, *body) -> Any:
-        """What it says as JSON, of a type that pydantic knows.
+        """Returns the answer to a request, as JSON of a type that pydantic knows.
 
         Raises:
             ServerGone: also where it says something else.
@@ -162,7 +172,7 @@ class Server:
             raise ServerGone(f"another program than ComfyUI answers at {self.url} ({said[:300]})") from error
 
     def choices(self, node: str, name: str) -> list[str]:
-        """What an input of a node offers; nothing where the server does not know the node."""
+        """Returns the choices of an input; none where the server does not know the node."""
         known = self.answer(dict[str, Any], f"/object_info/{node}")
         if node not in known:
             return []
@@ -175,20 +185,17 @@ class Server:
         except Refused as error:
             raise ServerGone(f"another program than ComfyUI answers at {self.url} ({error})") from error
 
-    def send(self, name: str, file: "Sent") -> None:
-        """Puts a picture into ComfyUI's inputs, as FOLDER/name, if it was not sent before.
+    def send(self, name: str, file: InputFile) -> None:
+        """Puts an image into ComfyUI's inputs, as FOLDER/name.
 
         One that is there already is not written anew: another run's graph may read it at this moment.
         """
-        if name in self.sent:
-            return
         content = file.encode()
-        if self.upload(name, content, "false") != name:  # another picture is there, or half of this one
+        if self.upload(name, content, "false") != name:  # another image is there, or half of this one
             self.upload(name, content, "true")
-        self.sent.add(name)
 
     def upload(self, name: str, content: bytes, overwrite: str) -> str:
-        """The name that it has there."""
+        """Uploads an image and returns its name there."""
         edge = uuid.uuid4().hex
         fields = {"overwrite": overwrite, "subfolder": FOLDER}
         parts = [f'--{edge}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items()]
@@ -196,16 +203,27 @@ class Server:
         body = "".join(parts).encode() + content + f"\r\n--{edge}--\r\n".encode()
         return self.answer(Named, "/upload/image", body, f"multipart/form-data; boundary={edge}").name
 
-    def run(self, prompt: dict, workflow: dict | None, watch: Callable[[], None] = lambda: None) -> dict:
+    def run(
+        self,
+        prompt: dict,
+        files: dict[str, InputFile],
+        workflow: dict | None = None,
+        watch: Callable[[], None] = lambda: None,
+    ) -> dict:
         """Runs a graph and returns the outputs of its nodes.
 
         Args:
-            workflow: the same as the editor saves it, for the metadata of the pictures.
+            files: the images that it loads, by their names there.
+            workflow: the graph as the editor saves it, for the metadata of the results.
             watch: called again and again while it runs.
 
         Raises:
-            JobFailed: ComfyUI refused the graph, or a node raised.
+            JobFailed: a model file is not there, ComfyUI refused the graph, or a node raised.
         """
+        self.check_files(prompt)
+        for name in files.keys() - self.sent:
+            self.send(name, files[name])
+            self.sent.add(name)
         extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
         body = json.dumps({"prompt": prompt, "extra_data": extra}).encode()
         try:
@@ -229,27 +247,14 @@ class Server:
             raise JobFailed(stopped(done.status.messages, prompt))
         return done.outputs
 
-    def pictures(
-        self,
-        prompt: dict,
-        saves: Sequence[str],
-        files: dict[str, "Sent"],
-        workflow: dict | None = None,
-        watch: Callable[[], None] = lambda: None,
-    ) -> list[bytes]:
-        """Runs a graph and returns the picture that each of the nodes `saves` saved.
+    def images(self, prompt: dict, saves: Sequence[str], *run) -> list[bytes]:
+        """Runs a graph and returns the image that each of the nodes `saves` saved.
 
         Args:
-            files: to be sent before, by their names there.
-
-        Raises:
-            JobFailed: a model file is not there, or as `run`.
+            run: as of `run`, which raises the same.
         """
-        self.check_files(prompt)
-        for name, file in files.items():
-            self.send(name, file)
-        outputs = self.run(prompt, workflow, watch)
-        self.told = [text for output in outputs.values() for text in output.get("messages", [])]
+        outputs = self.run(prompt, *run)
+        self.messages = [text for output in outputs.values() for text in output.get("messages", [])]
         saved = [outputs[node_id]["images"][0] for node_id in saves]
         contents = [self.fetch(x) for x in saved]
         for x in saved:
@@ -257,9 +262,10 @@ class Server:
         return contents
 
     def check_files(self, prompt: dict) -> None:
-        """
+        """Checks the model files that a graph names.
+
         Raises:
-            JobFailed: a model file that a graph names is not there; with those that are.
+            JobFailed: one is not there; says which are.
         """
         for node in prompt.values():
             if node["class_type"] in MODEL_FILES:
@@ -270,21 +276,21 @@ class Server:
                     raise JobFailed(f"the file '{file}' is not in ComfyUI's models/{folder}. {there}")
 
     def about(self) -> dict[str, str]:
-        """What is worth knowing of it, for a report."""
+        """Returns its version and its device, for a report."""
         said = self.answer(Stats, "/system_stats")
         return {"ComfyUI": said.system.comfyui_version, "device": said.devices[0].name}
 
     def memory(self) -> int | None:
-        """Bytes that torch holds on the device now; None where that is the CPU's own."""
+        """Returns the bytes that torch holds on the device now; None on a CPU."""
         device = self.answer(Stats, "/system_stats").devices[0]
         return device.torch_vram_total if device.type != "cpu" else None
 
     def fetch(self, saved: dict) -> bytes:
-        """A picture that a node saved, by what the node says of it."""
+        """Returns an image that a node saved, by what the node says of it."""
         return self.ask("/view?" + urllib.parse.urlencode(saved))
 
     def forget(self, saved: dict) -> None:
-        """The picture was fetched and is not needed any more; another's ComfyUI keeps it."""
+        """The image was fetched and is not needed any more; another's ComfyUI keeps it."""
 
 
 class OwnServer(Server):
@@ -294,15 +300,16 @@ class OwnServer(Server):
     """
 
     def __init__(self, comfyui: Path, options: Sequence[str], scratch: Path):
-        """options: further ones, of ComfyUI's command line."""
+        """Starts it, with further options of ComfyUI's command line."""
         self.comfyui, self.options, self.scratch, self.process = comfyui, options, scratch, None
         super().__init__("")
         self.restart()
 
     def restart(self) -> None:
-        """
+        """Starts ComfyUI, again where it ran already.
+
         Raises:
-            ServerGone: it does not start; with the last lines that it wrote.
+            ServerGone: it does not start; says what it wrote last.
         """
         for _ in range(TRIES):
             self.stop()
@@ -345,9 +352,10 @@ class OwnServer(Server):
         return "\n".join(text.splitlines()[-15:])
 
     def ask(self, *arguments) -> bytes:
-        """
+        """Sends a request as `Server.ask` does.
+
         Raises:
-            ServerEnded: in the place of ServerGone, where the process has ended.
+            ServerEnded: instead of ServerGone, where the process has ended.
         """
         try:
             return super().ask(*arguments)
@@ -357,8 +365,11 @@ class OwnServer(Server):
                 raise ServerEnded(f"ComfyUI ended in the middle:\n{self.last_lines()}") from None
             raise
 
+    def send(self, name: str, file: InputFile) -> None:
+        write_whole(self.scratch / "input" / FOLDER / name, file.encode())
+
     def memory(self) -> int | None:
-        """The same; on a CPU, of the whole process."""
+        """Returns the bytes that torch holds on the device now; on a CPU, those of the whole process."""
         import psutil  # which ComfyUI brings
 
         return super().memory() or psutil.Process(self.process.pid).memory_info().rss
@@ -375,12 +386,12 @@ class OwnServer(Server):
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.process, self.sent = None, set()
+        self.process = None
 
 
 @contextlib.contextmanager
 def comfyui_server(url: str | None, options: Sequence[str]) -> Iterator[Server]:
-    """The ComfyUI at `url`, or, without one, one of our own, which ends with the block.
+    """Yields the ComfyUI at `url`, or, without one, one of our own, which ends with the block.
 
     Raises:
         ServerGone: it does not answer, or does not have this pack.
@@ -405,12 +416,13 @@ def comfyui_server(url: str | None, options: Sequence[str]) -> Iterator[Server]:
 
 
 def node_name(node_id: str, prompt: dict) -> str:
+    """Returns what messages call a node."""
     node = prompt.get(node_id, {})
     return node.get("_meta", {}).get("title") or node.get("class_type") or node_id
 
 
 def refusal(answer: bytes, prompt: dict) -> str:
-    """Why ComfyUI does not run a graph, in one line for each fault."""
+    """Returns why ComfyUI does not run a graph, in one line for each fault."""
     try:
         said = Refusal.model_validate_json(answer)
     except ValidationError:
@@ -425,7 +437,7 @@ def refusal(answer: bytes, prompt: dict) -> str:
 
 
 def stopped(messages: list, prompt: dict) -> str:
-    """Why a graph stopped."""
+    """Returns why a graph stopped."""
     for event, said in messages:
         if event == "execution_error":
             return f"{node_name(said['node_id'], prompt)}: {said['exception_message'].strip()}"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .methods import BLENDED, CONDUCTOR
 
-DEMO_STEPS = {100: 10, 50: 8, 25: 6, 8: 4}  # in the place of the rows' own, so that ten tasks take minutes on a CPU
+DEMO_STEPS = {100: 10, 50: 8, 25: 6, 8: 4}  # instead of the rows' own, so that ten tasks take minutes on a CPU
 
 
 class Variant(NamedTuple):
@@ -19,33 +19,33 @@ class Variant(NamedTuple):
     bypassed: tuple[str, ...] = ()  # nodes that pass their `model` on
     rewired: Mapping[tuple[str, str], tuple[str, str]] = {}  # (node, input) → (node, input) whose link it takes
     template: str = ""  # with the same titles, or of another method; "": the task's
-    needs: str = ""  # of another method: which files of a task, "loras" or "learned"; tasks without are left out
+    needs: str = ""  # of another method: which files of a task, "loras" or "trained"; tasks without are left out
 
 
 PAPER = {"PnPMixAppearance": {"adain": False}}
-WHOLE_PICTURE = (("PnPMixConcept", "object_mask"),)  # the paper reads all of the person's picture
+WHOLE_IMAGE = (("PnPMixConcept", "object_mask"),)  # the paper reads all of the concept image
 NOISE_ALONE = {"PnPMixSampler": {"mix_reference_noise": False}}
-# The paper gives its earlier dilution no equation; taken as eq. 3.5 with the scene itself in the emptied one's place
+# The paper gives no equation of its earlier dilution: taken as eq. 3.5 with the scene itself instead of its clean plate
 EARLIER_DILUTION = {("PnPMixDilution", "latent"): ("PnPMixDDPMInvert", "latent")}
 ROWS = (
     Variant(
         "(a) noise mixed, key and value replaced",
         100,
         {**NOISE_ALONE, "PnPMixAppearance": {"adain": False, "alpha": 0.0}},
-        WHOLE_PICTURE,
+        WHOLE_IMAGE,
         ("PnPMixDilution",),
     ),
-    Variant("(b) (a) + guided appearance", 100, {**PAPER, **NOISE_ALONE}, WHOLE_PICTURE, ("PnPMixDilution",)),
-    Variant("(c) (b) + earlier dilution", 100, {**PAPER, **NOISE_ALONE}, WHOLE_PICTURE, rewired=EARLIER_DILUTION),
-    Variant("(d) (c) + reference noise mixed", 100, PAPER, WHOLE_PICTURE, rewired=EARLIER_DILUTION),
-    Variant("(e) (d) + background dilution++: the paper", 100, PAPER, WHOLE_PICTURE),
+    Variant("(b) (a) + guided appearance", 100, {**PAPER, **NOISE_ALONE}, WHOLE_IMAGE, ("PnPMixDilution",)),
+    Variant("(c) (b) + earlier dilution", 100, {**PAPER, **NOISE_ALONE}, WHOLE_IMAGE, rewired=EARLIER_DILUTION),
+    Variant("(d) (c) + reference noise mixed", 100, PAPER, WHOLE_IMAGE, rewired=EARLIER_DILUTION),
+    Variant("(e) (d) + background dilution++: the paper", 100, PAPER, WHOLE_IMAGE),
     Variant("the templates' settings", 50),
     Variant("the same, half the steps", 25),
     Variant("the same, few steps", 8),
 )
 
 conducted = partial(Variant, steps=200, template=CONDUCTOR, needs="loras")
-blended = partial(Variant, steps=50, template=BLENDED, needs="learned")
+blended = partial(Variant, steps=50, template=BLENDED, needs="trained")
 OTHER_METHODS = (
     Variant("LoRAs merged", 200, needs="loras"),
     conducted("Concept Conductor"),
@@ -60,11 +60,12 @@ OTHER_METHODS = (
 
 
 def for_demo(variant: Variant) -> Variant:
+    """Returns a variant with the steps of the demo model."""
     return variant._replace(steps=DEMO_STEPS[variant.steps])
 
 
 def change(variant: Variant, prompt: dict) -> None:
-    """Makes the graph in the server's form the variant's."""
+    """Changes a graph, in API format, into the variant's."""
     by_kind: dict[str, list[tuple[str, dict]]] = {}
     for node_id, node in prompt.items():
         by_kind.setdefault(node["class_type"], []).append((node_id, node["inputs"]))

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
-from pnpmix.masks import box_distance, cell_weights, expanded_box_mask, last_in_front, readable_cells, share_overlaps
+from pnpmix.masks import box_distance, expanded_box_mask, last_in_front, readable_tokens, share_overlaps, token_weights
 from pnpmix.mixer.attention import attend_to_objects, guided_appearance_attention, guided_joint_attention
 from pnpmix.mixer.dilution import Dilution
 from pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
-from pnpmix.mixer.sampling import Rows, sample_pnp_mix
+from pnpmix.mixer.sampling import BatchRows, sample_pnp_mix
 from pnpmix.schedule import (
     added_noise,
     posterior_mean,
@@ -30,7 +30,6 @@ from pnpmix.schedule import (
 from pnpmix.vision.inpainting import fill_smoothly, fill_weights, inpaint
 from torch import Tensor, nn
 
-from .lora import add_lora
 from .model import (
     CHANNELS,
     FLOW,
@@ -43,11 +42,11 @@ from .model import (
     WEIGHTS,
     Words,
     alphas_cumprod,
-    denormalise,
+    denormalize,
     flow_level,
     fold,
     load_weights,
-    normalise,
+    normalize,
     unfold,
 )
 
@@ -133,10 +132,9 @@ class FlowModel(nn.Module):
         return 0.0 if percent >= 1 else float(flow_level(torch.tensor(1 - max(percent, 0.0))))
 
 
-def load_model(path: Path = WEIGHTS, lora: Path | None = None) -> DemoModel | FlowModel:
-    """
-    Args:
-        lora: file of one that is added to it, such as `lora.FEW_STEPS`.
+def load_model(path: Path = WEIGHTS) -> DemoModel | FlowModel:
+    """Returns the model of a weights file, ready to sample.
+
     Raises:
         ValueError: the file is missing or damaged.
     """
@@ -144,8 +142,6 @@ def load_model(path: Path = WEIGHTS, lora: Path | None = None) -> DemoModel | Fl
     kind = FlowModel if any(name.startswith("transformer.") for name in weights) else DemoModel
     model = kind().eval().requires_grad_(False)
     model.load_state_dict(weights)
-    if lora is not None:
-        add_lora(model.unet, load_weights(lora))
     return model
 
 
@@ -169,12 +165,12 @@ def denoise_with_cfg(
 @contextmanager
 def appearance_guided(
     unet: UNet2DConditionModel, alpha: float, layers: str, cells: dict
-) -> Iterator[Callable[[Rows], None]]:
+) -> Iterator[Callable[[BatchRows], None]]:
     """Installs guided appearance attention in the self-attention layers; yields what tells it the rows of a call.
 
-    `cells` are those of `readable_cells`.
+    `cells` are those of `readable_tokens`.
     """
-    current: list[Rows] = []
+    current: list[BatchRows] = []
 
     def process(attn: Attention, hidden: Tensor, **_) -> Tensor:
         def attend(query: Tensor, key: Tensor, value: Tensor, _=None) -> Tensor:
@@ -206,9 +202,9 @@ def appearance_guided(
 @contextmanager
 def joint_appearance_guided(
     model: FlowModel, alpha: float, layers: str, position: str, cells: dict
-) -> Iterator[Callable[[Rows], None]]:
+) -> Iterator[Callable[[BatchRows], None]]:
     """The same in the transformer's blocks, in which text and picture share an attention."""
-    current: list[Rows] = []
+    current: list[BatchRows] = []
     grid = GRID // PATCH
     pairs, before, text = cells[grid, grid], torch.arange(PHRASES), PHRASES
     joint = [pair and (pair[0] + text, torch.cat([before, pair[1] + text])) for pair in pairs]
@@ -281,20 +277,18 @@ class Settings:
     adain: bool = False
     object_mask: bool = False  # whether the Concepts' is wired, as adain needs it anyway
     scheduler: Literal["ddim_uniform", "sgm_uniform"] = "ddim_uniform"
-    noise_shift: float = 0.0
     falling_guidance: bool = True
-    clip_residual: bool = False
     position: Literal["target", "kept"] = "target"
 
 
 def to_latent(picture: Tensor) -> Tensor:
     """(H, W, 3) in 0..1 → (12, h, w) as the UNet sees it."""
-    return normalise(fold(picture[None]))[0]
+    return normalize(fold(picture[None]))[0]
 
 
 def to_pictures(latents: Tensor) -> Tensor:
     """(B, 12, h, w) → (B, H, W, 3)."""
-    return unfold(denormalise(latents))
+    return unfold(denormalize(latents))
 
 
 @torch.no_grad()
@@ -305,7 +299,7 @@ def invert(model: DemoModel | FlowModel, scene: Tensor, prompt: str, settings: S
     sigmas = model.schedule(settings.steps, settings.scheduler)
     sigmas = without_noisiest(sigmas, settings.steps, settings.skip_steps)
     own = (to_latent(scene), sigmas, settings.noise_seed)
-    return ddpm_invert(predict, *own, timesteps_per_call=16, path=model.path, noise_shift=settings.noise_shift)
+    return ddpm_invert(predict, *own, timesteps_per_call=16, path=model.path)
 
 
 def empty(scene: Tensor, masks: Tensor) -> Tensor:
@@ -325,7 +319,7 @@ def blend(
     settings: Settings,
     callback: Callable[[Tensor, Tensor], None] | None = None,
     embeddings: tuple[Tensor, Tensor] | None = None,
-    tell: Callable[[Rows], None] = lambda rows: None,
+    tell: Callable[[BatchRows], None] = lambda rows: None,
 ) -> tuple[Tensor, Tensor]:
     """The mixer's pass.
 
@@ -345,9 +339,9 @@ def blend(
     if settings.overlap == "last in front":
         masks = last_in_front(masks)
     own = enumerate(concepts, settings.concept_seed)
-    trajectory_of = partial(edit_friendly_trajectory, path=model.path, noise_shift=inversion.noise_shift)
+    trajectory_of = partial(edit_friendly_trajectory, path=model.path)
     personal = [trajectory_of(to_latent(picture), sigmas, seed) for seed, picture in own]
-    weights = share_overlaps(torch.stack([cell_weights(mask, grid, settings.feather) for mask in masks])[:, None])
+    weights = share_overlaps(torch.stack([token_weights(mask, grid, settings.feather) for mask in masks])[:, None])
     dilution = None
     if settings.diluted:
         boxes = torch.stack([expanded_box_mask(mask, grid, settings.expand) for mask in masks])[:, None]
@@ -362,14 +356,14 @@ def blend(
             callback(result, torch.stack(others))
 
     wired = settings.object_mask or settings.adain
-    cells = readable_cells(masks, own_masks if wired else [None] * len(masks), grid)
+    cells = readable_tokens(masks, own_masks if wired else [None] * len(masks), grid)
     if isinstance(model, FlowModel):
         guide = joint_appearance_guided(model, settings.alpha, settings.layers, settings.position, cells)
     else:
         guide = appearance_guided(model.unet, settings.alpha, settings.layers, cells)
     with guide as tell_rows:
 
-        def predict_rows(x: Tensor, sigma: Tensor, rows: Rows) -> Tensor:
+        def predict_rows(x: Tensor, sigma: Tensor, rows: BatchRows) -> Tensor:
             tell_rows(rows)
             tell(rows)
             return denoise_with_cfg(model, x, sigma, positive, negative, settings.cfg)
@@ -383,12 +377,11 @@ def blend(
             settings.swap_guidance,
             settings.mix_reference_noise,
             dilution,
-            torch.stack([cell_weights(mask, grid) for mask in own_masks])[:, None] if settings.adain else None,
+            torch.stack([token_weights(mask, grid) for mask in own_masks])[:, None] if settings.adain else None,
             concepts_per_call=len(concepts),
             callback=show,
             path=model.path,
             falling_guidance=settings.falling_guidance,
-            clip_residual=settings.clip_residual,
         )
     result, *others = to_pictures(torch.cat([output[None], branches]))
     return result, torch.stack(others)

@@ -17,7 +17,7 @@ from pnpmix.latexblend.bank import Features, extract
 from pnpmix.latexblend.blending import Slot, acting, blend, layer_grid, region_bias
 from pnpmix.latexblend.guidance import blending_loss, guide
 from pnpmix.mixer.inversion import Inversion
-from pnpmix.mixer.sampling import Rows
+from pnpmix.mixer.sampling import BatchRows
 from pnpmix.schedule import to_eps
 from torch import Tensor
 
@@ -168,7 +168,7 @@ def learn(
 class BlendSettings:
     """Inputs of Blend and Blending Guidance, by their names there."""
 
-    start_percent: float = 0.0  # this model decides on colours in the first steps
+    start_percent: float = 0.0  # this model decides on colors in the first steps
     bind: bool = True
     region: float = 1.0
     scale: float = 0.0
@@ -289,7 +289,7 @@ def mix_learned(
     words = prompt_with(model, prompt, learned)
     slots = [slot._replace(owners=frozenset([k])) for k, slot in enumerate(words.slots)]
     negative = embed(model, [[0]] * words.context.shape[1])
-    told: list[Rows] = []
+    told: list[BatchRows] = []
 
     def attend(layer: str, attn: Attention, query: Tensor, key: Tensor, value: Tensor, context: Tensor) -> Tensor:
         rows = told[-1]

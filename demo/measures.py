@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .scenes import (
-    COLOURS,
+    COLORS,
     PLACES,
-    UNNAMED_COLOURS,
+    UNNAMED_COLORS,
     UNNAMED_LOOKS,
     Blend,
     Scene,
@@ -18,30 +18,30 @@ from .scenes import (
     draw_scene,
 )
 
-PALETTE = torch.tensor(list(COLOURS.values()))
-UNLIKE = 0.3  # RGB distance from every colour of the palette above which a pixel has none of them
+PALETTE = torch.tensor(list(COLORS.values()))
+UNLIKE = 0.3  # RGB distance from every color of the palette above which a pixel has none of them
 BAND = 2  # pixels on either side of a mask's border that make up its seam
 
 
 class Measures(NamedTuple):
-    fidelity: float  # 0..1, of the concepts' colours and textures
-    leakage: float  # 0..1, share of an object's pixels that have a colour of another concept
+    fidelity: float  # 0..1, of the concepts' colors and textures
+    leakage: float  # 0..1, share of an object's pixels that have a color of another concept
     background_error: float  # mean absolute difference outside the objects, in 1/255
     seam_error: float  # the same round the objects' borders
     shape_kept: float  # 0..1, intersection over union of the objects
 
 
-def colour_names(picture: Tensor) -> Tensor:
-    """(H, W, 3) → (H, W) index of each pixel's colour in the palette; the last index means none of them."""
+def color_names(picture: Tensor) -> Tensor:
+    """(H, W, 3) → (H, W) index of each pixel's color in the palette; the last index means none of them."""
     distance = torch.cdist(picture.reshape(-1, 3), PALETTE)
     nearest = torch.where(distance.amin(1) < UNLIKE, distance.argmin(1), len(PALETTE))
     return nearest.view(picture.shape[:2])
 
 
 def texture(picture: Tensor, mask: Tensor, radius: float) -> Tensor:
-    """Which colours an object has, and which lie beside which: (2, 9, 9) joint histograms of the colours of two of
+    """Which colors an object has, and which lie beside which: (2, 9, 9) joint histograms of the colors of two of
     its pixels that are a third of its radius apart, across and down."""
-    names, inside, offset = colour_names(picture), mask >= 0.5, max(round(radius / 3), 1)
+    names, inside, offset = color_names(picture), mask >= 0.5, max(round(radius / 3), 1)
     histograms = []
     for dimension in (1, 0):
         length = names.shape[dimension] - offset
@@ -53,15 +53,15 @@ def texture(picture: Tensor, mask: Tensor, radius: float) -> Tensor:
 
 
 def fidelity(result: Tensor, mask: Tensor, thing: Thing, concept: Tensor, own_mask: Tensor, own: Thing) -> float:
-    """Overlap of the two objects' texture histograms: 1 for the same colours in the same arrangement, 0 for none."""
+    """Overlap of the two objects' texture histograms: 1 for the same colors in the same arrangement, 0 for none."""
     theirs, ours = texture(result, mask, thing.radius), texture(concept, own_mask, own.radius)
     return float(torch.minimum(theirs, ours).sum((1, 2)).mean())
 
 
 def leakage(result: Tensor, mask: Tensor, others: list[Thing]) -> float:
-    """Share of the mask's pixels that have a colour of the `others`, which no other thing has."""
-    foreign = torch.tensor([list(COLOURS).index(colour) for other in others for colour in other.look.colours])
-    return float(torch.isin(colour_names(result)[mask >= 0.5], foreign).float().mean())
+    """Share of the mask's pixels that have a color of the `others`, which no other thing has."""
+    foreign = torch.tensor([list(COLORS).index(color) for other in others for color in other.look.colors])
+    return float(torch.isin(color_names(result)[mask >= 0.5], foreign).float().mean())
 
 
 def _grown(mask: Tensor, pixels: int) -> Tensor:
@@ -76,11 +76,11 @@ def background_error(result: Tensor, scene: Tensor, masks: Tensor) -> float:
 
 def seam_error(result: Tensor, scene: Tensor, mask: Tensor, thing: Thing) -> float:
     """Mean absolute difference within BAND pixels of the mask's border, in 1/255: outside it from the scene, inside it
-    from the nearest of the colours that `thing` should have. Pixels on the border itself do not count."""
+    from the nearest of the colors that `thing` should have. Pixels on the border itself do not count."""
     outside = (_grown((mask > 0).float(), BAND) > 0) & (mask == 0)
     inside = (_grown((mask < 1).float(), BAND) > 0) & (mask == 1)
-    colours = torch.tensor([COLOURS[name] for name in thing.look.colours])
-    distances = (result[inside][:, None] - colours).abs().mean(-1).amin(1)
+    colors = torch.tensor([COLORS[name] for name in thing.look.colors])
+    distances = (result[inside][:, None] - colors).abs().mean(-1).amin(1)
     return float(torch.cat([(result - scene)[outside].abs().mean(-1), distances]).mean() * 255)
 
 
@@ -110,22 +110,22 @@ def measure(task: Blend, result: Tensor) -> Measures:
     return Measures(alike, leaked, background_error(result, scene, masks), seam, shape)
 
 
-LOOKS = {**COLOURS, **UNNAMED_COLOURS}
+LOOKS = {**COLORS, **UNNAMED_COLORS}
 
 
 class ConductedMeasures(NamedTuple):
     """Of a new picture, against the layout that it was to have."""
 
-    fidelity: float  # 0..1, in the places of the layout, of the concepts' colours and textures
+    fidelity: float  # 0..1, in the places of the layout, of the concepts' colors and textures
     fidelity_anywhere: float  # 0..1, of the object anywhere that is most like the concept
-    leakage: float  # 0..1, share of the pixels in a concept's place that have a colour of another concept
+    leakage: float  # 0..1, share of the pixels in a concept's place that have a color of another concept
     layout_kept: float  # 0..1, intersection over union of all objects with the layout's masks
     missing: float  # objects fewer than the layout has
     doubled: float  # objects more than the layout has
 
 
 def look_names(picture: Tensor, scene: Scene) -> Tensor:
-    """(H, W) index in LOOKS of each pixel's colour; the last one means none of them, or that of the place."""
+    """(H, W) index in LOOKS of each pixel's color; the last one means none of them, or that of the place."""
     place = torch.tensor(PLACES[scene.place])
     steps = torch.linspace(0, 1, 5)[:, None]
     place = torch.cat([place[0] + (place[1] - place[0]) * steps, place[2:] * (1.05 - 0.2 * steps)])
@@ -148,7 +148,7 @@ def pairs(names: Tensor, inside: Tensor, offset: int) -> Tensor:
 
 
 def objects(names: Tensor) -> list[Tensor]:
-    """(H, W) masks of connected pixels of the objects' colours, of at least 40 of them."""
+    """(H, W) masks of connected pixels of the objects' colors, of at least 40 of them."""
     inside = (names < len(LOOKS)).float()
     labels = inside * torch.arange(1.0, inside.numel() + 1).view_as(inside)
     while True:
@@ -176,8 +176,8 @@ def measure_conducted(scene: Scene, result: Tensor) -> ConductedMeasures:
         fidelities.append(float(torch.minimum(pairs(names, inside[k], offset), own).sum(1).mean()))
         each = [float(torch.minimum(pairs(names, mask, offset), own).sum(1).mean()) for mask in found]
         anywhere.append(max(each, default=0.0))
-        others = [colour for other in wanted.things if other is not thing for colour in other.look.colours]
-        foreign = torch.tensor([list(LOOKS).index(colour) for colour in others], dtype=torch.long)
+        others = [color for other in wanted.things if other is not thing for color in other.look.colors]
+        foreign = torch.tensor([list(LOOKS).index(color) for color in others], dtype=torch.long)
         leaks.append(float(torch.isin(names[inside[k]], foreign).float().mean()))
     seen, layout, count = names < len(LOOKS), inside.any(0), len(wanted.things)
     return ConductedMeasures(

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .scenes import COLOURS, PLACES, SHAPES, TEXTURES
+from .scenes import COLORS, PLACES, SHAPES, TEXTURES
 
 WEIGHTS = Path(__file__).parent / "weights.safetensors"
 FLOW_WEIGHTS = Path(__file__).parent / "flow.safetensors"
-CHANNELS = 12  # of a latent: 2 x 2 pixels of 3 colours
+CHANNELS = 12  # of a latent: 2 x 2 pixels of 3 colors
 GRID = 32  # cells of a latent, across and down
 DOWNSCALE = 2  # pixels to a cell
 SHIFT, SCALE = 0.3, 2.2  # bring latents to mean 0 and standard deviation 1, roughly
@@ -62,20 +62,20 @@ def unfold(latents: Tensor) -> Tensor:
     return (F.pixel_shuffle(latents, DOWNSCALE).movedim(1, -1) / 2 + 0.5).clamp(0, 1)
 
 
-def normalise(latents: Tensor) -> Tensor:
+def normalize(latents: Tensor) -> Tensor:
     """What the UNet sees of a latent."""
     return (latents - SHIFT) * SCALE
 
 
-def denormalise(latents: Tensor) -> Tensor:
-    """The inverse of `normalise`."""
+def denormalize(latents: Tensor) -> Tensor:
+    """The inverse of `normalize`."""
     return latents / SCALE + SHIFT
 
 
 FILLERS = ("a", "an", "the", "and", "in", "on", "at", "with", "of", "photo", "fancy", "detailed", "close-up")
 NOUNS = (*SHAPES, *PLACES)
-# One row of the table each; the first and the second colour of a thing are different words.
-VOCABULARY = ("", *(f"{colour} {i}" for i in (1, 2) for colour in COLOURS), *TEXTURES, *NOUNS)
+# One row of the table each; the first and the second color of a thing are different words.
+VOCABULARY = ("", *(f"{color} {i}" for i in (1, 2) for color in COLORS), *TEXTURES, *NOUNS)
 
 
 def parse(prompt: str) -> list[list[int]]:
@@ -88,22 +88,22 @@ def parse(prompt: str) -> list[list[int]]:
     """
     phrases: list[list[int]] = []
     phrase: list[int] = []
-    colours = 0
+    colors = 0
     for word in prompt.lower().replace(",", " ").replace(".", " ").split():
         if word in FILLERS:
             continue
-        if word not in (*COLOURS, *TEXTURES, *NOUNS):
-            known = ", ".join((*COLOURS, *TEXTURES, *NOUNS))
+        if word not in (*COLORS, *TEXTURES, *NOUNS):
+            known = ", ".join((*COLORS, *TEXTURES, *NOUNS))
             raise ValueError(f"The demo model does not know the word '{word}'. Use its words: {known}.")
-        if word in COLOURS:
-            colours += 1
-            if colours > 2:
-                raise ValueError(f"Demo prompt: '{word}' is the third colour of one thing. Give it one or two.")
-            word = f"{word} {colours}"
+        if word in COLORS:
+            colors += 1
+            if colors > 2:
+                raise ValueError(f"Demo prompt: '{word}' is the third color of one thing. Give it one or two.")
+            word = f"{word} {colors}"
         phrase.append(VOCABULARY.index(word))
         if word in NOUNS:
             phrases.append(phrase)
-            phrase, colours = [], 0
+            phrase, colors = [], 0
     if phrase:
         phrases.append(phrase)
     if len(phrases) > PHRASES:

@@ -1,4 +1,4 @@
-"""Three things that no one else has, and photos of them: what concepts are learned from. No colour occurs in two of
+"""Three things that no one else has, and photos of them: what concepts are learned from. No color occurs in two of
 them."""
 
 import numpy as np

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-MASK_COLOURS = torch.tensor([(0.90, 0.30, 0.30), (0.25, 0.60, 0.95), (0.35, 0.80, 0.40)])
+MASK_COLORS = torch.tensor([(0.90, 0.30, 0.30), (0.25, 0.60, 0.95), (0.35, 0.80, 0.40)])
 LINE, LETTER, GAP = 18, 7, 6  # pixels: height of a line of a caption, width of a letter, space round panels
 
 
@@ -23,8 +23,8 @@ def side_by_side(pictures: Tensor) -> Tensor:
 
 
 def draw_masks(masks: Tensor) -> Tensor:
-    """(n, H, W) → (H, W, 3), each in its own colour."""
-    return torch.einsum("nhw,nc->hwc", masks, MASK_COLOURS[: len(masks)]).clamp(0, 1)
+    """(n, H, W) → (H, W, 3), each in its own color."""
+    return torch.einsum("nhw,nc->hwc", masks, MASK_COLORS[: len(masks)]).clamp(0, 1)
 
 
 def panels(pictures: list[tuple[str, Tensor]], enlarge: int = 3) -> Image.Image:

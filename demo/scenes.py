@@ -12,7 +12,7 @@ SIZE = 64  # pixels, width and height
 SUPERSAMPLING = 4
 MAX_THINGS = 3
 
-COLOURS = {
+COLORS = {
     "red": (0.87, 0.10, 0.13),
     "orange": (0.98, 0.55, 0.08),
     "yellow": (0.98, 0.90, 0.16),
@@ -23,7 +23,7 @@ COLOURS = {
     "black": (0.07, 0.07, 0.09),
 }
 TEXTURES = ("plain", "striped", "checkered", "dotted")
-UNNAMED_COLOURS = {  # no word of the demo model means them
+UNNAMED_COLORS = {  # no word of the demo model means them
     "magenta": (0.95, 0.10, 0.65),
     "teal": (0.00, 0.70, 0.65),
     "brown": (0.42, 0.22, 0.08),
@@ -46,10 +46,10 @@ class Look(NamedTuple):
     """What makes a thing one's own: the concept that is to be carried over."""
 
     texture: str
-    colours: tuple[str, ...]  # one for "plain", else two
+    colors: tuple[str, ...]  # one for "plain", else two
 
     def words(self) -> str:
-        return " and ".join(self.colours) + ("" if self.texture == "plain" else f" {self.texture}")
+        return " and ".join(self.colors) + ("" if self.texture == "plain" else f" {self.texture}")
 
 
 UNNAMED_LOOKS = {  # of the LoRAs, by the shape that each of them gives it to
@@ -62,7 +62,7 @@ UNNAMED_LOOKS = {  # of the LoRAs, by the shape that each of them gives it to
 class Thing(NamedTuple):
     shape: str
     look: Look
-    x: float  # centre, in pixels
+    x: float  # center, in pixels
     y: float
     radius: float  # in pixels
 
@@ -73,7 +73,7 @@ class Thing(NamedTuple):
 class Scene(NamedTuple):
     place: str
     horizon: float  # height of the ground's upper edge, in pixels from the top
-    tint: tuple[float, float, float]  # added to every colour of the place
+    tint: tuple[float, float, float]  # added to every color of the place
     things: tuple[Thing, ...]  # the last one is in front
 
     def words(self) -> str:
@@ -85,16 +85,16 @@ class Scene(NamedTuple):
         return ", ".join([*(thing.shape for thing in self.things), self.place])
 
 
-def random_look(rng: np.random.Generator, colours: tuple[str, ...] = tuple(COLOURS)) -> Look:
+def random_look(rng: np.random.Generator, colors: tuple[str, ...] = tuple(COLORS)) -> Look:
     texture = str(rng.choice(TEXTURES))
-    chosen = rng.choice(colours, 1 if texture == "plain" else 2, replace=False)
+    chosen = rng.choice(colors, 1 if texture == "plain" else 2, replace=False)
     return Look(texture, tuple(map(str, chosen)))
 
 
 def random_places(
     rng: np.random.Generator, count: int, radii: tuple[float, float], gap: float = 0.9
 ) -> list[tuple[float, float, float]]:
-    """(x, y, radius) of things whose centres are at least `gap` times the sum of their radii apart."""
+    """(x, y, radius) of things whose centers are at least `gap` times the sum of their radii apart."""
     while True:
         places: list[tuple[float, float, float]] = []
         for _ in range(40):
@@ -140,7 +140,7 @@ class Blend(NamedTuple):
 
 
 def random_blend(seed: int, concepts: int, gap: float = 1.1) -> Blend:
-    """Things of different shapes; no colour of a concept occurs in another one or in the scene's things.
+    """Things of different shapes; no color of a concept occurs in another one or in the scene's things.
 
     With a gap (see `random_places`) well below 1 the things may overlap.
 
@@ -150,15 +150,15 @@ def random_blend(seed: int, concepts: int, gap: float = 1.1) -> Blend:
     if not 1 <= concepts <= MAX_THINGS:
         raise ValueError(f"Demo scene: {concepts} concepts do not fit. Choose 1 to {MAX_THINGS}.")
     rng = np.random.default_rng(seed)
-    colours = [str(colour) for colour in rng.permutation(list(COLOURS))]
+    colors = [str(color) for color in rng.permutation(list(COLORS))]
     shapes = [str(shape) for shape in rng.permutation(SHAPES)]
     places = random_places(rng, concepts, (10, 13), gap)
-    rest = tuple(colours[2 * concepts :])
+    rest = tuple(colors[2 * concepts :])
     things = tuple(Thing(shapes[k], random_look(rng, rest), *places[k]) for k in range(concepts))
     scene = Scene(**random_setting(rng), things=things)
     own = []
     for k in range(concepts):
-        look = random_look(rng, tuple(colours[2 * k : 2 * k + 2]))
+        look = random_look(rng, tuple(colors[2 * k : 2 * k + 2]))
         place = random_places(rng, 1, (11, 15))[0]
         own.append(Scene(**random_setting(rng), things=(Thing(shapes[k], look, *place),)))
     return Blend(scene, tuple(own))
@@ -205,10 +205,10 @@ def _stencil(thing: Thing) -> Image.Image:
 
 
 def _fabric(thing: Thing) -> Image.Image:
-    """The thing's texture, supersampled, over the whole picture; its pattern is centred on the thing and scales with
+    """The thing's texture, supersampled, over the whole picture; its pattern is centered on the thing and scales with
     it."""
-    colours = COLOURS | UNNAMED_COLOURS
-    first, *second = (tuple(round(255 * x) for x in colours[name]) for name in thing.look.colours)
+    colors = COLORS | UNNAMED_COLORS
+    first, *second = (tuple(round(255 * x) for x in colors[name]) for name in thing.look.colors)
     image = Image.new("RGB", (SIZE * SUPERSAMPLING,) * 2, first)
     draw, unit = ImageDraw.Draw(image), thing.radius * SUPERSAMPLING
     x0, y0, cell = thing.x * SUPERSAMPLING, thing.y * SUPERSAMPLING, 0.5 * unit
@@ -234,7 +234,7 @@ def _fabric(thing: Thing) -> Image.Image:
 
 
 def draw_place(scene: Scene) -> Image.Image:
-    top, bottom, ground = (np.array(colour) + np.array(scene.tint) for colour in PLACES[scene.place])
+    top, bottom, ground = (np.array(color) + np.array(scene.tint) for color in PLACES[scene.place])
     size = SIZE * SUPERSAMPLING
     y = (np.arange(size) + 0.5) / SUPERSAMPLING
     sky = top + (bottom - top) * (y / scene.horizon).clip(0, 1)[:, None]
@@ -254,7 +254,7 @@ def draw_scene(scene: Scene) -> tuple[Tensor, Tensor]:
     Returns:
         picture (SIZE, SIZE, 3) and the mask of what is seen of each thing (n, SIZE, SIZE), in 0..1.
     """
-    picture, stencils = draw_place(scene), []
+    picture, stencils = draw_place(scene), list[Image.Image]()
     for thing in scene.things:
         stencil = _stencil(thing)
         picture.paste(_fabric(thing), mask=stencil)
@@ -289,8 +289,8 @@ def random_layout(seed: int, concepts: int) -> Scene:
     setting = random_setting(rng)
     while setting["place"] == "snow":
         setting = random_setting(rng)
-    colours = tuple(colour for colour in COLOURS if colour != "white")
-    things = [Thing(shape, random_look(rng, colours), *place) for shape, place in zip(shapes, places, strict=True)]
+    colors = tuple(color for color in COLORS if color != "white")
+    things = [Thing(shape, random_look(rng, colors), *place) for shape, place in zip(shapes, places, strict=True)]
     return Scene(**setting, things=tuple(things))
 
 

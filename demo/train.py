@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .diffusers_host import DemoModel, FlowModel, sample
-from .model import FLOW_WEIGHTS, TIMESTEPS, WEIGHTS, alphas_cumprod, fold, normalise
+from .model import FLOW_WEIGHTS, TIMESTEPS, WEIGHTS, alphas_cumprod, fold, normalize
 from .pictures import panels, stacked
 from .scenes import Scene, draw_scene, random_scene
 
@@ -51,7 +51,7 @@ def batch(seed: int, step: int, size: int, random_levels: Callable) -> tuple[Ten
     """Latents (B, 12, 32, 32), prompts, noise levels (B,) and noise of one step; the same whenever it is asked for."""
     rng = np.random.default_rng([seed, step])
     scenes = [random_scene(rng) for _ in range(size)]
-    latents = normalise(fold(torch.stack([draw_scene(scene)[0] for scene in scenes])))
+    latents = normalize(fold(torch.stack([draw_scene(scene)[0] for scene in scenes])))
     prompts = [random_prompt(scene, rng) for scene in scenes]
     levels = torch.from_numpy(random_levels(rng, size))
     noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
@@ -111,7 +111,7 @@ def train(
     torch.manual_seed(seed)
     model = recipe.model().to(device).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    optimiser = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
     losses: list[float] = []
     seconds = 0.0
 
@@ -122,11 +122,11 @@ def train(
             raise ValueError(f"{state_file} was made with seed {state['seed']}. Choose another folder or that seed.")
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state["optimizer"])
         losses, seconds = state["losses"], state["seconds"]
 
     def save() -> None:
-        state = {"model": model.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict()}
+        state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
         torch.save({**state, "losses": losses, "seconds": seconds, "seed": seed}, state_file.with_suffix(".new"))
         os.replace(state_file.with_suffix(".new"), state_file)  # never half a file
 
@@ -136,12 +136,12 @@ def train(
         latents, prompts, levels, noise = batch(seed, step, recipe.batch, recipe.random_levels)
         with torch.autocast(device, torch.bfloat16, enabled=recipe.bfloat16):
             loss = recipe.loss(model, latents.to(device), prompts, levels.to(device), noise.to(device))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * learning_rate(step, steps)
-        optimiser.step()
+        optimizer.step()
 
         decay = min(0.999, (step + 1) / (step + 10))
         for mean, current in zip(average.parameters(), model.parameters(), strict=True):

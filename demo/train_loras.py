@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .diffusers_host import DemoModel, load_model
 from .loras import FOLDER, RANK, key_of
-from .model import TIMESTEPS, fold, normalise
+from .model import TIMESTEPS, fold, normalize
 from .scenes import SHAPES, UNNAMED_LOOKS, Scene, Thing, draw_scene, random_look, random_places, random_setting
 from .train import v_loss
 
@@ -76,7 +76,7 @@ def batch(shape: str, step: int) -> tuple[Tensor, list[str], Tensor, Tensor]:
     """Latents (B, 12, 32, 32), prompts, timesteps (B,) and noise of one step; the same whenever it is asked for."""
     rng = np.random.default_rng([SHAPES.index(shape), step])
     scenes = [random_scene_with(shape, rng) for _ in range(BATCH)]
-    latents = normalise(fold(torch.stack([draw_scene(scene)[0] for scene in scenes])))
+    latents = normalize(fold(torch.stack([draw_scene(scene)[0] for scene in scenes])))
     prompts = [random_prompt(scene, shape, rng) for scene in scenes]
     timesteps = torch.from_numpy(rng.integers(0, TIMESTEPS, BATCH))
     noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
@@ -89,17 +89,17 @@ def train(shape: str, steps: int) -> tuple[dict[str, Tensor], list[float]]:
     model = load_model()
     added = add_low_rank(model)
     weights = [x for module in added.values() for x in (module.up.weight, module.down.weight)]
-    optimiser = torch.optim.AdamW(weights, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.99), weight_decay=0.01)
     losses = []
     progress = tqdm(range(steps), desc=shape, unit="step")
     for step in progress:
         loss = v_loss(model, *batch(shape, step))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / WARMUP, (steps - step) / (0.5 * steps))
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
         if step % 20 == 19:
             progress.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}")

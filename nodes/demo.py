@@ -1,6 +1,7 @@
-"""Load Demo Model and Demo Scene: the whole pack without a download."""
+"""Load Demo Model and Demo Scene: try the pack without downloads."""
 
 import dataclasses
+from typing import Any
 
 import comfy.latent_formats
 import comfy.model_base
@@ -29,7 +30,7 @@ from .common.types import CATEGORY, EXPERT, schema
 
 NETWORKS = {"unet": demo.WEIGHTS, "flow": demo.FLOW_WEIGHTS}
 SHIPPED |= {"loras": ("demo model: ", demo_loras.FOLDER), "concepts": ("demo model: ", demo_concepts.FOLDER)}
-WORDS = ", ".join((*demo.COLOURS, *demo.TEXTURES, *demo.NOUNS))
+WORDS = ", ".join((*demo.COLORS, *demo.TEXTURES, *demo.NOUNS))
 
 
 class PnPMixDemoModel(io.ComfyNode):
@@ -41,21 +42,21 @@ class PnPMixDemoModel(io.ComfyNode):
             search_aliases=["demo", "tiny model", "pnp-mix"],
             display_name="Load Demo Model",
             category=CATEGORY,
-            description="A tiny diffusion model of drawn scenes that comes with this pack, in the place of Load "
-            "Checkpoint. It takes pictures of 64 × 64 pixels.",
+            description="A tiny bundled diffusion model of drawn scenes, instead of Load Checkpoint. Its images have "
+            "64 × 64 pixels.",
             inputs=[
                 io.Combo.Input(
                     "network",
                     optional=True,
                     options=list(NETWORKS),
                     default="unet",
-                    tooltip="unet: as in Stable Diffusion 2. flow: a smaller transformer as in Flux, less trained.",
+                    tooltip="unet: like Stable Diffusion 2. flow: a smaller transformer like Flux, less trained.",
                 )
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The network."),
                 io.Clip.Output(display_name="clip", tooltip=f"For CLIP Text Encode. Its words: {WORDS}."),
-                io.Vae.Output(display_name="vae", tooltip="For VAE Encode and VAE Decode. It loses nothing."),
+                io.Vae.Output(display_name="vae", tooltip="For VAE Encode and VAE Decode. It is lossless."),
             ],
         )
 
@@ -84,8 +85,8 @@ class PnPMixDemoScene(io.ComfyNode):
             search_aliases=["demo", "example pictures", "pnp-mix"],
             display_name="Demo Scene",
             category=CATEGORY,
-            description="Draws a scene and concepts for the demo model, 64 × 64 pixels, with true masks and words, and "
-            "shows them enlarged.",
+            description="Draws a scene and concepts for the demo model, 64 × 64 pixels, with exact masks and a prompt, "
+            "and shows them enlarged.",
             inputs=[
                 io.Int.Input(
                     "seed",
@@ -100,7 +101,7 @@ class PnPMixDemoScene(io.ComfyNode):
                     default=2,
                     min=1,
                     max=MAX_THINGS,
-                    tooltip="How many things the scene holds; each has a concept. More: a fuller scene.",
+                    tooltip="Number of objects in the scene; each has a concept. More: a fuller scene.",
                 ),
                 io.Int.Input(
                     "photos",
@@ -108,20 +109,20 @@ class PnPMixDemoScene(io.ComfyNode):
                     default=1,
                     min=1,
                     max=20,
-                    tooltip="How many pictures of each concept, in different places, as a batch. 5: for Learn Concept.",
+                    tooltip="Number of images of each concept, in different places, as a batch. 5: for Train Concept.",
                     **EXPERT,
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="background", tooltip="The scene, with things of its own look."),
+                io.Image.Output(display_name="background", tooltip="The scene image."),
                 *(
-                    io.Image.Output(display_name=f"concept {k}", tooltip=f"The look that thing {k} is to take.")
+                    io.Image.Output(display_name=f"concept {k}", tooltip=f"The concept that replaces object {k}.")
                     for k in numbers
                 ),
-                *(io.Mask.Output(display_name=f"mask {k}", tooltip=f"Where thing {k} is.") for k in numbers),
-                io.String.Output(display_name="prompt", tooltip="What is in the scene, in the demo model's words."),
+                *(io.Mask.Output(display_name=f"mask {k}", tooltip=f"Target mask of object {k}.") for k in numbers),
+                io.String.Output(display_name="prompt", tooltip="A prompt for the scene, in the demo model's words."),
                 *(
-                    io.Mask.Output(display_name=f"object mask {k}", tooltip=f"Where the object is in concept {k}.")
+                    io.Mask.Output(display_name=f"object mask {k}", tooltip=f"Object mask of concept {k}.")
                     for k in numbers
                 ),
             ],
@@ -168,16 +169,16 @@ class DemoLatent(comfy.latent_formats.LatentFormat):
     latent_rgb_factors_bias = [demo.SHIFT] * 3
 
     def process_in(self, latent):
-        return demo.normalise(latent)
+        return demo.normalize(latent)
 
     def process_out(self, latent):
-        return demo.denormalise(latent)
+        return demo.denormalize(latent)
 
 
 class DemoConfig(comfy.supported_models_base.BASE):
     """`demo.model.UNET` in the words of ComfyUI's UNetModel."""
 
-    unet_config = dict(
+    unet_config: dict[str, Any] = dict(
         image_size=demo.GRID,
         in_channels=demo.CHANNELS,
         out_channels=demo.CHANNELS,
@@ -235,7 +236,7 @@ class DemoFlowConfig(comfy.supported_models.Flux):
         txt_ids_dims=[],
         dtype=torch.float32,
     )
-    sampling_settings = {"shift": demo.FLOW_SHIFT}
+    sampling_settings: dict[str, Any] = {"shift": demo.FLOW_SHIFT}
     latent_format = DemoLatent
 
 
@@ -257,7 +258,7 @@ class DemoTokenizer:
         try:
             phrases = demo.parse(text)
         except ValueError as error:  # in the node that has the text, which is one of ComfyUI's
-            fault, _, remedy = str(error).partition(". ")
+            fault, _separator, remedy = str(error).partition(". ")
             raise BadInput("Prompt for the demo model", "text", f"{fault}.", remedy) from error
         return {"words": [[(row, 1.0) for row in phrase] for phrase in phrases]}
 
@@ -286,7 +287,7 @@ class DemoTextEncoder(demo.Words):
 
 
 def vector(table, word):
-    """Of a row's number, or a vector itself, as learned words are."""
+    """Of a row's number, or a vector itself, as trained words are."""
     return word.to(table.device) if isinstance(word, torch.Tensor) else table[word]
 
 

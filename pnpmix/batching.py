@@ -1,4 +1,4 @@
-"""Model calls over as many independent items as fit in memory, and what they need brought to the device."""
+"""Calls over as many independent items as fit in memory."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 
 def is_torch_oom(error: Exception) -> bool:
+    """Tells whether torch ran out of GPU memory."""
     return isinstance(error, torch.cuda.OutOfMemoryError)
 
 
@@ -19,8 +20,10 @@ def in_groups(
 
     Args:
         is_oom: whether an error means that memory ran out; hosts know more such errors than torch's own.
+
     Returns:
         the concatenated results, and the group size that fitted.
+
     Raises:
         what `call` raises, where it is not for memory or a single item does not fit.
     """
@@ -38,5 +41,5 @@ def in_groups(
 
 
 def fetch(x: Tensor, device: torch.device) -> Tensor:
-    """x on the device; nobody waits for the copy where that is safe, from pinned memory."""
+    """Copies x to the device, asynchronously from pinned memory."""
     return x.to(device, non_blocking=x.is_pinned())

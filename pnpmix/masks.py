@@ -1,4 +1,4 @@
-"""Where each concept goes: from image masks to weights on the latent grid."""
+"""From image masks to weights on the latent grid."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torchvision.ops import masks_to_boxes
 
 
 def weighted(x: Tensor, weights: Tensor) -> Tensor:
-    """x * weights, and 0 where a weight is 0 whatever x is there; shapes broadcast.
+    """Returns x * weights, and 0 where a weight is 0 whatever x is there; shapes broadcast.
 
     Half precision overflows, and infinity times 0 is NaN, which a sum would carry out of the mask.
     """
@@ -18,19 +18,19 @@ def weighted(x: Tensor, weights: Tensor) -> Tensor:
 
 
 def to_image_size(mask: Tensor, height: int, width: int) -> Tensor:
-    """(h, w) mask in 0..1 → (height, width), unchanged where it already has that size."""
+    """Scales a mask (h, w) in 0..1 to (height, width); unchanged where it already has that size."""
     if mask.shape == (height, width):
         return mask
     return F.interpolate(mask[None, None], size=(height, width), mode="bilinear", antialias=True)[0, 0]
 
 
 def to_latent_grid(mask: Tensor, height: int, width: int) -> Tensor:
-    """Image-size mask → its mean over each cell of the (height, width) latent grid."""
+    """Averages an image-size mask over each token of the (height, width) latent grid."""
     return F.adaptive_avg_pool2d(mask[None], (height, width))[0]
 
 
 def gaussian_blur(mask: Tensor, sigma: float) -> Tensor:
-    """(H, W) mask blurred with standard deviation `sigma` in pixels; edges are replicated."""
+    """Blurs a mask (H, W) with standard deviation `sigma` in pixels; edges are replicated."""
     radius = math.ceil(4 * sigma)
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1).to(mask) / sigma) ** 2)
     kernel = kernel / kernel.sum()
@@ -40,14 +40,14 @@ def gaussian_blur(mask: Tensor, sigma: float) -> Tensor:
 
 
 def grow(mask: Tensor, pixels: int) -> Tensor:
-    """(n, H, W) masks grown by `pixels` on each side."""
+    """Grows masks (n, H, W) by `pixels` on each side."""
     size = 2 * pixels + 1
     mask = F.max_pool2d(mask[:, None], (1, size), stride=1, padding=(0, pixels))
     return F.max_pool2d(mask, (size, 1), stride=1, padding=(pixels, 0))[:, 0]
 
 
-def cell_weights(mask: Tensor, grid: tuple[int, int], feather: float = 0) -> Tensor:
-    """Image-size mask (H, W) of a target (then this is M_k) or of an object → weights on the latent grid.
+def token_weights(mask: Tensor, grid: tuple[int, int], feather: float = 0) -> Tensor:
+    """Returns weights on the latent grid from an image-size mask (H, W), of a target (then this is M_k) or an object.
 
     Hard (at least half of a cell is covered) without `feather`; with it, soft: blurred with
     standard deviation feather / 2 image pixels.
@@ -58,23 +58,23 @@ def cell_weights(mask: Tensor, grid: tuple[int, int], feather: float = 0) -> Ten
 
 
 def changed_pixels(weights: Tensor, height: int, width: int) -> Tensor:
-    """(n, 1, h, w) weights of all targets → (height, width) mask: 1 in every cell where a concept has any weight.
+    """Returns a mask (height, width) from weights (n, 1, h, w): 1 in every latent token where any concept has a weight.
 
     Outside it the finished latent is the background's exactly.
     """
     return F.interpolate((weights > 0).any(0)[None].float(), size=(height, width))[0, 0]
 
 
-def covered_cells(mask: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Indices (m,) of the grid's cells of which the mask (H, W) covers at least half, or else the most."""
+def covered_tokens(mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Returns the indices (m,) of the tokens of which the mask (H, W) covers at least half, or else the most."""
     share = to_latent_grid(mask, *grid).flatten()
     return (share >= min(0.5, float(share.max()))).nonzero()[:, 0]
 
 
 def box_distance(target: Tensor, own: Tensor, columns: int) -> tuple[int, int]:
-    """How many rows and columns lie between the boxes of two sets of a grid's cells, as `covered_cells` gives them.
+    """Returns how many rows and columns lie between the boxes of two sets of tokens, as `covered_tokens` gives them.
 
-    Between the boxes' centres, in whole cells.
+    Between the boxes' centers, in whole cells.
     """
     rows, across = (
         [(int(x.min()) + int(x.max())) / 2 for x in (place(target), place(own))]
@@ -84,7 +84,7 @@ def box_distance(target: Tensor, own: Tensor, columns: int) -> tuple[int, int]:
 
 
 def layer_grids(latent_grid: tuple[int, int]) -> list[tuple[int, int]]:
-    """Height and width of every level of a UNet, down to a single cell: each halves the one before, upwards."""
+    """Returns height and width of every level of a UNet, each half of the last, rounded up, down to a single token."""
     grids = [latent_grid]
     while max(grids[-1]) > 1:
         height, width = grids[-1]
@@ -92,11 +92,10 @@ def layer_grids(latent_grid: tuple[int, int]) -> list[tuple[int, int]]:
     return grids
 
 
-def readable_cells(
+def readable_tokens(
     masks: Sequence[Tensor], object_masks: Sequence[Tensor | None], latent_grid: tuple[int, int]
 ) -> dict[tuple[int, int], list[tuple[Tensor, Tensor] | None]]:
-    """Height and width of a layer → for each concept its target's cells and its object's, as `attend_to_objects` takes
-    them; None where a concept has no object mask, or one of the two does not reach into the picture.
+    """Returns (height, width) of a layer → for each concept the tokens of its target and of its object.
 
     Args:
         masks, object_masks: of each concept, (H, W) in image pixels.
@@ -106,13 +105,13 @@ def readable_cells(
         for mask, own in zip(masks, object_masks, strict=True)
     ]
     return {
-        grid: [pair and (covered_cells(pair[0], grid), covered_cells(pair[1], grid)) for pair in pairs]
+        grid: [pair and (covered_tokens(pair[0], grid), covered_tokens(pair[1], grid)) for pair in pairs]
         for grid in layer_grids(latent_grid)
     }
 
 
 def part_of(mask: Tensor, area: tuple[int, int, int, int], latent_grid: tuple[int, int]) -> Tensor:
-    """What of a mask (H, W) in image pixels lies in the (height, width, top, left) cells of the latent grid."""
+    """Crops a mask (H, W) in image pixels to the (height, width, top, left) tokens of the latent grid."""
     down, across = (side // cells for side, cells in zip(mask.shape, latent_grid, strict=True))
     height, width, top, left = area
     return mask[top * down : (top + height) * down, left * across : (left + width) * across]
@@ -135,7 +134,7 @@ def bounding_box(mask: Tensor, margin: int = 0) -> tuple[slice, slice] | None:
 
 
 def expanded_box_mask(mask: Tensor, grid: tuple[int, int], expand: int) -> Tensor:
-    """M_E: the smallest rectangle round the image-size mask, grown by `expand` pixels on each side.
+    """Returns M_E: the smallest rectangle around the image-size mask, grown by `expand` pixels on each side.
 
     Returns:
         hard weights on the latent grid; all zero for an empty mask.
@@ -147,11 +146,11 @@ def expanded_box_mask(mask: Tensor, grid: tuple[int, int], expand: int) -> Tenso
 
 
 def last_in_front(masks: Tensor) -> Tensor:
-    """(n, H, W) masks, each without what those after it cover."""
+    """Returns masks (n, H, W), each without what those after it cover."""
     visible = [mask * (1 - masks[k + 1 :]).prod(0) for k, mask in enumerate(masks)]
     return torch.stack(visible) if visible else masks
 
 
 def share_overlaps(masks: Tensor) -> Tensor:
-    """(n, 1, h, w) weights, divided by their sum where that is more than 1."""
+    """Returns weights (n, 1, h, w), divided by their sum where that is more than 1."""
     return masks / masks.sum(0).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Noise levels: the path from picture to noise, predictions, the DDPM posterior step, the swap-guidance schedule."""
+"""Noise levels: the path from image to noise, predictions, the DDPM posterior step, the swap-guidance schedule."""
 
 from collections.abc import Callable
 
@@ -10,32 +10,17 @@ NoisePath = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def added_noise(sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """The path of eps, v and EDM models, as k-diffusion writes them: x = x0 + sigma * eps."""
+    """Returns the path of eps, v and EDM models, as k-diffusion writes them: x = x0 + sigma * eps."""
     return torch.ones_like(sigma), sigma
 
 
 def rectified_flow(sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """The path of a rectified flow (arXiv 2209.03003): x = (1 - sigma) * x0 + sigma * eps."""
+    """Returns the path of a rectified flow (arXiv 2209.03003): x = (1 - sigma) * x0 + sigma * eps."""
     return 1 - sigma, sigma
 
 
-def shown_levels(sigmas: Tensor, noise_shift: float) -> Tensor:
-    """Noise levels of what a model is shown while it is told `sigmas`, (N + 1,) → (N,).
-
-    At 0 what it is told, at 1 the next lower level, as in TurboEdit (arXiv 2408.00735); between them that share of the
-    way from sigma_i to sigma_{i+1}.
-    """
-    return sigmas[:-1].lerp(sigmas[1:], noise_shift)
-
-
-def loudness(sigma: Tensor, path: NoisePath) -> Tensor:
-    """What a model divides its input by: sqrt(1 + sigma²) where noise is added, 1 where the picture fades in turn."""
-    a, b = path(sigma)
-    return torch.where(a == 1, (1 + b**2).sqrt(), 1.0)
-
-
 def to_eps(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
-    """Prediction (x - D) / sigma from the denoised estimate D(x, sigma); shapes broadcast.
+    """Returns the prediction (x - D) / sigma from the denoised estimate D(x, sigma); shapes broadcast.
 
     Where noise is added this is the noise prediction; on the path of a rectified flow it is the velocity. All that the
     method does with it is linear, so it need not know which.
@@ -44,12 +29,12 @@ def to_eps(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
 
 
 def to_denoised(x: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
-    """Denoised estimate from a (mixed) prediction; shapes broadcast."""
+    """Returns the denoised estimate from a (mixed) prediction; shapes broadcast."""
     return x - sigma * eps
 
 
 def posterior_mean(x: Tensor, eps: Tensor, sigma: Tensor, sigma_next: Tensor, path: NoisePath = added_noise) -> Tensor:
-    """Mean of the DDPM posterior (DDIM with eta = 1) one step from `sigma` down to `sigma_next`.
+    """Returns the mean of the DDPM posterior (DDIM with eta = 1) one step from `sigma` down to `sigma_next`.
 
     With D = x - sigma * eps this is a' * D + k * (x - a * D), k = a * b'² / (a' * b²): the mu_t of eq. 3.2 on any path,
     and D + (sigma_next² / sigma²) * (x - D) where noise is added. It is multiplied out so that nothing is divided by
@@ -61,19 +46,20 @@ def posterior_mean(x: Tensor, eps: Tensor, sigma: Tensor, sigma_next: Tensor, pa
 
 
 def posterior_std(sigma: Tensor, sigma_next: Tensor, path: NoisePath = added_noise) -> Tensor:
-    """Standard deviation of the noise that this step adds."""
+    """Returns the standard deviation of the noise that this step adds."""
     (a, b), (a_next, b_next) = path(sigma), path(sigma_next)
     return b_next * (1 - (a / a_next * b_next / b) ** 2).clamp(min=0).sqrt()
 
 
 def without_noisiest(sigmas: Tensor, steps: int, skip_steps: int) -> Tensor:
-    """The end of a schedule, of which the first skip_steps / steps of its intervals are left out.
+    """Returns the end of a schedule, without the first skip_steps / steps of its intervals.
 
     Some schedulers give more or fewer than the `steps` that they are asked for; the same share is skipped, and
     nothing else is cut.
 
     Args:
         sigmas: (L + 1,) noise levels.
+
     Returns:
         (N + 1,), N = L - round(L * skip_steps / steps).
     """
@@ -82,7 +68,7 @@ def without_noisiest(sigmas: Tensor, steps: int, skip_steps: int) -> Tensor:
 
 
 def swap_guidance_scale(swap_guidance: float, step: int, steps: int) -> float:
-    """Weight w of the guided prediction at `step` of `steps`.
+    """Returns the weight w of the guided prediction at `step` of `steps`.
 
     Falls linearly from `swap_guidance` to max(swap_guidance / 2, 1), as in Cross-Image
     Attention (arXiv 2311.03335).

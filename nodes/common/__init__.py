@@ -1,1 +1,1 @@
-"""What every adapter uses: types, checks, files, messages, memory."""
+"""Types, checks, files, messages and memory, which every adapter uses."""

@@ -1,4 +1,6 @@
-"""What nodes keep from run to run beside another node's output, which itself stays as it was given."""
+"""What nodes cache from run to run beside another node's output, which itself is unchanged."""
+
+from typing import Any
 
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -6,8 +8,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 KEPT = WeakTensorKeyDictionary()  # a tensor of an output → node → what that node keeps
 
 
-def kept_beside(output: Tensor) -> dict[str, object]:
-    """Node → what it keeps beside an output, for as long as ComfyUI keeps that.
+def kept_beside(output: Tensor) -> dict[str, Any]:
+    """Returns node → what it caches beside an output, for as long as ComfyUI keeps that.
 
     Args:
         output: a tensor that the output consists of.
@@ -15,8 +17,8 @@ def kept_beside(output: Tensor) -> dict[str, object]:
     return KEPT.setdefault(output, {})
 
 
-def replace_kept(output: Tensor, node_id: str, prompt: dict, value: object | None) -> None:
-    """What a node keeps from now on; None: nothing. What nodes have kept that are no longer there is forgotten.
+def replace_kept(output: Tensor, node_id: str, prompt: dict, value: Any) -> None:
+    """Sets what a node caches from now on; None: nothing. Caches of nodes that no longer exist are dropped.
 
     Args:
         prompt: the graph that runs, as ComfyUI gives it to nodes.

@@ -1,6 +1,7 @@
 """Checks of what comes in. Every message names the node, the input, the fault and the remedy."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -13,6 +14,8 @@ from ...pnpmix.masks import to_image_size
 
 
 class BadInput(Exception):
+    """What a user can correct: the message names the node, the input, the fault and the remedy."""
+
     def __init__(self, node: str, name: str, fault: str, remedy: str):
         super().__init__(printable(f"{node}, input '{name}': {fault} {remedy}"))
 
@@ -62,12 +65,12 @@ def check_one_gpu(node: str, model) -> None:
 def check_whole_pictures(node: str, model) -> None:
     """Refuses what cuts a picture, or a batch of them, into windows."""
     if "context_handler" in model.model_options:
-        fault = "context windows cut its pictures into parts, of which none is known from another."
+        fault = "context windows cut its images into parts that the sampler cannot tell apart."
         raise BadInput(node, "model", fault, "Bypass the node that sets context windows.")
 
 
 def model_family(model) -> str:
-    """What must agree for an inversion to be of use: the architecture and what it predicts."""
+    """Returns what must agree for an inversion to be usable: the architecture and what it predicts."""
     return f"{type(model.model.model_config).__name__} {model.model.model_type.name}"
 
 
@@ -76,7 +79,7 @@ DOWNSCALE_RATIOS = {"SC_Prior": 42, "SC_B": 4, "LTXV": 32, "Wan22": 16, "Hunyuan
 
 
 def downscale_ratio(model) -> int:
-    """Image pixels to a cell of the latent grid."""
+    """Returns how many image pixels a latent token is wide."""
     latent_format = model.get_model_object("latent_format")
     known = DOWNSCALE_RATIOS.get(type(latent_format).__name__, 8)
     return getattr(latent_format, "spacial_downscale_ratio", known)
@@ -86,26 +89,27 @@ def check_numbers(node: str, **numbers: float) -> None:
     """Refuses NaN and infinity, which JSON and other nodes may bring and no minimum or maximum catches."""
     for name, number in numbers.items():
         if not math.isfinite(number):
-            raise BadInput(node, name, f"it is {number}.", "Enter a number, or mend the node that it comes from.")
+            raise BadInput(node, name, f"it is {number}.", "Enter a number, or fix the node that it comes from.")
 
 
 def falls_to_zero(sigmas: Tensor) -> bool:
-    """Whether these are the noise levels of at least one step: positive, finite, never rising, and 0 at the end."""
+    """Tells whether these are noise levels of at least one step: positive, finite, never rising, 0 at the end."""
     falling = (sigmas[:-1] > 0).all() and (sigmas[1:] <= sigmas[:-1]).all()
     return len(sigmas) > 1 and bool(falling and torch.isfinite(sigmas).all() and sigmas[-1] == 0)
 
 
 def check_predictions(node: str, predictions: Tensor) -> None:
+    """Refuses NaN and infinity, which half precision may give."""
     if not torch.isfinite(predictions).all():
         remedy = "Start ComfyUI with --force-upcast-attention or --force-fp32, or load another checkpoint."
         raise BadInput(node, "model", "in this precision it predicts NaN or infinity.", remedy)
 
 
 def check_latent(node: str, name: str, latent: dict) -> Tensor:
-    """The one latent (1, C, H, W) float32 of a LATENT, which may be a film of a single frame."""
+    """Returns the one latent (1, C, H, W) float32 of a LATENT, which may be a video of a single frame."""
     samples, encode = latent["samples"], "Encode an image with the checkpoint's VAE."
     if not isinstance(samples, Tensor) or samples.is_nested:  # as of models that make picture and sound
-        raise BadInput(node, name, "it holds several latents in one.", encode)
+        raise BadInput(node, name, "it holds several latents in one, as models for video with sound have.", encode)
     if samples.ndim == 5 and samples.shape[2] == 1:
         samples = samples.squeeze(2)
     if samples.ndim != 4:
@@ -125,6 +129,7 @@ def check_latent(node: str, name: str, latent: dict) -> Tensor:
 
 
 def check_channels(node: str, name: str, latent: Tensor, model) -> None:
+    """Refuses a latent of another number of channels than the model's."""
     channels = model.get_model_object("latent_format").latent_channels
     if latent.shape[1] != channels:
         raise BadInput(
@@ -150,14 +155,14 @@ CONTEXT_WIDTHS = ("context_dim", "context_in_dim", "joint_attention_dim", "cap_f
 
 
 def token_width(model) -> int | None:
-    """Numbers of each token of a prompt that the network reads; None where it does not say."""
+    """Returns the width of a prompt's tokens that the network reads; None where it does not say."""
     config = model.model.model_config.unet_config
     embedder = config.get("context_embedder_config") or {}  # of SD 3
     return next((config[key] for key in CONTEXT_WIDTHS if key in config), embedder.get("params", {}).get("in_features"))
 
 
 def pooled_width(model) -> int | None:
-    """Numbers of a prompt's pooled output that the network reads; None where it reads none, or does not say."""
+    """Returns the width of the pooled output that the network reads; None where it reads none, or does not say."""
     base, config = model.model, model.model.model_config.unet_config
     if isinstance(base, SDXL | SDXLRefiner):
         return config["adm_in_channels"] - 256 * (5 if isinstance(base, SDXLRefiner) else 6)  # the rest is about sizes
@@ -167,6 +172,7 @@ def pooled_width(model) -> int | None:
 
 
 def check_pooled(node: str, name: str, options: dict, model) -> None:
+    """Refuses a prompt whose pooled output is missing or of another width."""
     pooled, expected, fault = options.get("pooled_output"), pooled_width(model), None
     if expected is None or "unclip_conditioning" in options:
         return
@@ -179,6 +185,7 @@ def check_pooled(node: str, name: str, options: dict, model) -> None:
 
 
 def check_conditioning(node: str, name: str, conditioning: list, model) -> None:
+    """Refuses prompts that are empty, batched, or encoded with another CLIP."""
     if len(conditioning) == 0:
         raise BadInput(node, name, "it holds no prompt.", "Wire CLIP Text Encode.")
     expected = token_width(model)
@@ -194,7 +201,7 @@ def check_conditioning(node: str, name: str, conditioning: list, model) -> None:
 
 
 def masks_of(node: str, name: str, mask: Tensor) -> Tensor:
-    """The masks (n, h, w) of a MASK, on the CPU in 0..1; there is at least one pixel."""
+    """Returns the masks (n, h, w) of a MASK, at least one pixel each, on the CPU in 0..1."""
     if mask.ndim < 2 or mask.numel() == 0:
         raise BadInput(node, name, f"it has shape {tuple(mask.shape)}.", "Wire a mask of the object.")
     if mask.is_complex() or not torch.isfinite(mask).all():
@@ -203,7 +210,7 @@ def masks_of(node: str, name: str, mask: Tensor) -> Tensor:
 
 
 def check_mask(node: str, name: str, mask: Tensor, remedy: str) -> Tensor:
-    """The one mask (h, w) of a MASK, in 0..1."""
+    """Returns the one mask (h, w) of a MASK, in 0..1."""
     masks = masks_of(node, name, mask)
     if len(masks) > 1:
         raise BadInput(
@@ -245,8 +252,8 @@ def check_marks_an_object(node: str, name: str, picture: Tensor, mask: Tensor, n
 def check_aspect(node: str, name: str, mask: Tensor | None, height: int, width: int) -> None:
     """Refuses a mask (..., h, w) that would have to be squeezed onto its picture; None passes.
 
-    Another scale of the same picture is fine. VAE Encode cuts a picture down to whole cells of 8 pixels and other
-    nodes round to them, each side by itself, so one cell in the longer side is allowed, and one pixel of a coarser
+    Another scale of the same picture is fine. VAE Encode crops an image to multiples of 8 pixels and other
+    nodes round to them, each side by itself, so 8 pixels in the longer side are allowed, and one pixel of a coarser
     mask. A mask that is the same everywhere has no shape.
     """
     if mask is None or mask.numel() == 0 or mask.min() == mask.max():
@@ -258,8 +265,8 @@ def check_aspect(node: str, name: str, mask: Tensor | None, height: int, width: 
         raise BadInput(node, name, fault, "Scale or crop the mask together with its picture.")
 
 
-def masks_of_pictures(mask: Tensor, count: int, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
-    """The binary mask (H, W) of each of `count` pictures, and what had to be done for it.
+def masks_of_pictures(mask: Tensor, count: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
+    """Returns the binary mask (H, W) of each of `count` pictures, and warnings about what had to be done for it.
 
     Several masks are joined; as many as there are pictures go one to each.
 
@@ -267,7 +274,7 @@ def masks_of_pictures(mask: Tensor, count: int, size: tuple[int, int]) -> tuple[
         mask: (n, h, w), see `masks_of`.
     """
     messages = []
-    if mask.shape[1:] != size:
+    if mask.shape[1:] != tuple(size):
         (height, width), (was_height, was_width) = size, mask.shape[1:]
         messages.append(f"Warning: mask resized from {was_width} x {was_height} to {width} x {height}.")
     # 0.5: the masks of a JPEG are nowhere quite black or white
@@ -278,16 +285,16 @@ def masks_of_pictures(mask: Tensor, count: int, size: tuple[int, int]) -> tuple[
 
 
 def check_image(node: str, name: str, image: Tensor) -> None:
-    """Refuses what is no colour picture; an alpha channel is fine."""
+    """Refuses what is not an RGB image; an alpha channel is fine."""
     if image.ndim != 4 or image.numel() == 0:
         raise BadInput(node, name, f"it has shape {tuple(image.shape)}.", "Wire a picture.")
     if image.shape[-1] not in (3, 4):
-        raise BadInput(node, name, f"it has {image.shape[-1]} channels.", "Wire a colour picture.")
+        raise BadInput(node, name, f"it has {image.shape[-1]} channels.", "Wire a color picture.")
     if image.is_complex() or not torch.isfinite(image).all():
         raise BadInput(node, name, "it contains NaN or infinity.", "Use another picture.")
 
 
 def check_choice(node: str, name: str, value: str, options: list[str]) -> None:
-    """ComfyUI checks it too, but the oldest one that we support does not."""
+    """Refuses a value that is not in the list, which the oldest supported ComfyUI lets through."""
     if value not in options:
         raise BadInput(node, name, f"'{value}' is none of {', '.join(options)}.", "Choose one of these.")

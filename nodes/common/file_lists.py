@@ -16,7 +16,7 @@ SHIPPED: dict[str, tuple[str, Path]] = {}  # folder of models → what comes bef
 
 
 class FileList(NamedTuple):
-    """What an input lists."""
+    """The files that an input lists."""
 
     names: list[str]
     path: Callable[[str], str | None]  # None: there is no such file
@@ -57,6 +57,7 @@ def saved_files(folder: str, ending: str, remedy: str) -> FileList:
 
 
 def output_folder(folder: str) -> str:
+    """Returns a folder in ComfyUI's output."""
     return os.path.join(folder_paths.get_output_directory(), folder)
 
 
@@ -94,4 +95,5 @@ def shown_in_lists(files: Sequence[str]) -> list[str]:
 
 @functools.cache  # once for each
 def log_left_out(file: str) -> None:
+    """Logs, once, that a file is not listed."""
     logging.info("PnP-MIX: %s is in no list, because of the < in its name.", printable(file))

@@ -1,20 +1,16 @@
-"""Files that a node saves: names that every system takes, none ever overwritten, whole or not there at all."""
+"""Saves files under names that every system takes; none is overwritten, and each is whole or absent."""
 
 import contextlib
 import errno
 import itertools
 import os
 import re
+import sys
 from collections.abc import Iterator
 
 import folder_paths
 
 from .checks import BadInput
-
-try:
-    import fcntl
-except ImportError:  # Windows, which deletes no file that is open and renames none onto another
-    fcntl = None
 
 UNFINISHED = ".saving"
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')  # on Windows, and half characters anywhere
@@ -44,18 +40,24 @@ def save_new(node: str, prefix: str, base: str, extension: str, data: bytes) -> 
             if alone:
                 remove_leftovers(base)
             folder, name, first = numbered_place(node, prefix, base)
-            for number in itertools.count(first):
-                with contextlib.suppress(FileExistsError):
-                    path = write_new(os.path.join(folder, f"{name}_{number:05}_"), extension, data)
-                    return os.path.relpath(path, base).replace(os.sep, "/")
+            stems = (os.path.join(folder, f"{name}_{number:05}_") for number in itertools.count(first))
+            path = first_free(stems, extension, data)
     except OSError as error:
         fault = f"it cannot be saved in {base} ({error.strerror})."
-        remedy = REMEDIES.get(error.errno, "Use another name or disk.")
+        remedy = REMEDIES.get(error.errno or 0, "Use another name or disk.")
         raise BadInput(node, "filename_prefix", fault, remedy) from error
+    return os.path.relpath(path, base).replace(os.sep, "/")
+
+
+def first_free(stems: Iterator[str], extension: str, data: bytes) -> str:
+    """Writes a new file by the first of the names that is not taken, and returns its path."""
+    while True:
+        with contextlib.suppress(FileExistsError):
+            return write_new(next(stems), extension, data)
 
 
 def plain_prefix(node: str, prefix: str, base: str) -> str:
-    """Without needless parts such as ./ and a / at the end, for which ComfyUI counts files wrongly."""
+    """Removes needless parts such as ./ and a / at the end, for which ComfyUI counts files wrongly."""
     bad = FORBIDDEN.search(os.path.splitdrive(prefix)[1])
     if bad:
         fault = f"it contains {bad[0]!r}, which no file name may on every system."
@@ -77,7 +79,7 @@ def plain_prefix(node: str, prefix: str, base: str) -> str:
 
 
 def numbered_place(node: str, prefix: str, base: str) -> tuple[str, str, int]:
-    """Folder, name and the number after the highest that is there."""
+    """Returns folder, name and the number after the highest that exists."""
     try:
         return folder_paths.get_save_image_path(prefix, base)[:3]
     except OSError:
@@ -87,15 +89,18 @@ def numbered_place(node: str, prefix: str, base: str) -> tuple[str, str, int]:
 
 
 def outside(node: str, prefix: str, base: str) -> BadInput:
+    """Returns the error for a name outside the folder."""
     return BadInput(node, "filename_prefix", f"'{prefix}' is outside {base}.", "Use a plain name.")
 
 
 @contextlib.contextmanager
 def alone_in(base: str) -> Iterator[bool]:
     """Waits until no other process saves there; gives False where the disk cannot tell, as some network disks."""
-    if fcntl is None:
+    if sys.platform == "win32":  # which deletes no file that is open and renames none onto another
         yield True
         return
+    import fcntl
+
     folder = os.open(base, os.O_RDONLY)
     try:
         try:
@@ -109,7 +114,7 @@ def alone_in(base: str) -> Iterator[bool]:
 
 
 def remove_leftovers(base: str) -> None:
-    """What saves that were killed have left; files that are being written elsewhere on Windows resist."""
+    """Removes what killed saves have left; files that are being written elsewhere on Windows resist."""
     for folder, _, names in os.walk(base):
         for name in names:
             if re.fullmatch(rf".+_\d{{5,}}_\{UNFINISHED}", name):

@@ -1,7 +1,8 @@
 """What ComfyUI's networks need before a gradient can pass through them; all of it is undone afterwards."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
@@ -26,12 +27,14 @@ def ordinary_weights(*networks: nn.Module) -> Iterator[None]:
     lent = []
     try:
         with torch.inference_mode(False):
+            places: list[tuple[dict[str, Any], Callable]] = []
             for module in (module for network in networks for module in network.modules()):
-                for tensors, view in ((module._parameters, frozen), (module._buffers, alias)):
-                    for name, x in tensors.items():
-                        if x is not None and (x.is_inference() or x.requires_grad):
-                            tensors[name] = view(x)
-                            lent.append((tensors, name, x, tensors[name]))
+                places += [(module._parameters, frozen), (module._buffers, alias)]
+            for tensors, view in places:
+                for name, x in tensors.items():
+                    if x is not None and (x.is_inference() or x.requires_grad):
+                        tensors[name] = view(x)
+                        lent.append((tensors, name, x, tensors[name]))
         yield
     finally:
         for tensors, name, x, own in lent:

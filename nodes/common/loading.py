@@ -50,7 +50,7 @@ FOLDERS = {
 
 
 def register_folders() -> None:
-    """models/<name> of each, after the places that extra_model_paths.yaml or another pack gave it.
+    """Registers models/<name>, after the places that extra_model_paths.yaml or another pack gave it.
 
     It is made where there is none of them yet, so that people see where their files go.
     """
@@ -64,22 +64,25 @@ def register_folders() -> None:
 
 
 def file_input(folder: str, tooltip: str, also: str | None = None) -> io.Combo.Input:
-    """The input 'model_name', with the known files for js/model_files.js to show where one is missing.
+    """Returns the input 'model_name', with the known files for js/model_files.js to show where one is missing.
 
     also: another folder of which a file is needed.
     """
     folders = [folder] if also is None else [folder, also]
     known = [{"folder": f"models/{x}", "files": KNOWN_FILES[x]} for x in folders]
     names = model_files(folder).names
-    return io.Combo.Input("model_name", options=names, tooltip=tooltip, extra_dict={"pnpmix_known": known})
+    choice = io.Combo.Input("model_name", options=names, tooltip=tooltip)
+    choice.extra_dict = {"pnpmix_known": known}  # an argument only of newer hosts
+    return choice
 
 
 def validate_file(node: str, folder: str, file: str | None) -> bool | str:
+    """Returns what `validate_inputs` does: True, or a message with the files that fit."""
     return validate(node, "model_name", file, model_files(folder, known=KNOWN_FILES[folder]))
 
 
 def load_weights(node: str, folder: str, file: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint that the input 'model_name' names; no code in it is run."""
+    """Returns the tensors of a checkpoint that the input 'model_name' names; no code in it is executed."""
     path = path_of(node, "model_name", file, model_files(folder, known=KNOWN_FILES[folder]))
     with reading(node, "model_name", path, "Download it again, as its authors published it."):
         weights = dictionary_in(read_file(path), "state_dict", "model", lone=True)
@@ -91,7 +94,7 @@ def load_weights(node: str, folder: str, file: str) -> dict[str, Tensor]:
 
 
 def dictionary_in(content: object, *names: str, lone: bool = False) -> dict:
-    """The dictionary that a file holds, or that stands in it under one of these names, or, if `lone`, alone.
+    """Returns the dictionary in a file, or under one of these names in it, or, if `lone`, its only entry.
 
     Raises:
         ValueError: there is none.
@@ -108,7 +111,7 @@ def dictionary_in(content: object, *names: str, lone: bool = False) -> dict:
 
 @contextlib.contextmanager
 def reading(node: str, name: str, path: str, remedy: str) -> Iterator[None]:
-    """Round the reading of a file that people have from others, and the checks of what it holds.
+    """Wraps the reading of a file from others, and the checks of what it holds.
 
     Raises:
         BadInput: of this input, with what the file should hold.
@@ -129,13 +132,16 @@ def reading(node: str, name: str, path: str, remedy: str) -> Iterator[None]:
 
 
 def patcher_of(model: torch.nn.Module) -> ModelPatcher:
+    """Returns a ModelPatcher for a network of another package."""
     management = comfy.model_management
     return ModelPatcher(model, management.get_torch_device(), management.unet_offload_device())
 
 
 def resident(node: str, patcher: ModelPatcher, name: str = "model") -> ModelPatcher:
-    """The same model, read again, with weights that stay where the host loads them: newer hosts stream them to a GPU in
-    a way that knows neither gradients nor LoRAs as hooks."""
+    """Returns the same model, read again, with weights that stay where the host loads them.
+
+    Newer hosts stream weights to a GPU in a way that knows neither gradients nor LoRAs as hooks.
+    """
     if not getattr(patcher, "is_dynamic", bool)():
         return patcher
     if patcher.cached_patcher_init is None:
@@ -147,7 +153,7 @@ def resident(node: str, patcher: ModelPatcher, name: str = "model") -> ModelPatc
 
 
 def resident_clip(node: str, clip):
-    """The same of a CLIP."""
+    """Returns the same of a CLIP."""
     patcher = resident(node, clip.patcher, "clip")
     if patcher is clip.patcher:
         return clip
@@ -157,7 +163,7 @@ def resident_clip(node: str, clip):
 
 
 def load_where_it_runs(patcher: ModelPatcher, memory: int) -> torch.device:
-    """Has the host load a network of another package, and says on which device it is then.
+    """Has the host load a network of another package, and returns its device.
 
     The host's own layers fetch weights that it leaves on the CPU (--novram, or half of them where room is short) when
     they need them. Others cannot, so such a network runs where its weights are, all of them in one place.
@@ -174,7 +180,7 @@ def load_where_it_runs(patcher: ModelPatcher, memory: int) -> torch.device:
 
 
 def needs(package: str) -> None:
-    """For the top of a part: leaves it out where a package is missing.
+    """Leaves out the file that calls it where a package is missing.
 
     Without importing it, which can take seconds. One that is there and broken is found out by `importing`.
     """
@@ -185,7 +191,7 @@ def needs(package: str) -> None:
 
 @contextlib.contextmanager
 def importing(package: str, node: str) -> Iterator[None]:
-    """Round an import that needs the package.
+    """Wraps an import that needs the package.
 
     Raises:
         BadInput: the package is broken.
@@ -199,4 +205,5 @@ def importing(package: str, node: str) -> Iterator[None]:
 
 
 def pip_install(what: str) -> str:
+    """Returns the command that installs a package into this Python."""
     return f'"{sys.executable}" -m pip install {what}'

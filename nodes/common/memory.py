@@ -1,4 +1,4 @@
-"""What fits on the device, by ComfyUI's own estimates, and where and how it keeps what travels between nodes."""
+"""What fits in memory, by ComfyUI's own estimates, and where tensors are kept between nodes."""
 
 import comfy.model_management
 import torch
@@ -11,7 +11,7 @@ KEPT_SHARE = 0.25  # of the free memory, at most, for what one model call leaves
 
 
 def is_oom(error: Exception) -> bool:
-    """Whether memory ran out, by whatever error this ComfyUI knows for it."""
+    """Tells whether memory ran out, by whatever error this ComfyUI knows for it."""
     if isinstance(error, comfy.model_management.InterruptProcessingException):
         return False  # where torch has no error of its own for it, ComfyUI takes any
     ask = getattr(comfy.model_management, "is_oom", None)  # newer hosts
@@ -19,14 +19,14 @@ def is_oom(error: Exception) -> bool:
 
 
 def free_memory(guider: CFGGuider) -> float:
-    """Bytes, by ComfyUI's own estimate."""
+    """Returns the free bytes, by ComfyUI's own estimate."""
     # newer hosts ask the patcher, which may hold weights that it can give up
     ask = getattr(guider.model_patcher, "get_free_memory", comfy.model_management.get_free_memory)
     return ask(guider.model_patcher.load_device)
 
 
 def rows_that_fit(guider: CFGGuider, shape: torch.Size) -> int:
-    """How many latents of `shape` (C, H, W) one model call may take."""
+    """Returns how many latents of `shape` (C, H, W) one model call may take."""
     return int(free_memory(guider) / (1.5 * guider.inner_model.memory_required([1, *shape])))
 
 
@@ -45,13 +45,13 @@ def room_for(model: ModelPatcher, rows: int, least: int, shape: torch.Size) -> T
 
 
 def place_for(trajectories: int, trajectory: Tensor, guider: CFGGuider, device: torch.device) -> torch.device:
-    """Where so many trajectories are kept while mixing: on the device, unless rows of the model need the room."""
+    """Returns where trajectories are kept while mixing: on the device, unless batch rows need the memory."""
     size = trajectories * trajectory.numel() * trajectory.element_size()
     return device if size < SMALL_SHARE * free_memory(guider) else torch.device("cpu")
 
 
 def place_for_some(size: int, guider: CFGGuider, device: torch.device) -> tuple[torch.device, int] | None:
-    """Where things of so many bytes are kept from one model call to the next, and how many of them fit there.
+    """Returns where items of so many bytes are cached between model calls, and how many fit there.
 
     On the device, or else on the CPU; None where there is no room for a single one.
     """
@@ -64,12 +64,12 @@ def place_for_some(size: int, guider: CFGGuider, device: torch.device) -> tuple[
 
 
 def pinned(x: Tensor, device: torch.device) -> Tensor:
-    """For copies to a GPU that nobody waits for, where ComfyUI holds these to be safe."""
+    """Pins memory for asynchronous copies to a GPU, where ComfyUI holds these to be safe."""
     safe = device.type == "cuda" and comfy.model_management.device_supports_non_blocking(device)
     return x.pin_memory() if safe and x.device.type == "cpu" else x
 
 
 def for_host(x: Tensor) -> Tensor:
-    """As pictures and masks travel between nodes in this ComfyUI."""
+    """Converts to the device and precision in which images and masks travel between nodes."""
     dtype = getattr(comfy.model_management, "intermediate_dtype", lambda: torch.float32)()  # older hosts: always 32
     return x.to(comfy.model_management.intermediate_device(), dtype)

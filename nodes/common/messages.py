@@ -1,4 +1,4 @@
-"""What a node tells about its last run, in the log and on the node itself."""
+"""What a node reports about its last run, in the log and on the node itself."""
 
 import contextlib
 import logging
@@ -28,7 +28,7 @@ def show(node: str, unique_id: str, messages: list[str]) -> dict[str, list[str]]
 
 
 def show_text(text: str, unique_id: str) -> None:
-    """On the node, in the place of what it showed before.
+    """Shows a text on the node, replacing what it showed before.
 
     The editor takes it for HTML and makes links of [[words|address]], while names and entries of files may be either.
     """

@@ -1,4 +1,6 @@
-"""What the editor shows of the concepts as soon as a sampler starts; js/concept_overlay.js draws it."""
+"""The preview of the concepts that the editor shows when a sampler starts; js/concept_overlay.js draws it."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -7,30 +9,30 @@ from latent_preview import Latent2RGBPreviewer
 from server import PromptServer
 from torch import Tensor
 
-from ...pnpmix.vision.drawing import colour, draw_masks, overlaps
+from ...pnpmix.vision.drawing import color, draw_masks, overlaps
 from .messages import thumbnails
 from .types import Concept, ConductedConcept
 
 
-def concept_overlay(concepts: list[Concept] | list[ConductedConcept], background: Tensor, latent_format) -> dict:
-    """Each concept's colour, their masks over the (C, H, W) latent of the background, and where they overlap."""
+def concept_overlay(concepts: Sequence[Concept | ConductedConcept], background: Tensor, latent_format) -> dict:
+    """Returns the concepts' colors, a preview of the scene's latent (C, H, W) with the masks, and their overlaps."""
     masks = torch.stack([concept.mask for concept in concepts]) >= 0.5
     picture = draw_masks(rough_picture(background, latent_format, masks.shape[1:]), masks)
     return {
         "picture": thumbnails(picture[None], longest=512)[0],
-        "concepts": [{"node": x.node_id, "name": x.name, "colour": colour(k)} for k, x in enumerate(concepts)],
+        "concepts": [{"node": x.node_id, "name": x.name, "color": color(k)} for k, x in enumerate(concepts)],
         "overlaps": overlaps(masks),
     }
 
 
 def show_at_once(node_id: str, overlay: dict) -> None:
-    """Sends it to the editor before the node is done, which is when ComfyUI sends what a node returns for it."""
+    """Sends it to the editor before the node is done, which is when ComfyUI sends what a node returns."""
     server = PromptServer.instance
     server.send_sync("pnpmix.concepts", {"node": node_id, "overlay": overlay}, server.client_id)
 
 
-def rough_picture(latent: Tensor, latent_format, size: tuple[int, int]) -> Tensor:
-    """(*size, 3): what ComfyUI's quickest preview shows of a latent."""
+def rough_picture(latent: Tensor, latent_format, size: Sequence[int]) -> Tensor:
+    """Returns what ComfyUI's fastest preview shows of a latent, (*size, 3)."""
     factors = latent_format.latent_rgb_factors
     if factors is None:
         return torch.full((*size, 3), 0.5)
@@ -38,4 +40,4 @@ def rough_picture(latent: Tensor, latent_format, size: tuple[int, int]) -> Tenso
     others = [getattr(latent_format, name) for name in names if hasattr(latent_format, name)]
     preview = Latent2RGBPreviewer(factors, *others).decode_latent_to_preview(latent[None])
     pixels = torch.from_numpy(np.asarray(preview).astype(np.float32) / 255).movedim(-1, 0)[None]
-    return F.interpolate(pixels, size, mode="bilinear")[0].movedim(0, -1)
+    return F.interpolate(pixels, list(size), mode="bilinear")[0].movedim(0, -1)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from comfy_api.latest import io
 from torch import Tensor
@@ -24,7 +24,7 @@ ReferencesType = io.Custom("PNPMIX_REFERENCES")
 ScoresType = io.Custom("PNPMIX_SCORES")  # list of pnpmix.metrics.statistics.Measured, of the same pictures
 LayoutType = io.Custom("PNPMIX_LAYOUT")
 ConductedType = io.Custom("PNPMIX_CONDUCTED")
-LearnedType = io.Custom("PNPMIX_LEARNED")
+TrainedType = io.Custom("PNPMIX_LEARNED")
 BlendType = io.Custom("PNPMIX_BLEND")
 
 
@@ -33,7 +33,7 @@ EXPERT = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input).par
 
 
 def schema(search_aliases: list[str], shows_result: bool = False, **fields) -> io.Schema:
-    """With what came later than the oldest ComfyUI that we support, which raises a TypeError for it.
+    """Builds a schema, without fields that the oldest supported ComfyUI refuses with a TypeError.
 
     Args:
         search_aliases: Words that people search for.
@@ -61,13 +61,13 @@ class Concept(NamedTuple):
     seed: int
     name: str
     object_mask: Tensor | None = None  # (h, w) of the object in the person's picture
-    node_id: str | None = None  # of its node in the graph, which takes the concept's colour
-    learned: "LearnedConcept | None" = None  # who it is, of the concepts that Blend puts into the mixer's prompt
+    node_id: str | None = None  # of its node in the graph, which takes the concept's color
+    learned: "TrainedConcept | None" = None  # who it is, of the concepts that Blend puts into the mixer's prompt
     title: str = ""  # of its node in the editor, where that is not the name
 
     @property
     def label(self) -> str:
-        """What messages call it, so that people find its node."""
+        """The name of its node in messages."""
         return f"Concept '{self.name}'" + (f" (node '{self.title}')" if self.title else "")
 
 
@@ -88,12 +88,12 @@ class InpaintedBackground(NamedTuple):
     latent: Tensor  # (1, C, H, W)
     beta: float
     expand: int  # image pixels
-    outside: str  # "scaled" or "blended"
+    outside: Literal["scaled", "blended"]
     node_id: str | None = None  # of its node in the graph, which a message may be about
 
 
 class Place(NamedTuple):
-    """PNPMIX_PLACE: where Fit Picture's part came from."""
+    """PNPMIX_PLACE: the crop box of Fit Picture."""
 
     photo: Size
     frame: Frame  # on the photo
@@ -101,14 +101,14 @@ class Place(NamedTuple):
 
 
 class SubjectReference(NamedTuple):
-    """One of PNPMIX_REFERENCES: pictures of a concept, and the words by which its subject is found."""
+    """One of PNPMIX_REFERENCES: images of a concept, and the text by which it is found."""
 
     images: Tensor  # (m, H, W, 3 or 4)
     prompt: str
 
 
 class LayoutReference(NamedTuple):
-    """PNPMIX_LAYOUT: a layout picture on its way to noise, on the CPU."""
+    """PNPMIX_LAYOUT: a layout image at every noise level, on the CPU."""
 
     layout: Layout
     positive: list  # CONDITIONING that describes it
@@ -126,17 +126,17 @@ class LayoutGuidance(NamedTuple):
 
 
 class ConductedConcept(NamedTuple):
-    """One of PNPMIX_CONDUCTED: a branch with weights of its own."""
+    """One of PNPMIX_CONDUCTED: a branch with its own LoRA."""
 
     positive: list  # CONDITIONING, which carries the weights as hooks
     negative: list
     mask: Tensor  # (h, w) in image pixels, of any size
     name: str
-    node_id: str | None = None  # of its node in the graph, which takes the concept's colour
+    node_id: str | None = None  # of its node in the graph, which takes the concept's color
 
 
 class ConceptFile(NamedTuple):
-    """What a concept's CONDITIONING says about the file it came from, under CONCEPT_FILE."""
+    """The file that a concept's CONDITIONING came from, under CONCEPT_FILE."""
 
     name: str
     layers: int  # prompts joined in the conditioning, one for each cross-attention layer; 1: one for all
@@ -144,14 +144,14 @@ class ConceptFile(NamedTuple):
     changes_words: bool = False  # it brings words of its own, or changes the text encoder
 
 
-class LearnedConcept(NamedTuple):
+class TrainedConcept(NamedTuple):
     """PNPMIX_LEARNED: a concept as LaTexBlend keeps it, on the CPU."""
 
     features: Features
     name: str
     noun: str
     family: str  # of the model, see `checks.model_family`
-    checkpoint: str  # name of the file that it was learned with; "" where that is not known
+    checkpoint: str  # name of the file that it was trained with; "" where that is not known
     fingerprint: str  # of that checkpoint's W_k
     settings: dict[str, str]  # the inputs of the node that made it, for the reader of a saved file
     state: dict[str, Tensor] = {}  # to go on from, where it was asked for
@@ -160,7 +160,7 @@ class LearnedConcept(NamedTuple):
 class BlendedConcept(NamedTuple):
     """One of PNPMIX_BLEND."""
 
-    learned: LearnedConcept
+    learned: TrainedConcept
     occurrence: int  # of the noun in the prompt, from 1
     strength: float
     mask: Tensor | None  # (h, w), where in the picture

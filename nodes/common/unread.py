@@ -1,4 +1,4 @@
-"""Settings that a MODEL carries for the pack's own samplers, and a line in the log where another sampler runs it."""
+"""Settings that a MODEL carries for the pack's own samplers, and a log line where another sampler runs it."""
 
 import logging
 
@@ -17,7 +17,7 @@ READERS = {
 
 
 def with_settings(model, key: str, settings: object):
-    """A clone of the MODEL that carries them, for guiders that have the key among what they `read`."""
+    """Returns a clone of the MODEL that carries settings, for guiders with the key among what they `read`."""
     patched = model.clone()
     patched.model_options[key] = settings
     wrappers = patched.model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
@@ -26,7 +26,7 @@ def with_settings(model, key: str, settings: object):
 
 
 def tell_what_is_unread(executor, *args, **kwargs):
-    """OUTER_SAMPLE wrapper."""
+    """Logs settings that this sampler does not read (an OUTER_SAMPLE wrapper)."""
     guider = executor.class_obj
     for key, (node, sampler) in READERS.items():
         if key in guider.model_options and key not in getattr(guider, "reads", ()):

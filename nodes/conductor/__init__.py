@@ -1,1 +1,1 @@
-"""Concept Conductor: several LoRA concepts in one new picture."""
+"""Concept Conductor: several LoRA concepts in one new image."""

@@ -1,4 +1,4 @@
-"""Checks of what the Conductor gets."""
+"""Checks of the Conductor's inputs."""
 
 import comfy.lora
 import comfy.ops
@@ -11,29 +11,30 @@ from torch import Tensor
 from ..common.checks import BadInput, check_conditioning, check_latent, check_size, model_family
 from ..common.messages import at_fault
 from ..common.types import CONCEPT_FILE, ConceptFile, ConductedConcept, LayoutGuidance
+from .layers import layers_of
 from .lora_weights import counted, fitting
-from .taps import layers_of
 
 SPECIAL = {"area", "mask", "gligen", "start_percent", "end_percent"}
 
 
 def check_plain_prompt(node: str, name: str, conditioning: list) -> None:
-    """Every branch has one prompt for the whole picture and all of the time."""
+    """Refuses prompts that are combined, timed or limited to an area: a branch has one for the whole image."""
     special = [key for _, options in conditioning for key in options if key in SPECIAL]
     if len(conditioning) != 1 or special:
-        fault = "it is combined, timed or limited to an area, and a branch has one prompt for the whole picture."
-        raise BadInput(node, name, fault, "Wire a plain prompt; the concept's mask says where it goes.")
+        fault = "it is combined, timed or limited to an area, and a branch takes one prompt for the whole image."
+        raise BadInput(node, name, fault, "Wire a plain prompt; the concept's mask says where it is.")
 
 
 def check_not_compiled(node: str, model) -> None:
+    """Refuses a compiled model, into whose layers nothing can be injected."""
     compiled = model.wrappers.get(WrappersMP.APPLY_MODEL, {}).get(COMPILE_KEY)
     if compiled or "diffusion_model" in model.object_patches or hasattr(model.model.diffusion_model, "_orig_mod"):
-        fault = "it is compiled, and nothing can be read or injected inside it."
+        fault = "it is compiled, and its features can be neither read nor replaced."
         raise BadInput(node, "model", fault, "Bypass the node that compiles it.")
 
 
 def check_batch(node: str, name: str, latent: dict) -> Tensor:
-    """The latents (B, C, H, W) float32 of a LATENT."""
+    """Returns the latents (B, C, H, W) float32 of a LATENT."""
     samples = latent["samples"]
     if not isinstance(samples, Tensor) or samples.ndim != 4 or samples.numel() == 0:
         return check_latent(node, name, latent)  # which says what is wrong
@@ -43,14 +44,14 @@ def check_batch(node: str, name: str, latent: dict) -> Tensor:
 
 
 def check_concept(concept: ConductedConcept, model) -> list[str]:
-    """Returns what there is to say of its weights."""
+    """Refuses prompts and LoRAs that do not fit, and returns messages about the LoRA."""
     node = f"Conducted Concept '{concept.name}'"
     for name, conditioning in (("positive", concept.positive), ("negative", concept.negative)):
         check_conditioning(node, name, conditioning, model)
         check_plain_prompt(node, name, conditioning)
     hooks, others = (x[0][1].get("hooks") for x in (concept.positive, concept.negative))
     if hooks is not others:
-        fault = "it brings other weights along than positive does."
+        fault = "it has another LoRA than positive."
         raise BadInput(node, "negative", fault, "Wire both outputs of the same Concept LoRA.")
     return [] if hooks is None else check_weights(concept, hooks, model)
 
@@ -60,7 +61,7 @@ def check_weights(concept: ConductedConcept, hooks, model) -> list[str]:
     file: ConceptFile = concept.positive[0][1].get(CONCEPT_FILE) or ConceptFile("its weights", 1)
     remedy, messages = "Use a LoRA of this model's family.", []
     with at_fault(file.node_id):
-        count = layers_of(model.model.diffusion_model).count
+        count = layers_of(model.model.diffusion_model).depth
         if file.layers not in (1, count):
             fault = f"{file.name} has prompts for {file.layers} layers, and this model has {count}."
             raise BadInput("Concept LoRA", "lora_name", fault, "Use an ED-LoRA of this model's family.")
@@ -80,20 +81,21 @@ def check_weights(concept: ConductedConcept, hooks, model) -> list[str]:
                 if found < all_layers:
                     messages[-1] = f"Warning: {messages[-1]}"
         if not changes:
-            fault = f"{file.name} changes nothing of this model: none of its layers is in it."
+            fault = f"{file.name} does not change this model: none of its layers is in it."
             raise BadInput("Concept LoRA", "lora_name", fault, remedy)
     return messages
 
 
 def check_guidance(guidance: LayoutGuidance, model, latent: Tensor) -> None:
+    """Refuses a layout reference of another model family or size, and weights without gradients."""
     node = "Layout Alignment"
     with at_fault(guidance.node_id):
         family = model_family(model)
         if guidance.reference.family != family:
             fault = f"it was made with a model of another family ({guidance.reference.family}, this one is {family})."
             raise BadInput(node, "layout", fault, "Make the layout reference with this checkpoint.")
-        remedy = "Scale the layout picture to the new picture's size."
-        check_size(node, "layout", guidance.reference.layout.trajectory, latent, "the new picture", model, remedy)
+        remedy = "Scale the layout image to the new image's size."
+        check_size(node, "layout", guidance.reference.layout.trajectory, latent, "the new image", model, remedy)
         check_gradients(node, model.model.diffusion_model)
 
 

@@ -1,4 +1,4 @@
-"""A concept with weights of its own, and where it goes."""
+"""Concept LoRA and Conducted Concept: a prompt with its LoRA, and the mask of the concept."""
 
 import comfy.hooks
 import comfy.lora
@@ -33,13 +33,15 @@ class PnPMixConceptLora(io.ComfyNode):
             search_aliases=["lora", "ed-lora", "edlora", "load lora", "concept conductor", "character", "pnp-mix"],
             display_name="Concept LoRA",
             category=CATEGORY,
-            description="A prompt that brings a LoRA along, for a Conducted Concept. The model itself stays as it is.",
+            description="A prompt with its own LoRA, for a Conducted Concept. The model itself is unchanged.",
             inputs=[
-                io.Clip.Input("clip", tooltip="Of the checkpoint. What the LoRA changes in it counts for this prompt."),
+                io.Clip.Input(
+                    "clip", tooltip="CLIP of the same checkpoint. The LoRA's changes to it apply to this prompt only."
+                ),
                 io.Combo.Input(
                     "lora_name",
                     options=model_files("loras").names,
-                    tooltip="A LoRA or ED-LoRA in models/loras. Nothing that a file may ask to be run is run.",
+                    tooltip="A LoRA or ED-LoRA in models/loras. Pickle code in a file is never executed.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -48,17 +50,17 @@ class PnPMixConceptLora(io.ComfyNode):
                     max=10.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="How strongly the LoRA acts. Higher: more like its pictures, less free in pose and light.",
+                    tooltip="Strength of the LoRA. Higher: closer to its images, less variation in pose and light.",
                 ),
                 io.String.Input(
                     "text",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="The whole picture in words, with this concept's words in the place of each similar thing: "
-                    "for a dog and a cat on a beach, <dog1> <dog2> and <dog1> <dog2> on a beach.",
+                    tooltip="The whole image, with this concept's trigger words for every object: for a dog and a cat "
+                    "on a beach, <dog1> <dog2> and <dog1> <dog2> on a beach.",
                 ),
                 io.String.Input(
-                    "negative_text", default="", multiline=True, tooltip="What not to draw in this concept's branch."
+                    "negative_text", default="", multiline=True, tooltip="Negative prompt of this concept's branch."
                 ),
             ],
             outputs=[
@@ -99,7 +101,7 @@ class PnPMixConceptLora(io.ComfyNode):
 
 
 def with_weights(node: str, clip, file: lora_files.LoraFile, name: str, strength: float) -> tuple[object, int, list]:
-    """A CLIP with what of a LoRA is for it, of how many layers that is, and what there is to say."""
+    """Returns a clone of the CLIP with the LoRA's text layers, their number, and messages."""
     keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
     try:
         patches = fitting(file.weights, keys, clip.cond_stage_model)
@@ -117,7 +119,7 @@ MOST_LAYERS = {"l": 16, "g": 70}  # with cross-attention, in UNets of these text
 
 
 def check_tokens(node: str, file: lora_files.LoraFile, clip, text: str) -> int:
-    """How many cross-attention layers the file has a prompt for."""
+    """Returns for how many cross-attention layers the file has a prompt, and refuses tokens that do not fit."""
     if not file.tokens:
         return 1
     remedy = "Use an ED-LoRA of this checkpoint's family, as its trainer saved it."
@@ -125,7 +127,10 @@ def check_tokens(node: str, file: lora_files.LoraFile, clip, text: str) -> int:
     widths = token_widths(clip)
     if not widths:
         raise BadInput(
-            node, "clip", "it takes no words of an ED-LoRA.", "Wire the CLIP of an SD 1.x or SDXL checkpoint."
+            node,
+            "clip",
+            "it does not support the tokens of an ED-LoRA.",
+            "Wire the CLIP of an SD 1.x or SDXL checkpoint.",
         )
     if len(sizes) != 1:
         fault = f"its tokens are for {' and '.join(map(str, sorted(sizes)))} layers."
@@ -141,8 +146,8 @@ def check_tokens(node: str, file: lora_files.LoraFile, clip, text: str) -> int:
                 raise BadInput(node, "lora_name", fault, remedy)
     missing = [token for token in file.tokens if token not in text]
     if missing:
-        fault = f"'{missing[0]}' is not in it, by which this ED-LoRA knows its concept."
-        raise BadInput(node, "text", fault, f"Write {' '.join(file.tokens)} in the place of each similar thing.")
+        fault = f"it lacks '{missing[0]}', a trigger word of this ED-LoRA."
+        raise BadInput(node, "text", fault, f"Write {' '.join(file.tokens)} for every object.")
     return sizes.pop()
 
 
@@ -155,11 +160,11 @@ class PnPMixConductedConcept(io.ComfyNode):
             search_aliases=["multi concept", "multi lora", "regional lora", "regional prompt", "character", "pnp-mix"],
             display_name="Conducted Concept",
             category=CATEGORY,
-            description="A concept of your own and where it goes in the new picture; chain one for each.",
+            description="A concept and its mask in the new image; chain one for each.",
             inputs=[
-                io.Conditioning.Input("positive", tooltip="From Concept LoRA: the prompt with the concept's weights."),
+                io.Conditioning.Input("positive", tooltip="From Concept LoRA: the prompt with the concept's LoRA."),
                 io.Conditioning.Input("negative", tooltip="From the same Concept LoRA."),
-                io.Mask.Input("mask", tooltip="Where the concept goes, such as one thing of the layout picture."),
+                io.Mask.Input("mask", tooltip="Where the concept goes, such as one object of the layout image."),
                 ConductedType.Input("concepts", optional=True, tooltip="The concepts before this one."),
                 io.String.Input(
                     "name", default="", tooltip="A name for messages, such as dog. Without it a number.", **EXPERT
@@ -177,7 +182,7 @@ class PnPMixConductedConcept(io.ComfyNode):
     @override
     def execute(cls, positive, negative, mask, concepts=(), name="") -> io.NodeOutput:
         name = name or str(len(concepts) + 1)
-        mask = check_mask(f"Conducted Concept '{name}'", "mask", mask, "Mark the place of the concept in white.")
+        mask = check_mask(f"Conducted Concept '{name}'", "mask", mask, "Paint where the concept should be.")
         concept = ConductedConcept(positive, negative, mask, name, cls.hidden.unique_id)
         return io.NodeOutput([*concepts, concept])
 

@@ -1,4 +1,4 @@
-"""Conductor: draws a new picture with several concepts, each in its place."""
+"""Conductor: generates a new image with several concepts, each in its mask."""
 
 import comfy.model_management
 import comfy.patcher_extension
@@ -43,8 +43,8 @@ from ..common.types import (
     schema,
 )
 from .checks import check_batch, check_concept, check_guidance, check_not_compiled, check_plain_prompt
+from .layers import Layer, layers_of, level_of
 from .paths import KINDS, NODE, BranchGuider, ConductSampler
-from .taps import Layer, layers_of, level_of
 
 
 class PnPMixConductor(io.ComfyNode):
@@ -66,16 +66,18 @@ class PnPMixConductor(io.ComfyNode):
             ],
             display_name=NODE,
             category=CATEGORY,
-            description="Draws a new picture with several LoRA concepts, each where it belongs (Concept Conductor).",
+            description="Generates a new image with several LoRA concepts, each in its mask (Concept Conductor).",
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint, through Layout Alignment and Mask Refinement."),
-                io.Conditioning.Input("positive", tooltip="The whole picture in plain words, such as a dog and a cat."),
-                io.Conditioning.Input("negative", tooltip="What not to draw; it has no effect at cfg 1."),
-                ConductedType.Input("concepts", tooltip="The chain of Conducted Concepts. Later ones lie in front."),
+                io.Conditioning.Input(
+                    "positive", tooltip="The whole image, with general words such as a dog and a cat."
+                ),
+                io.Conditioning.Input("negative", tooltip="Negative prompt; it has no effect at cfg 1."),
+                ConductedType.Input("concepts", tooltip="The chain of Conducted Concepts. Later ones are in front."),
                 io.Latent.Input(
                     "latent",
-                    tooltip="Size and number of the new pictures. With a noise mask (Set Latent Noise Mask), the "
-                    "picture that they are placed in: it changes in the mask alone.",
+                    tooltip="Size and number of the new images. With a noise mask (Set Latent Noise Mask), the image "
+                    "to edit: it changes only in the mask.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -83,14 +85,14 @@ class PnPMixConductor(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Seed of the noise. Another seed: another picture with the same layout.",
+                    tooltip="Seed of the noise. Another seed: another image with the same layout.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=200,
                     min=1,
                     max=1000,
-                    tooltip="Steps of DDIM. More: finer, closer to the layout, and slower.",
+                    tooltip="Number of DDIM steps. More: finer, closer to the layout, slower.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -99,13 +101,14 @@ class PnPMixConductor(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Classifier-free guidance. Higher: closer to the prompts; 1 takes half the time.",
+                    tooltip="Classifier-free guidance. Higher: closer to the prompts. At 1 sampling takes half as "
+                    "long.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=comfy.samplers.SCHEDULER_NAMES,
                     default="ddim_uniform",
-                    tooltip="How the steps are spread over the noise levels.",
+                    tooltip="How the steps are spaced over the noise levels.",
                     **EXPERT,
                 ),
                 io.Combo.Input(
@@ -113,13 +116,15 @@ class PnPMixConductor(io.ComfyNode):
                     options=list(KINDS),
                     default="both",
                     tooltip="Attention layers of the decoder that the concepts are injected in. self: shapes; cross: "
-                    "colours and surfaces.",
+                    "colors and surfaces.",
                     **EXPERT,
                 ),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent", tooltip="The new pictures, for VAE Decode."),
-                io.Mask.Output(display_name="masks", tooltip="Where each concept is, as a batch: picture by picture."),
+                io.Latent.Output(display_name="latent", tooltip="The new images, for VAE Decode."),
+                io.Mask.Output(
+                    display_name="masks", tooltip="The final mask of each concept, as a batch: image by image."
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
@@ -159,6 +164,7 @@ class PnPMixConductor(io.ComfyNode):
         show_at_once(cls.hidden.unique_id, overlays[-1])
 
         def show_masks(denoised: Tensor, refined: Masks) -> None:
+            """Shows the refined masks in the editor."""
             own = zip(concepts, refined.final[grid][:, 0].float().cpu(), strict=True)
             now = [concept._replace(mask=to_pixels(mask, *size)) for concept, mask in own]
             overlays.append(concept_overlay(now, denoised[0].cpu(), latent_format))
@@ -180,6 +186,7 @@ class PnPMixConductor(io.ComfyNode):
 
 
 def falling_sigmas(model, scheduler: str, steps: int) -> Tensor:
+    """Returns the noise levels (steps + 1,) of a scheduler, and refuses one that does not fall to 0."""
     check_choice(NODE, "scheduler", scheduler, comfy.samplers.SCHEDULER_NAMES)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).float().cpu()
     if not falls_to_zero(sigmas):
@@ -188,21 +195,22 @@ def falling_sigmas(model, scheduler: str, steps: int) -> Tensor:
 
 
 def in_pixels(concept: ConductedConcept, height: int, width: int) -> ConductedConcept:
-    """With a mask of the picture's size."""
+    """Returns the concept with its mask scaled to the image's size."""
     with at_fault(concept.node_id):
         check_aspect(f"Conducted Concept '{concept.name}'", "mask", concept.mask, height, width)
     return concept._replace(mask=to_image_size(concept.mask, height, width))
 
 
 def to_pixels(mask: Tensor, height: int, width: int) -> Tensor:
-    """(h, w) on the latent grid → (height, width)."""
+    """Scales a mask (h, w) of the latent grid to image pixels (height, width)."""
     return F.interpolate(mask[None, None], size=(height, width))[0, 0]
 
 
 def masks_on_grids(
     concepts: list[ConductedConcept], grid: tuple[int, int], batch: int, attention: Layer, model
 ) -> Masks:
-    """
+    """Returns the masks on every grid of the UNet.
+
     Raises:
         BadInput: nothing of a concept's mask is left on the latent grid.
     """
@@ -211,14 +219,14 @@ def masks_on_grids(
     masks = first_state(soft, grids, grids[level_of(attention, model.model.diffusion_model)])
     for k, concept in enumerate(concepts):
         if not any_inside({grid: masks.final[grid][k]}):
-            fault = f"nothing of it is left on the latent grid of {grid[0]} × {grid[1]} cells."
+            fault = f"it is too small: it covers none of the {grid[0]} × {grid[1]} latent tokens."
             with at_fault(concept.node_id):
-                raise BadInput(f"Conducted Concept '{concept.name}'", "mask", fault, "Mark a larger place.")
+                raise BadInput(f"Conducted Concept '{concept.name}'", "mask", fault, "Paint a larger area.")
     return masks
 
 
 def kept_keys(guidance: LayoutGuidance, model, hidden) -> dict:
-    """Where features read off the layout picture are kept from run to run, for as long as the model is the same."""
+    """Returns the cache for features of the layout image, which lasts from run to run while the model is the same."""
     ours = {LAYOUT_GUIDANCE, REFINEMENT}
     options = {name: value for name, value in model.model_options.items() if name not in ours}
     # not patches_uuid: the host gives a MODEL another one whenever the concepts' LoRAs are put on and taken off again
@@ -232,6 +240,7 @@ def kept_keys(guidance: LayoutGuidance, model, hidden) -> dict:
 
 
 def is_same(before: list, now: list) -> bool:
+    """Tells whether a MODEL is patched as it was when the cache was made."""
     try:
         return before[0] is now[0] and same_patches(before[1], now[1]) and before[2:] == now[2:]
     except Exception:  # of tensors and the like among the patches, which know no plain equality
@@ -239,7 +248,7 @@ def is_same(before: list, now: list) -> bool:
 
 
 def same_patches(before: dict[str, tuple], now: dict[str, tuple]) -> bool:
-    """Whether the weights have the same patches, which clones of a MODEL share."""
+    """Tells whether the weights have the same patches, which clones of a MODEL share."""
     if before.keys() != now.keys():
         return False
     pairs = [(before[name], now[name]) for name in now]

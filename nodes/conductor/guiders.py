@@ -1,4 +1,4 @@
-"""A prompt without guidance."""
+"""A guider for one prompt without classifier-free guidance."""
 
 import comfy.model_management
 import comfy.samplers
@@ -7,7 +7,7 @@ from ..common.unread import READERS
 
 
 class PlainGuider(comfy.samplers.CFGGuider):
-    """What the model predicts for one prompt, without an unconditional pass, and stops where asked to."""
+    """Predicts with one prompt, without an unconditional pass, and stops when interrupted."""
 
     reads = frozenset(READERS)  # none; but another sampler is to run the MODEL
 

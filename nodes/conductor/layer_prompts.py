@@ -1,4 +1,4 @@
-"""A prompt for each cross-attention layer, as ED-LoRA (arXiv 2305.18292) has it, by P+ (arXiv 2303.09522)."""
+"""A prompt for each cross-attention layer, as in ED-LoRA (arXiv 2305.18292) and P+ (arXiv 2303.09522)."""
 
 import copy
 
@@ -8,13 +8,13 @@ from comfy.sd1_clip import SDTokenizer
 from einops import rearrange, repeat
 from torch import Tensor
 
-from .taps import here, layer_numbers
+from .layers import here, layer_numbers
 
 PLACEHOLDER = "pnpmix"  # before the number of a token, which in the file may look like anything
 
 
 class LayerPrompts(comfy.hooks.TransformerOptionsHook):
-    """Gives each cross-attention layer its own of the prompts that its conditioning joins on the tokens."""
+    """A hook that gives each cross-attention layer its own prompt, of those that its conditioning concatenates."""
 
     def __init__(self, layers: int = 1):
         super().__init__(transformers_dict={}, hook_scope=comfy.hooks.EnumHookScope.HookedOnly)
@@ -37,14 +37,14 @@ class LayerPrompts(comfy.hooks.TransformerOptionsHook):
 
 
 def with_placeholders(text: str, tokens: list[str]) -> str:
-    """The tokens as ComfyUI's embeddings, the longest first, since one may be the beginning of another."""
+    """Replaces the tokens by ComfyUI embeddings, the longest first, since one may be the beginning of another."""
     for number in sorted(range(len(tokens)), key=lambda i: -len(tokens[i])):
         text = text.replace(tokens[number], f" embedding:{PLACEHOLDER}{number} ")
     return text
 
 
 def tokenizer_with(tokenizer, embeddings: list[dict[str, Tensor]]):
-    """A copy that knows the tokens by their placeholders.
+    """Returns a copy of the tokenizer that knows the tokens by their placeholders.
 
     Args:
         embeddings: of each token, its row for the text encoders "l" and "g".
@@ -57,13 +57,13 @@ def tokenizer_with(tokenizer, embeddings: list[dict[str, Tensor]]):
 
 
 def encoders_of(tokenizer) -> dict[str, str]:
-    """The parts that know embeddings, and the text encoder "l" or "g" of each, as ED-LoRA files name them."""
+    """Returns the parts that read embeddings, and the text encoder "l" or "g" of each, as ED-LoRA files name them."""
     parts = {name: part for name, part in vars(tokenizer).items() if isinstance(part, SDTokenizer)}
     return {name: "g" if part.embedding_key == "clip_g" else "l" for name, part in parts.items()}
 
 
 def token_widths(clip) -> dict[str, int]:
-    """Of each text encoder that takes words of an ED-LoRA, how many numbers a token has."""
+    """Returns the width of a token for each text encoder that reads tokens of an ED-LoRA."""
     return {
         encoder: getattr(clip.cond_stage_model, name).transformer.get_input_embeddings().weight.shape[1]
         for name, encoder in encoders_of(clip.tokenizer).items()
@@ -85,7 +85,7 @@ def _with_embeddings(part: SDTokenizer, known: dict[str, Tensor]) -> SDTokenizer
 
 
 def encode_for_each_layer(clip, text: str, tokens: dict[str, dict[str, Tensor]], layers: int) -> list:
-    """A CONDITIONING whose prompts, one for each layer, are joined on the tokens; pooled is the first layer's."""
+    """Returns a CONDITIONING that concatenates a prompt for each layer; pooled is the first layer's."""
     clip, names = clip.clone(), list(tokens)
     tokenizer, text = clip.tokenizer, with_placeholders(text, names)
     conds = []
@@ -99,10 +99,13 @@ def encode_for_each_layer(clip, text: str, tokens: dict[str, dict[str, Tensor]],
 
 
 def same_length(positive: list, negative: list, layers: int) -> tuple[list, list]:
-    """Both repeated, each layer for itself, to a length that fits both: ComfyUI joins them in a batch."""
+    """Repeats both, each layer by itself, to a common length, since ComfyUI concatenates them in a batch."""
     lengths = [x[0][0].shape[1] // layers for x in (positive, negative)]
     longest = torch.lcm(*(torch.tensor(x) for x in lengths)).item()
-    return tuple(_repeated(x, layers, longest // own) for x, own in zip((positive, negative), lengths, strict=True))
+    positive, negative = (
+        _repeated(x, layers, longest // own) for x, own in zip((positive, negative), lengths, strict=True)
+    )
+    return positive, negative
 
 
 def _repeated(conditioning: list, layers: int, times: int) -> list:

@@ -1,4 +1,4 @@
-"""Layout Reference: a picture whose layout the new one is to have."""
+"""Layout Reference: an image whose layout the new one should have."""
 
 import comfy.samplers
 import latent_preview
@@ -33,24 +33,25 @@ class PnPMixLayoutReference(io.ComfyNode):
             search_aliases=["layout", "ddim inversion", "composition", "reference", "concept conductor", "pnp-mix"],
             display_name="Layout Reference",
             category=CATEGORY,
-            description="A photo, a picture from any model or a rough collage whose layout the new picture is to have.",
+            description="A photo, a generated image or a rough collage whose layout the new image should have.",
             inputs=[
-                io.Model.Input("model", tooltip="The checkpoint, the same as in the Conductor."),
-                io.Conditioning.Input("positive", tooltip="Prompt that describes the layout picture, plainly."),
-                io.Latent.Input("latent", tooltip="The layout picture, VAE-encoded, in the new picture's size."),
+                io.Model.Input("model", tooltip="The same checkpoint as for the Conductor."),
+                io.Conditioning.Input("positive", tooltip="Prompt that describes the layout image in general words."),
+                io.Latent.Input("latent", tooltip="The layout image, VAE-encoded, at the new image's size."),
                 io.Combo.Input(
                     "method",
                     options=METHODS,
                     default="ddim",
-                    tooltip="ddim: the picture is inverted with the model, as in the paper. noised: it only gets "
-                    "noise, which takes no time and gives a looser layout.",
+                    tooltip="ddim: DDIM inversion with the model, as in the paper. noised: only adds noise, which "
+                    "takes "
+                    "no time and gives a looser layout.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=999,
                     min=1,
                     max=999,
-                    tooltip="Steps of the inversion. Fewer: faster, less exact. Take a multiple of the Conductor's "
+                    tooltip="Number of inversion steps. Fewer: faster, less exact. Use a multiple of the Conductor's "
                     "steps, or 999.",
                     **EXPERT,
                 ),
@@ -60,7 +61,7 @@ class PnPMixLayoutReference(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=False,
-                    tooltip="Seed of the noise; method ddim has none.",
+                    tooltip="Seed of the noise; the method ddim uses none.",
                     **EXPERT,
                 ),
             ],
@@ -91,7 +92,7 @@ class PnPMixLayoutReference(io.ComfyNode):
 
 
 class LayoutSampler(comfy.samplers.Sampler):
-    """DDIM inversion of the latent image; the result is left in `layout`, on the CPU."""
+    """Runs DDIM inversion in place of sampling; the result is left in `layout`, on the CPU."""
 
     layout: Layout
 

@@ -16,7 +16,7 @@ NETWORKS = ("unet", "text_encoder", "text_encoder_2")
 
 
 class LoraFile(NamedTuple):
-    """What a file holds."""
+    """The content of a LoRA or ED-LoRA file."""
 
     weights: dict[str, Tensor]  # in names that ComfyUI knows
     tokens: dict[str, dict[str, Tensor]]  # of an ED-LoRA: token → text encoder "l" or "g" → (layers, width)
@@ -24,7 +24,8 @@ class LoraFile(NamedTuple):
 
 
 def read(node: str, name: str) -> LoraFile:
-    """
+    """Reads a LoRA or ED-LoRA file.
+
     Raises:
         BadInput: it is missing, damaged, no LoRA, or asks for code to be run.
     """
@@ -58,7 +59,8 @@ PEFT = "base_model.model."  # before or behind the network's name
 
 
 def check_entry(name: str, kind: str, x: Tensor) -> None:
-    """
+    """Refuses an entry that no LoRA has.
+
     Raises:
         ValueError: no LoRA has such an entry.
     """
@@ -74,7 +76,7 @@ def check_entry(name: str, kind: str, x: Tensor) -> None:
 
 
 def comfyui_name(match: re.Match) -> str:
-    """The name of an entry as ComfyUI knows it, where diffusers, PEFT or SimpleTuner have another one."""
+    """Returns an entry's name as ComfyUI knows it, where diffusers, PEFT or SimpleTuner have another one."""
     layer, kind = match["layer"], re.sub(r"(\.lora_[AB])\.\w+\.weight", r"\1.weight", match["kind"])
     plain = layer.replace(PEFT, "")
     if plain.startswith("text_model.") and plain != layer:
@@ -86,12 +88,12 @@ def comfyui_name(match: re.Match) -> str:
 
 
 def layers_in(weights: dict[str, Tensor]) -> set[str]:
-    """The layers that a file's entries are of, in the names of ComfyUI's maps."""
+    """Returns the layers that a file's entries belong to, in the names of ComfyUI's maps."""
     return {match["layer"] for name in weights if (match := ENTRY.fullmatch(name))}
 
 
 def nested(content: dict) -> dict[str, dict[str, Tensor]]:
-    """The parts of an ED-LoRA, which in a .safetensors file are the beginnings of the names."""
+    """Splits an ED-LoRA into its parts, which are prefixes of the names in a .safetensors file."""
     parts: dict[str, dict[str, Tensor]] = {}
     for key, x in content.items():
         if isinstance(x, dict):
@@ -103,7 +105,7 @@ def nested(content: dict) -> dict[str, dict[str, Tensor]]:
 
 
 def of_ed_lora(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """W + s * up @ down: the files have no alpha, and ComfyUI takes none for 1."""
+    """Returns the weights W + s * up @ down: the files have no alpha, and ComfyUI takes none for 1."""
     encoder = "te1" if "text_encoder_2" in parts else "te"
     prefixes = dict(zip(NETWORKS, ("lora_unet_", f"lora_{encoder}_", "lora_te2_"), strict=True))
     result = {}
@@ -115,7 +117,8 @@ def of_ed_lora(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def tokens_of(parts: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """
+    """Returns the vectors of an ED-LoRA's tokens: token → text encoder "l" or "g" → (layers, width).
+
     Raises:
         ValueError: a token has no name, or its vectors are no (layers, width).
     """

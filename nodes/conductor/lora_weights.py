@@ -1,4 +1,4 @@
-"""Whether a LoRA fits a network: what ComfyUI would make of it, without doing it."""
+"""Checks whether a LoRA fits a network, by what ComfyUI would compute, without computing it."""
 
 import contextlib
 import logging
@@ -16,7 +16,7 @@ OF_TEXT = re.compile(r"lora_te|lora_prior_te|text_encoder|clip_")  # beginnings 
 
 
 def fitting(weights: dict[str, Tensor], keys: dict, network: torch.nn.Module) -> dict:
-    """A LoRA's patches of a network.
+    """Returns a LoRA's patches of a network.
 
     Args:
         keys: ComfyUI's map of the network.
@@ -37,7 +37,7 @@ def fitting(weights: dict[str, Tensor], keys: dict, network: torch.nn.Module) ->
 
 
 def check_patch(name: str, patch, shape: torch.Size) -> None:
-    """Lets ComfyUI compute it on torch's device without numbers, which takes no memory whatever a file asks for.
+    """Lets ComfyUI compute a patch on the meta device, which takes no memory whatever a file asks for.
 
     Raises:
         ValueError: it cannot be, or the weight would get another shape.
@@ -53,7 +53,7 @@ def check_patch(name: str, patch, shape: torch.Size) -> None:
 
 
 def without_limit(patch):
-    """An orthogonal fine-tuning without the limit of its size, which needs numbers to be compared."""
+    """Returns an orthogonal fine-tuning without the limit of its norm, which would need values to compare."""
     if getattr(patch, "name", None) not in ("oft", "boft") or patch.weights[2] is None:
         return patch
     blocks, rescale, _, *others = patch.weights
@@ -62,7 +62,7 @@ def without_limit(patch):
 
 @contextlib.contextmanager
 def complaints() -> Iterator[list[str]]:
-    """What ComfyUI logs inside the block in the place of raising; the log does not get it."""
+    """Collects what ComfyUI logs inside the block instead of raising; the log does not get it."""
     said: list[str] = []
     thread = threading.get_ident()
 
@@ -81,6 +81,6 @@ def complaints() -> Iterator[list[str]]:
 
 
 def counted(weights: dict[str, Tensor], keys: dict, of_text: bool) -> tuple[int, int]:
-    """How many of the file's layers that are of such a network it has, and how many there are."""
+    """Returns how many of the file's layers of such a network exist in it, and how many the file has."""
     layers = {layer for layer in layers_in(weights) if bool(OF_TEXT.match(layer)) == of_text}
     return len(layers & keys.keys()), len(layers)

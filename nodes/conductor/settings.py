@@ -1,4 +1,4 @@
-"""What the Conductor does beside injection. Bypass one for the paper's ablation."""
+"""Layout Alignment and Mask Refinement, which the Conductor reads. Bypass one for the paper's ablation."""
 
 from comfy_api.latest import io
 from typing_extensions import override
@@ -20,8 +20,8 @@ class PnPMixLayoutAlignment(io.ComfyNode):
             search_aliases=["layout", "composition", "structure guidance", "concept conductor", "pnp-mix"],
             display_name="Layout Alignment",
             category=CATEGORY,
-            description="Pulls the new picture towards the layout of a reference, so that no subject is lost, doubled "
-            "or in the wrong place.",
+            description="Pulls the new image towards the layout of a reference, so that no object is lost, "
+            "duplicated or misplaced.",
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint. With a plain KSampler it works as if unpatched."),
                 LayoutType.Input("layout", tooltip="From Layout Reference, made with the same checkpoint."),
@@ -32,8 +32,9 @@ class PnPMixLayoutAlignment(io.ComfyNode):
                     max=10000.0,
                     step=1.0,
                     round=0.01,
-                    tooltip="Step of the gradient. 0: the authors' value, 10, or 40 for SDXL. Higher: closer to the "
-                    "layout; too high: garish colours.",
+                    tooltip="Gradient step size. 0 = auto (10, or 40 for SDXL). Higher: closer to the layout; too "
+                    "high: "
+                    "oversaturated colors.",
                 ),
                 io.Float.Input(
                     "concept_weight",
@@ -42,7 +43,7 @@ class PnPMixLayoutAlignment(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Weight of the concepts' branches against the base model's. 0 takes less time.",
+                    tooltip="Weight of the concepts' branches relative to the base model's. 0 is faster.",
                     **EXPERT,
                 ),
                 io.Float.Input(
@@ -52,8 +53,8 @@ class PnPMixLayoutAlignment(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Share of the steps that are aligned. Higher: closer to the layout, less of the concepts' "
-                    "own shapes, slower.",
+                    tooltip="When alignment ends (fraction of the steps). Higher: closer to the layout, less of the "
+                    "concepts' own shapes, slower.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For the Conductor.")],
@@ -81,7 +82,7 @@ class PnPMixMaskRefinement(io.ComfyNode):
             search_aliases=["mask", "segmentation", "attention mask", "concept conductor", "pnp-mix"],
             display_name="Mask Refinement",
             category=CATEGORY,
-            description="Lets each concept's mask follow the shape that its subject takes while it is drawn.",
+            description="Lets each concept's mask follow the shape of its object while it is generated.",
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint. With a plain KSampler it works as if unpatched."),
                 io.Float.Input(
@@ -91,7 +92,7 @@ class PnPMixMaskRefinement(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Share of the steps after which masks are refined first. Later: your masks count longer.",
+                    tooltip="When refinement starts (fraction of the steps). Later: your masks are used longer.",
                 ),
                 io.Float.Input(
                     "end",
@@ -100,14 +101,15 @@ class PnPMixMaskRefinement(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Share of the steps after which masks are refined last. Later: they follow finer shapes.",
+                    tooltip="When refinement ends (fraction of the steps). Later: masks follow finer shapes.",
                 ),
                 io.Int.Input(
                     "updates",
                     default=7,
                     min=1,
                     max=100,
-                    tooltip="How often, evenly spread between start and end. More: masks may move further; slower.",
+                    tooltip="Number of refinements, evenly spread from start to end. More: masks may move further; "
+                    "slower.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -116,8 +118,8 @@ class PnPMixMaskRefinement(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="Overlap (intersection over union) with the mask before, below which no new shape is taken "
-                    "and the mask becomes its own bounding box. Higher: more cautious.",
+                    tooltip="Minimum overlap (intersection over union) of a new mask with the one before; below it the "
+                    "mask becomes its own bounding box. Higher: more cautious.",
                     **EXPERT,
                 ),
                 io.Int.Input(
@@ -125,7 +127,7 @@ class PnPMixMaskRefinement(io.ComfyNode):
                     default=100,
                     min=1,
                     max=1000,
-                    tooltip="How many times shapes are looked for from another start. More: steadier masks; slower.",
+                    tooltip="Restarts of k-means. More: more stable masks; slower.",
                     **EXPERT,
                 ),
             ],

@@ -1,1 +1,1 @@
-"""LaTexBlend: concepts learned once, kept in files, and blended into any prompt."""
+"""LaTexBlend: trained concepts, stored in files and blended into any prompt."""

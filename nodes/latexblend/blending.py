@@ -1,4 +1,4 @@
-"""Blend Concept and Blend: learned concepts put into the words of a prompt."""
+"""Blend Concept and Blend: trained concepts in a prompt."""
 
 from comfy_api.latest import io
 from typing_extensions import override
@@ -6,7 +6,7 @@ from typing_extensions import override
 from ...pnpmix.latexblend.blending import Slot
 from ..common.checks import BadInput, check_choice, check_mask, check_model, check_numbers
 from ..common.messages import at_fault, show
-from ..common.types import CATEGORY, EXPERT, BlendedConcept, BlendType, LearnedConcept, LearnedType, schema
+from ..common.types import CATEGORY, EXPERT, BlendedConcept, BlendType, TrainedConcept, TrainedType, schema
 from .layers import check_fits, checkpoint_name, fingerprint
 from .patches import NODE, PLAN, Plan, install
 from .words import left_out_of, place, write
@@ -23,15 +23,15 @@ class PnPMixBlendConcept(io.ComfyNode):
             search_aliases=["multi concept", "multi subject", "personalization", "latexblend", "lora", "pnp-mix"],
             display_name="Blend Concept",
             category=CATEGORY,
-            description="A learned concept, and the word of the prompt that becomes it. Chain one for each.",
+            description="A trained concept, and the word of the prompt that it replaces. Chain one for each.",
             inputs=[
-                LearnedType.Input("learned", tooltip="From Learn Concept or Load Concept."),
+                TrainedType.Input("learned", tooltip="From Train Concept or Load Concept."),
                 io.Int.Input(
                     "occurrence",
                     default=1,
                     min=1,
                     max=99,
-                    tooltip="Which of them, where the concept's noun occurs several times in the text. 2: the second.",
+                    tooltip="Which occurrence of the noun in the text becomes the concept. 2: the second.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -40,12 +40,13 @@ class PnPMixBlendConcept(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     round=0.01,
-                    tooltip="From 0, the plain prompt, to 1, the concept, evenly. Lower: less like the photos, freer.",
+                    tooltip="0: the plain prompt, 1: the concept, linear in between. Lower: less like the photos, "
+                    "more variation.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where in the picture the concept may act; it is scaled to the picture. Unwired: anywhere.",
+                    tooltip="Where in the image the concept may act; scaled to the image. Unwired: anywhere.",
                 ),
                 BlendType.Input("concepts", optional=True, tooltip="The concepts before this one."),
             ],
@@ -55,12 +56,10 @@ class PnPMixBlendConcept(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, learned: LearnedConcept, occurrence, strength, mask=None, concepts=()) -> io.NodeOutput:
+    def execute(cls, learned: TrainedConcept, occurrence, strength, mask=None, concepts=()) -> io.NodeOutput:
         check_numbers("Blend Concept", occurrence=occurrence, strength=strength)
         if mask is not None:
-            mask = check_mask(
-                f"Blend Concept '{learned.name}'", "mask", mask, "Paint where the concept is to be in white."
-            )
+            mask = check_mask(f"Blend Concept '{learned.name}'", "mask", mask, "Paint where the concept should be.")
         return io.NodeOutput([*concepts, BlendedConcept(learned, occurrence, strength, mask, cls.hidden.unique_id)])
 
 
@@ -73,10 +72,10 @@ class PnPMixBlend(io.ComfyNode):
             search_aliases=["multi concept", "blend concepts", "latexblend", "personalization", "pnp-mix"],
             display_name=NODE,
             category=CATEGORY,
-            description="Encodes a prompt in which words become learned concepts (LaTexBlend). Any sampler may follow.",
+            description="Encodes a prompt in which words become trained concepts (LaTexBlend). Any sampler may follow.",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The checkpoint that the concepts were learned with. LoRAs may be on it."
+                    "model", tooltip="The checkpoint that the concepts were trained with. LoRAs may be on it."
                 ),
                 io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint."),
                 io.String.Input(
@@ -92,14 +91,15 @@ class PnPMixBlend(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Share of the steps after which concepts act. Higher: the plain words decide the layout, "
-                    "and the concepts' shapes come through less.",
+                    tooltip="When the concepts start to act (fraction of the steps). Higher: the plain prompt "
+                    "decides the "
+                    "layout, and the concepts' shapes show less.",
                     **EXPERT,
                 ),
                 io.Boolean.Input(
                     "bind",
                     default=True,
-                    tooltip="Each concept's identifier looks where its noun does. Off: as it was learned, which leaks "
+                    tooltip="Each concept's identifier attends where its noun does. Off: as trained, which leaks "
                     "more between concepts.",
                     **EXPERT,
                 ),
@@ -107,8 +107,9 @@ class PnPMixBlend(io.ComfyNode):
                     "slot",
                     options=SLOTS,
                     default="auto",
-                    tooltip="What gives way to the identifier before the noun. auto: an article, or an 'a' put there; "
-                    "replace: the word before it; insert: always an 'a' put there.",
+                    tooltip="Which token the identifier replaces before the noun. auto: an article, or an inserted "
+                    "'a'; "
+                    "replace: the word before it; insert: always an inserted 'a'.",
                     **EXPERT,
                 ),
                 io.Float.Input(
@@ -118,12 +119,12 @@ class PnPMixBlend(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     round=0.01,
-                    tooltip="How strictly concepts keep to their masks. 0: not at all; 1: nothing outside.",
+                    tooltip="How strictly concepts are limited to their masks. 0: not at all; 1: nothing outside.",
                     **EXPERT,
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="For the sampler. Other prompts are as before with it."),
+                io.Model.Output(display_name="model", tooltip="For the sampler. Other prompts are unchanged with it."),
                 io.Conditioning.Output(display_name="positive", tooltip="For the sampler, with this model."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
@@ -141,7 +142,7 @@ class PnPMixBlend(io.ComfyNode):
             with at_fault(concept.node_id):
                 check_fits(f"Blend Concept '{concept.learned.name}'", "learned", concept.learned, model)
         with at_fault(concepts[-1].node_id):
-            chunks, firsts, _ = place(NODE, clip, text, concepts, slot)
+            chunks, firsts = place(NODE, clip, text, concepts, slot)
         messages = warnings(model, concepts, cls.hidden.prompt, cls.hidden.unique_id) + left_out_of(NODE, clip, text)
         show(NODE, cls.hidden.unique_id, messages)
         slots = [
@@ -157,15 +158,17 @@ class PnPMixBlend(io.ComfyNode):
         return io.NodeOutput(blended, positive)
 
 
-def length_of(learned: LearnedConcept) -> int:
+def length_of(learned: TrainedConcept) -> int:
+    """Returns the tokens of a concept's slot, 1 + L."""
     return len(next(iter(learned.features.values()))[0])
 
 
 def warnings(model, concepts: list[BlendedConcept], prompt: dict, node_id: str) -> list[str]:
+    """Warns of concepts that were trained on another checkpoint."""
     own = fingerprint(model)
     return [
-        f"Warning: '{c.learned.name}' was learned with {c.learned.checkpoint or 'another checkpoint'}, and this is "
-        f"{checkpoint_name(prompt, node_id) or 'another one'}. It may look different; learn it again if it does."
+        f"Warning: '{c.learned.name}' was trained with {c.learned.checkpoint or 'another checkpoint'}, and this is "
+        f"{checkpoint_name(prompt, node_id) or 'another one'}. It may look different; train it again if it does."
         for c in concepts
         if c.learned.fingerprint != own
     ]

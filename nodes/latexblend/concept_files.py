@@ -1,9 +1,9 @@
-"""Save Concept, Load Concept and Import Concept: learned concepts kept in files."""
+"""Save Concept, Load Concept and Import Concept: trained concepts in files."""
 
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import comfy.utils
 import folder_paths
@@ -24,18 +24,19 @@ from ..common.file_lists import model_files, path_of, validate
 from ..common.files import save_new
 from ..common.loading import CONCEPTS, reading
 from ..common.messages import show
-from ..common.types import CATEGORY, LearnedConcept, LearnedType, schema
+from ..common.types import CATEGORY, TrainedConcept, TrainedType, schema
 from .layers import checkpoint_name, cross_attentions, fingerprint, layer_widths
 from .samplers import encode_slot, rare_vector
 from .words import noun_ids
 
 LARGEST_TOKEN = 1024**2  # bytes of a file with the vectors of a word
 LEAST_WIDTH = 32  # numbers of a token in any text encoder
-STATE = "training."  # before the names of what learning goes on from
+STATE = "training."  # before the names of the training state
 FIELDS = ("name", "noun", "family", "checkpoint", "fingerprint")
 
 
 def file_choice(tooltip: str, *endings: str) -> io.Combo.Input:
+    """Returns the input 'file' with the concept files of these endings."""
     return io.Combo.Input("file", options=model_files(CONCEPTS, *endings).names, tooltip=tooltip)
 
 
@@ -48,30 +49,30 @@ class PnPMixSaveConcept(io.ComfyNode):
             search_aliases=["latexblend", "save embedding", "keep concept", "pnp-mix"],
             display_name="Save Concept",
             category=CATEGORY,
-            description="Keeps a learned concept in models/concepts, for any later graph.",
+            description="Saves a trained concept to models/concepts, for any later graph.",
             inputs=[
-                LearnedType.Input("learned", tooltip="From Learn Concept or Import Concept."),
+                TrainedType.Input("learned", tooltip="From Train Concept or Import Concept."),
                 io.String.Input(
                     "filename_prefix",
                     default="concept",
                     tooltip="Start of the file's name; a number follows. A / makes a folder.",
                 ),
             ],
-            outputs=[LearnedType.Output(display_name="learned", tooltip="The same, for Blend Concept.")],
+            outputs=[TrainedType.Output(display_name="learned", tooltip="The same, for Blend Concept.")],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     @override
-    def execute(cls, learned: LearnedConcept, filename_prefix: str) -> io.NodeOutput:
+    def execute(cls, learned: TrainedConcept, filename_prefix: str) -> io.NodeOutput:
         node = "Save Concept"
         folder = folder_paths.get_folder_paths(CONCEPTS)[0]
         try:
             data = file_bytes(learned)
         except ValueError as error:
             what = first_fault(error) if isinstance(error, ValidationError) else str(error)
-            raise BadInput(node, "learned", f"no file can hold it: {what}.", "Learn it again.") from error
+            raise BadInput(node, "learned", f"no file can hold it: {what}.", "Train it again.") from error
         name = save_new(node, filename_prefix, folder, ".safetensors", data)
         message = f"Saved as {name} ({len(data) / 1e6:.2f} MB). Load Concept finds it; press R there."
         show(node, cls.hidden.unique_id, [message])
@@ -84,14 +85,14 @@ class PnPMixLoadConcept(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="PnPMixLoadConcept",
-            search_aliases=["latexblend", "learned concept", "pnp-mix"],
+            search_aliases=["latexblend", "trained concept", "pnp-mix"],
             display_name="Load Concept",
             category=CATEGORY,
-            description="Takes a learned concept from models/concepts.",
+            description="Loads a trained concept from models/concepts.",
             inputs=[file_choice("A file written by Save Concept. Press R to refresh the list.", ".safetensors")],
             outputs=[
-                LearnedType.Output(display_name="learned", tooltip="For Blend Concept, or to learn on from."),
-                io.String.Output(display_name="noun", tooltip="The word of a prompt that becomes the concept."),
+                TrainedType.Output(display_name="learned", tooltip="For Blend Concept, or to continue its training."),
+                io.String.Output(display_name="noun", tooltip="The word of a prompt that is replaced by the concept."),
             ],
         )
 
@@ -123,22 +124,22 @@ class PnPMixImportConcept(io.ComfyNode):
             search_aliases=["latexblend", "custom diffusion", "delta", "concept bank", "pnp-mix"],
             display_name=node,
             category=CATEGORY,
-            description="Takes a concept of other makers: a concept bank (.pt) or delta.bin of the authors' code, "
+            description="Loads a concept of other trainers: a concept bank (.pt) or delta.bin of the authors' code, "
             "or what diffusers' Custom Diffusion saves.",
             inputs=[
                 file_choice("A .pt or .bin file in models/concepts. No code in it is run.", ".pt", ".bin"),
-                io.String.Input("noun", default="", tooltip="The noun that it was learned with, such as dog."),
+                io.String.Input("noun", default="", tooltip="The noun that it was trained with, such as dog."),
                 io.String.Input("name", default="", tooltip="A name for messages. Without it the file's."),
                 io.Clip.Input(
-                    "clip", optional=True, tooltip="The CLIP that it was learned with, for learned weights (.bin)."
+                    "clip", optional=True, tooltip="The CLIP that it was trained with, for trained weights (.bin)."
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The checkpoint that it was learned with, for learned weights (.bin). Unwired: SDXL.",
+                    tooltip="The checkpoint that it was trained with, for trained weights (.bin). Unwired: SDXL.",
                 ),
             ],
-            outputs=[LearnedType.Output(display_name="learned", tooltip="For Save Concept or Blend Concept.")],
+            outputs=[TrainedType.Output(display_name="learned", tooltip="For Save Concept or Blend Concept.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
@@ -152,13 +153,13 @@ class PnPMixImportConcept(io.ComfyNode):
     def execute(cls, file, noun, name, clip=None, model=None) -> io.NodeOutput:
         node = "Import Concept"
         if not noun.strip():
-            raise BadInput(node, "noun", "it is empty.", "Write the noun that the concept was learned with.")
+            raise BadInput(node, "noun", "it is empty.", "Write the noun that the concept was trained with.")
         for what, text in (("noun", noun), ("name", name)):
             check_name(node, what, text)
         if model is not None:
             check_model(node, model)
         path = path_of(node, "file", file, model_files(CONCEPTS, ".pt", ".bin"))
-        remedy = "Use a file of the same kind of checkpoint, and the noun that it was learned with."
+        remedy = "Use a file of the same kind of checkpoint, and the noun that it was trained with."
         with reading(node, "file", path, remedy):
             content = dictionary(read_pickle(path))
             if is_embedding(content):
@@ -168,8 +169,8 @@ class PnPMixImportConcept(io.ComfyNode):
             is_delta = "unet" in content and "modifier_token" in content
             for wired, what in ((clip, "clip"), (model, "model")):
                 if is_delta and wired is None:
-                    fault = f"{file} holds learned weights."
-                    raise BadInput(node, what, fault, "Wire what the concept was learned with.")
+                    fault = f"{file} holds trained weights."
+                    raise BadInput(node, what, fault, "Wire what the concept was trained with.")
             widths = None if model is None else layer_widths(model.model.diffusion_model)
             tokens = None if clip is None else 1 + len(next(iter(noun_ids(node, clip, noun).values())))
             features = from_delta(content, clip, model, noun) if is_delta else from_bank(content, model)
@@ -178,12 +179,12 @@ class PnPMixImportConcept(io.ComfyNode):
         settings = {"imported": os.path.basename(path)}
         name = name or os.path.splitext(os.path.basename(path))[0]
         origin = ("SDXL EPS", "", "") if model is None else (model_family(model), checkpoint, fingerprint(model))
-        learned = LearnedConcept(features, name, noun, *origin, settings)
+        learned = TrainedConcept(features, name, noun, *origin, settings)
         return io.NodeOutput(learned)
 
 
 class Described(BaseModel):
-    """What a file says of its concept, beside the tensors."""
+    """The metadata of a concept file, beside the tensors."""
 
     version: str
     name: Name
@@ -196,6 +197,7 @@ class Described(BaseModel):
     @field_validator("version")
     @classmethod
     def known(cls, version: str) -> str:
+        """Refuses files of later versions."""
         if version != VERSION:
             raise ValueError(f"this pack reads version {VERSION}, update the pack")
         return version
@@ -203,15 +205,16 @@ class Described(BaseModel):
     @field_validator("settings")
     @classmethod
     def counted(cls, settings: dict[str, str]) -> dict[str, str]:
-        """Learning on reads these."""
+        """Checks the settings that continuing a training reads."""
         for name in ("steps", "rank"):
             if not settings.get(name, "0").isdecimal() or len(settings.get(name, "0")) > 9:
                 raise ValueError(f"'{name}' should be a whole number")
         return settings
 
 
-def file_bytes(learned: LearnedConcept) -> bytes:
-    """
+def file_bytes(learned: TrainedConcept) -> bytes:
+    """Returns the content of a concept file.
+
     Raises:
         ValueError: no file could hold it.
     """
@@ -221,22 +224,25 @@ def file_bytes(learned: LearnedConcept) -> bytes:
     return bank.file_bytes(learned.features, told, {STATE + name: x for name, x in learned.state.items()})
 
 
-def read_concept(path: str) -> LearnedConcept:
+def read_concept(path: str) -> TrainedConcept:
+    """Reads a concept file that Save Concept wrote, and refuses any other."""
     node, name = "Load Concept", os.path.basename(path)
-    with reading(node, "file", path, "Learn it again, or get the file again."):
+    with reading(node, "file", path, "Train it again, or get the file again."):
         tensors, metadata = read_safetensors(path, lambda metadata: FORMAT in metadata)
         if FORMAT not in metadata:
             if is_embedding(tensors):
                 raise embedding(node, path)
-            raise BadInput(node, "file", f"{name} is no learned concept.", "Choose a file that Save Concept wrote.")
+            raise BadInput(node, "file", f"{name} is not a trained concept.", "Choose a file that Save Concept wrote.")
         about = Described.model_validate_json(metadata[FORMAT])
         state = {key.removeprefix(STATE): described(x, key) for key, x in tensors.items() if key.startswith(STATE)}
         features = from_tensors({key: x for key, x in tensors.items() if not key.startswith(STATE)})
-    return LearnedConcept(features, *(getattr(about, field) for field in FIELDS), about.settings, state)
+    described_by = {field: getattr(about, field) for field in FIELDS}
+    return TrainedConcept(features, **described_by, settings=about.settings, state=state)
 
 
 def dictionary(content: object) -> dict:
-    """
+    """Returns the dictionary that a file holds.
+
     Raises:
         ValueError: it is none of names.
     """
@@ -252,7 +258,7 @@ CUSTOM_DIFFUSION = re.compile(r"(?:unet\.)?(.+\.attn2)\.processor\.(to_[kv])_cus
 
 
 def is_embedding(content: dict) -> bool:
-    """Of textual inversion, by any of its makers: names → vectors, or their batch, and nothing else."""
+    """Tells a textual inversion of any maker: names → vectors, or their batch, and nothing else."""
     if content.keys() & OF_EMBEDDINGS:
         return True
     wide = (x for x in content.values() if isinstance(x, Tensor) and x.ndim in (1, 2) and x.shape[-1] >= LEAST_WIDTH)
@@ -260,17 +266,19 @@ def is_embedding(content: dict) -> bool:
 
 
 def embedding(node: str, path: str) -> BadInput:
+    """Returns the error for a textual inversion, which holds no keys and values."""
     stem = os.path.splitext(os.path.basename(path))[0]
     fault = f"{os.path.basename(path)} is an embedding of textual inversion, which holds no concept's keys and values."
     return BadInput(node, "file", fault, f"Put it into models/embeddings, and write embedding:{stem} in a prompt.")
 
 
 def is_custom_diffusion(content: dict) -> bool:
+    """Tells the weights that diffusers' Custom Diffusion training saves."""
     return any(CUSTOM_DIFFUSION.fullmatch(name) for name in content)
 
 
 def as_delta(node: str, path: str, content: dict) -> dict:
-    """The weights that diffusers' training script saves, with V* from the file that it saves beside them.
+    """Returns the weights that diffusers' training script saves, with V* from the file beside them.
 
     Raises:
         BadInput: there is no such file, or more than one.
@@ -306,7 +314,7 @@ SDXL = dict(
 
 
 def diffusers_names(model) -> dict[str, str]:
-    """diffusers' name of each cross-attention layer → ours."""
+    """Returns diffusers' name of each cross-attention layer → ComfyUI's."""
     names = comfy.utils.unet_to_diffusers(SDXL if model is None else model.model.model_config.unet_config)
     ending = ".to_k.weight"
     return {
@@ -317,10 +325,12 @@ def diffusers_names(model) -> dict[str, str]:
 
 
 def numbers(x: object, name: str, shape: Sequence[int | None]) -> Tensor:
+    """Returns a checked entry in float32, in memory of its own."""
     return described(x, name, shape).float().clone()  # of a view of a larger one, the part
 
 
 def from_bank(content: dict, model) -> dict:
+    """Returns the features of a concept bank (.pt) of the authors' code."""
     names, features = diffusers_names(model), {}
     for theirs, pair in content.items():
         layer = names.get(theirs.removesuffix(".processor").removeprefix("unet."))
@@ -332,7 +342,7 @@ def from_bank(content: dict, model) -> dict:
 
 
 def from_delta(content: dict, clip, model, noun: str) -> dict:
-    """From the learned W_k, W_v and V* of a delta.bin."""
+    """Computes the features from the trained W_k, W_v and V* of a delta.bin."""
     names, weights, identifiers = diffusers_names(model), content["unet"], content["modifier_token"]
     if not isinstance(weights, dict) or not isinstance(identifiers, dict) or len(identifiers) != 1:
         raise ValueError("it is not of one concept")
@@ -351,11 +361,16 @@ def from_delta(content: dict, clip, model, noun: str) -> dict:
     project = {}
     for theirs, layer in names.items():
         sides = {side: f"{theirs}.to_{side}.weight" for side in "kv"}
-        own = [numbers(weights.get(name), name, widths[layer]) for name in sides.values()]
-        project[layer] = tuple(lambda x, w=w: torch.nn.functional.linear(x.to(w), w) for w in own)
+        w_k, w_v = (numbers(weights.get(name), name, widths[layer]) for name in sides.values())
+        project[layer] = projection(w_k), projection(w_v)
     identifier = dict(zip(encoders, vectors, strict=True))
     context, _, _ = encode_slot("Import Concept", clip, EXTRACTED_FROM, noun, identifier)
     return extract(context[0], project)
+
+
+def projection(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """Returns x → x W^T in the weight's precision."""
+    return lambda x: torch.nn.functional.linear(x.to(weight), weight)
 
 
 NODES = [PnPMixSaveConcept, PnPMixLoadConcept, PnPMixImportConcept]

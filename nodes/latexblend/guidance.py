@@ -1,4 +1,4 @@
-"""Blending Guidance: in the first steps, the latent is moved so that concepts keep apart."""
+"""Blending Guidance: moves the latent in the first steps, so that concepts stay separate."""
 
 import comfy.samplers
 import torch
@@ -27,8 +27,8 @@ class PnPMixBlendingGuidance(io.ComfyNode):
             search_aliases=["latexblend", "attention guidance", "missing object", "pnp-mix"],
             display_name=NODE,
             category=CATEGORY,
-            description="For three and more concepts: in the first steps, moves the picture so that no concept is left "
-            "out or mixed with another. These steps take about four times as long.",
+            description="For three or more concepts: in the first steps, moves the latent so that no concept is "
+            "omitted or mixed with another. These steps take about four times as long.",
             inputs=[
                 io.Model.Input("model", tooltip="The model of Blend."),
                 io.Float.Input(
@@ -38,7 +38,7 @@ class PnPMixBlendingGuidance(io.ComfyNode):
                     max=1000.0,
                     step=0.1,
                     round=0.001,
-                    tooltip="How far each step is moved. 0: not at all; too high: blotches and garish colours.",
+                    tooltip="Step size of the guidance. 0: off; too high: blotches and oversaturated colors.",
                 ),
                 io.Float.Input(
                     "g1",
@@ -47,7 +47,8 @@ class PnPMixBlendingGuidance(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Weight of what joins each identifier with its noun. Higher: fewer concepts left out.",
+                    tooltip="Weight of the term that joins each identifier with its noun. Higher: fewer concepts "
+                    "omitted.",
                     **EXPERT,
                 ),
                 io.Float.Input(
@@ -57,7 +58,7 @@ class PnPMixBlendingGuidance(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Weight of what keeps concepts apart. Higher: less mixing, things farther from each other.",
+                    tooltip="Weight of the term that separates concepts. Higher: less mixing, objects farther apart.",
                     **EXPERT,
                 ),
                 io.Float.Input(
@@ -67,7 +68,7 @@ class PnPMixBlendingGuidance(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Share of the steps after which guidance begins.",
+                    tooltip="When guidance starts (fraction of the steps).",
                     **EXPERT,
                 ),
                 io.Float.Input(
@@ -77,7 +78,7 @@ class PnPMixBlendingGuidance(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Share of the steps after which it ends. Higher: more steps are guided, and more time.",
+                    tooltip="When guidance ends (fraction of the steps). Higher: more guided steps, slower.",
                     **EXPERT,
                 ),
             ],
@@ -107,25 +108,27 @@ class PnPMixBlendingGuidance(io.ComfyNode):
 
 
 class Look:
-    """Collects the loss of each layer that blends, of one conditioning after another."""
+    """Collects the loss of each layer that blends, one conditioning after another."""
 
     def __init__(self, g1: float, g2: float):
-        self.g1, self.g2, self.losses, self.open = g1, g2, [], True
+        self.g1, self.g2, self.open = g1, g2, True
+        self.losses: list[tuple[str, Tensor]] = []
 
     def look(self, name: str, query: Tensor, key: Tensor, heads: int, grid: tuple[int, int], slots: list) -> None:
+        """Adds the loss of a layer."""
         loss = blending_loss(attention_probabilities(query, key, heads), grid, slots, self.g1, self.g2).sum()
         if self.open:  # else it is only computed again, for the backward pass
             self.losses.append((name, loss))
 
     def mean(self) -> Tensor:
-        """Over the layers; of several conditionings the sum."""
+        """Returns the mean over the layers; several conditionings are summed."""
         return torch.stack([loss for _, loss in self.losses]).sum() / len({name for name, _ in self.losses})
 
 
 def loss_gradient(
     model, conds: list[dict], x: Tensor, sigma: Tensor, model_options: dict, g1: float, g2: float
 ) -> Tensor:
-    """∇_x L (B, C, H, W): a pass of the conditionings alone, without their ControlNets, and back."""
+    """Returns ∇_x L (B, C, H, W), from one pass of the conditionings, without their ControlNets."""
     unet = model.diffusion_model
     with with_gradients(unet), checkpointed(unet):
         look, latent = Look(g1, g2), x.detach().clone().requires_grad_(True)
@@ -143,7 +146,7 @@ def loss_gradient(
 
 
 def without_inference(entry: dict) -> dict:
-    """A conditioning whose tensors a gradient may pass."""
+    """Returns a conditioning with ordinary tensors, through which a gradient may pass."""
     own = {name: x for name, x in entry.items() if name != "control"}
     own["model_conds"] = {
         name: cond._copy_with(cond.cond.clone()) if isinstance(cond.cond, Tensor) else cond

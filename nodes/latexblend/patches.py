@@ -54,6 +54,7 @@ def install(model) -> None:
 
 
 def is_installed(model) -> bool:
+    """Tells whether a MODEL has Blend's hooks."""
     return bool(model.get_wrappers(WrappersMP.CALC_COND_BATCH, KEY))
 
 
@@ -77,6 +78,7 @@ class TellRows:
 
 
 def check_installed(model_options: dict) -> None:
+    """Refuses a MODEL whose blended cross-attention a later node has replaced."""
     replaced = model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
     if not all(isinstance(x, BlendAttention) for key, x in replaced.items() if len(key) == 3) or not replaced:
         fault = "a later node put its own cross-attention in the place of the blended one."
@@ -84,9 +86,11 @@ def check_installed(model_options: dict) -> None:
 
 
 def activate(entry: dict, others: list[dict], model, device: torch.device) -> Active | None:
-    """
+    """Brings a plan to the device of a run.
+
     Returns:
         None where the conditioning was emptied, as ConditioningZeroOut does, or is another one's copy.
+
     Raises:
         BadInput: its tokens are no longer those that Blend has counted.
     """
@@ -110,6 +114,7 @@ def activate(entry: dict, others: list[dict], model, device: torch.device) -> Ac
 
 
 def on(device: torch.device, slot: Slot) -> dict:
+    """Returns the features of a slot on the device."""
     return {layer: tuple(x.to(device) for x in pair) for layer, pair in slot.features.items()}
 
 
@@ -160,7 +165,7 @@ class BlendAttention:
         repeats = range(0, tokens - active.tokens + 1, active.tokens)
         own_key, own_value = key[rows], value[rows]
         acts, grid = extra_options[SIGMA] <= active.start, tuple(extra_options["activations_shape"][2:])
-        if MAPS in extra_options:  # at identifiers as they were learned
+        if MAPS in extra_options:  # at identifiers as they were trained
             free_key = own_key.clone()
             blend(free_key, own_value.clone(), self.name, slots, repeats, acts)
             extra_options[MAPS].look(self.name, query[rows], free_key, extra_options["n_heads"], grid, slots)

@@ -1,10 +1,10 @@
-"""Learn Concept's training loop in the place of a sampler."""
+"""Train Concept's training loop, in place of a sampler."""
 
 import contextlib
 import time
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.samplers
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...pnpmix.files.tensors import described
 from ...pnpmix.latexblend import training
-from ...pnpmix.latexblend.bank import extract
+from ...pnpmix.latexblend.bank import Features, extract
 from ...pnpmix.schedule import to_eps
 from ..common.attention import differentiable_attention, plain_attention
 from ..common.checks import BadInput
@@ -25,7 +25,7 @@ from ..common.messages import show_text
 from .layers import cross_attentions
 from .words import DEMO, embeddings_of, find, has_article, make_room, noun_ids, read, tokenizer_of, write
 
-NODE = "Learn Concept"
+NODE = "Train Concept"
 # Whose embedding V* begins with, as in the authors' code: an entry of the vocabulary, 42170, and no word, since it does
 # not end one. As a word, "ktn" is cut into "k" and "tn".
 RARE_TOKEN = "ktn"
@@ -36,7 +36,7 @@ STEP = "pnpmix_learning_step"  # in transformer_options, for the length of one c
 
 
 class Settings(NamedTuple):
-    """Inputs of the node, by their names there."""
+    """The inputs of the node, by their names there."""
 
     noun: str
     steps: int
@@ -53,7 +53,7 @@ class Settings(NamedTuple):
     checkpointing: bool = True
 
     def described(self, steps: int, words: "Words") -> dict[str, str]:
-        """For the reader of a file."""
+        """Returns the settings for the metadata of a file."""
         told = ("learning_rate", "resolution", "rank", "seed", "augment", "prior_weight", "dtype")
         ids = next(iter(noun_ids(NODE, words.clip, self.noun).values()))
         own = {"steps": str(steps), "prompt": training.EXTRACTED_FROM, "noun_ids": str(ids)}
@@ -61,46 +61,47 @@ class Settings(NamedTuple):
 
 
 def mean(values: list[float]) -> float:
+    """Returns the mean, 0 of no values."""
     return sum(values) / max(len(values), 1)
 
 
 class Words(NamedTuple):
-    """The prompts of both flows."""
+    """The prompts of the base flow and the concept flow."""
 
-    clip: object
+    clip: Any
     noun: str
     lengths: dict[str, int]  # tokens of the noun, of each encoder
 
     @property
     def length(self) -> int:
-        """1 + L"""
+        """The tokens of the slot, 1 + L."""
         return 1 + next(iter(self.lengths.values()))
 
     def identifiers(self) -> dict[str, Tensor]:
-        """V* of each encoder before learning."""
+        """Returns V* of each encoder before training."""
         return {encoder: rare_vector(self.clip, encoder) for encoder in self.lengths}
 
     def base(self, template: str) -> tuple[Tensor, Tensor | None, int]:
-        """The base flow's context (1, tokens, width) and pooled vector, and the slot's first token."""
+        """Returns the base flow's context (1, tokens, width) and pooled vector, and the slot's first token."""
         chunks, first = base_tokens(NODE, self.clip, template, self.noun)
         context, pooled = self.clip.encode_from_tokens(write(chunks), return_pooled=True)
         return context, pooled, first
 
     def bare(self) -> tuple[Tensor, Tensor | None]:
-        """The same of the noun alone, as long as the other contexts."""
+        """Returns the same of the noun alone, padded to the length of the other contexts."""
         chunks = read(NODE, self.clip, self.noun)
         return self.clip.encode_from_tokens(write(chunks), return_pooled=True)
 
 
 def base_tokens(node: str, clip, template: str, noun: str) -> tuple[dict, int]:
-    """The chunks of template("a noun"), and the index of the article, whose place V* takes."""
+    """Returns the chunks of template("a noun"), and the index of the article, which V* replaces."""
     chunks, index = read(node, clip, template.format(f"a {noun}")), 0
     ids = noun_ids(node, clip, noun)
     for encoder, own in chunks.items():
         places = find(clip, encoder, own, ids[encoder])
         if len(own) > 1 or not places:
             fault = f"'{noun}' is too long: with the words around it, CLIP reads it in pieces of 75 tokens."
-            raise BadInput(node, "noun", fault, "Write what the thing is in a word or two: dog.")
+            raise BadInput(node, "noun", fault, "Name the class of the object in a word or two, such as dog.")
         c, index = places[-1]
         if not has_article(clip, encoder, own[c], index):
             make_room(node, clip, encoder, own[c], index)
@@ -111,8 +112,11 @@ def base_tokens(node: str, clip, template: str, noun: str) -> tuple[dict, int]:
 def encode_slot(
     node: str, clip, template: str, noun: str, identifiers: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor | None, int]:
-    """The concept flow's context (1, 1 + L, width) of template("V* noun") in its slot; the prompt's pooled vector; the
-    slot's first token."""
+    """Encodes template("V* noun").
+
+    Returns:
+        the concept flow's context (1, 1 + L, width) of the slot, the prompt's pooled vector, the slot's first token.
+    """
     chunks, first = base_tokens(node, clip, template, noun)
     for encoder, own in chunks.items():
         token = (identifiers[encoder], 1.0)
@@ -123,6 +127,7 @@ def encode_slot(
 
 
 def rare_vector(clip, encoder: str) -> Tensor:
+    """Returns the embedding that V* starts from."""
     if encoder == DEMO:
         return clip.cond_stage_model.table.weight[0].detach().float().cpu().clone()
     token = tokenizer_of(clip, encoder).tokenizer.convert_tokens_to_ids(RARE_TOKEN)
@@ -130,22 +135,25 @@ def rare_vector(clip, encoder: str) -> Tensor:
 
 
 def in_its_place(clip):
-    """A CLIP that encodes where its weights are. Others have the host load them, which may move what is in use."""
+    """Returns a CLIP that encodes where its weights are; others let the host move weights that are in use."""
     own = clip.clone()
     own.cond_stage_model, own.load_model = clip.cond_stage_model, lambda *_, **__: clip.patcher
     return own
 
 
 class Step(NamedTuple):
-    """What the layers know of a call."""
+    """What the layers need to know of a call."""
 
     context: Tensor  # (B, tokens + length, width)
     first: list[int]  # of each concept row
     length: int
 
 
-class LearnSampler(comfy.samplers.Sampler):
-    """Learning in the place of sampling, so that models are loaded and brought to the device as for any other run."""
+class TrainSampler(comfy.samplers.Sampler):
+    """Training in the place of sampling, so that models are loaded and brought to the device as for any other run."""
+
+    features: Features  # when it is done
+    state: dict[str, Tensor]
 
     def __init__(
         self,
@@ -166,14 +174,14 @@ class LearnSampler(comfy.samplers.Sampler):
         self.losses: list[float] = []
         self.messages: list[str] = []
         self.done = int(state.get("steps", 0))
-        self.kept = None  # features, and at which step
+        self.kept: tuple[Features, int] | None = None  # and at which step
         self.base = [words.base(template) for template in training.TEMPLATES]
         self.bare = words.bare()
         self.unconditional = words.clip.encode_from_tokens(write(read(NODE, words.clip, "")), return_pooled=True)
         self.words = words._replace(clip=in_its_place(words.clip))
 
     def prompts(self) -> list:
-        """CONDITIONING of everything but the concept flow: each template, the bare noun, and the empty prompt."""
+        """Returns CONDITIONING of everything but the concept flow: each template, the bare noun, the empty prompt."""
         return [
             [context.detach().clone(), {"pooled_output": None if pooled is None else pooled.detach().clone()}]
             for context, pooled, *_ in (*self.base, self.bare, self.unconditional)
@@ -201,19 +209,19 @@ class LearnSampler(comfy.samplers.Sampler):
         return latent_image
 
     def processed(self, cond) -> Tensor:
+        """Returns the tensor of a model_cond as the UNet gets it."""
         return cond.process_cond(batch_size=1, device=self.device, area=None).cond.clone()
 
     def prepare(self) -> None:
+        """Makes the parameters and replaces the cross-attention layers."""
         generator = training.step_generator(self.settings.seed, -2)
         self.layers = cross_attentions(self.unet)
-        self.deltas = {
-            f"{name}.{side}": tuple(
-                x.to(self.device)
-                for x in training.new_delta(*getattr(module, f"to_{side}").weight.shape, self.settings.rank, generator)
-            )
-            for name, (_, module) in self.layers.items()
-            for side in "kv"
-        }
+        self.deltas = {}
+        for name, (_, module) in self.layers.items():
+            for side in "kv":
+                outputs, inputs = getattr(module, f"to_{side}").weight.shape
+                delta = training.new_delta(outputs, inputs, self.settings.rank, generator)
+                self.deltas[f"{name}.{side}"] = tuple(x.to(self.device) for x in delta)
         self.identifiers = {encoder: x.to(self.device) for encoder, x in self.words.identifiers().items()}
         self.parameters = {f"identifier.{encoder}": x for encoder, x in self.identifiers.items()} | {
             f"delta.{name}.{i}": x for name, delta in self.deltas.items() for i, x in enumerate(delta)
@@ -229,7 +237,7 @@ class LearnSampler(comfy.samplers.Sampler):
         }
 
     def resume(self) -> None:
-        """Goes on from where another run ended: the parameters, and the optimiser's two moments of each."""
+        """Continues from the state of another run: the parameters, and the optimizer's two moments of each."""
         shapes = {f"{name}{end}": x.shape for name, x in self.parameters.items() for end in ("", ".mean", ".square")}
         try:
             if self.resumed.keys() - {"steps"} != shapes.keys():
@@ -237,13 +245,13 @@ class LearnSampler(comfy.samplers.Sampler):
             for name, shape in shapes.items():
                 described(self.resumed[name], name, shape)
         except ValueError as error:
-            fault = f"what it keeps for learning on does not fit this model: {error}."
+            fault = f"its training state does not fit this model: {error}."
             raise BadInput(NODE, "learned", fault, "Load its own checkpoint, or unwire it.") from error
         for name, x in self.parameters.items():
             x.copy_(self.resumed[name])
 
     def attention(self, name: str):
-        """attn2_replace of a layer."""
+        """Returns the attn2_replace of a layer."""
 
         def attend(query, key, value, extra_options):
             step: Step | None = extra_options.get(STEP)
@@ -259,6 +267,7 @@ class LearnSampler(comfy.samplers.Sampler):
         return attend
 
     def learn(self) -> None:
+        """Runs the training and keeps its result."""
         settings, device = self.settings, self.device
         moments = {name: x for name, x in self.resumed.items() if name.endswith((".mean", ".square"))}
         self.progress = comfy.utils.ProgressBar(settings.steps)
@@ -281,15 +290,13 @@ class LearnSampler(comfy.samplers.Sampler):
                 raise BadInput(NODE, "learning_rate", fault, "Lower it, or set dtype to fp32.") from error
             self.features, self.done = self.kept
             self.state = {}
-            self.messages.append(
-                f"Warning: {fault} What was learned in {self.done} steps is kept; lower learning_rate."
-            )
+            self.messages.append(f"Warning: {fault} The concept of {self.done} steps is kept; lower learning_rate.")
             return
         except comfy.model_management.InterruptProcessingException:  # newer hosts raise it within a step
             if not settings.keep_on_cancel or self.done == 0:
                 raise
             self.tell_cancelled()
-            self.features, self.state = self.extracted(), {}  # the optimiser's moments are gone
+            self.features, self.state = self.extracted(), {}  # the optimizer's moments are gone
             return
         self.features = self.extracted()
         if settings.resumable:
@@ -298,10 +305,12 @@ class LearnSampler(comfy.samplers.Sampler):
 
     @contextlib.contextmanager
     def saving_memory(self) -> Iterator[None]:
+        """Uses gradient checkpointing where the node asks for it."""
         with checkpointed(self.unet) if self.settings.checkpointing else contextlib.nullcontext():
             yield
 
     def loss_of(self, step: int) -> Tensor:
+        """Returns the loss () of a training step."""
         device, shape = self.device, self.views.shape[1:]
         drawn = training.draw(self.settings.seed, step, len(self.views), len(self.class_pictures), shape)
         sampling = self.base_model.model_sampling
@@ -321,11 +330,12 @@ class LearnSampler(comfy.samplers.Sampler):
         return training.total_loss(losses, self.settings.prior_weight)
 
     def own_context(self, template: str) -> Tensor:
+        """Returns the concept flow's context (1, 1 + L, width) of a template."""
         context, _, _ = encode_slot(NODE, self.words.clip, template, self.words.noun, self.identifiers)
         return context.to(self.device)
 
     def denoise(self, x: Tensor, sigma: Tensor, rows: list[dict], own: Tensor | None, first: list[int]) -> Tensor:
-        """D(x, sigma). `own` is None where nothing but the plain prompts is to act."""
+        """Returns D(x, sigma) (B, C, H, W); `own` is None where only the plain prompts act."""
         conds = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         options = dict(self.options)
         if own is not None:
@@ -337,7 +347,7 @@ class LearnSampler(comfy.samplers.Sampler):
         return self.base_model.apply_model(x, sigma, transformer_options=options, **conds)
 
     def after_step(self, step: int, loss: float) -> bool:
-        """Tells how it goes; True ends learning."""
+        """Tells how it goes; True ends training."""
         self.losses.append(loss)
         self.done = step
         if step % KEPT_EVERY == 0:
@@ -361,10 +371,13 @@ class LearnSampler(comfy.samplers.Sampler):
         return False
 
     def tell_cancelled(self) -> None:
+        """Adds a warning that the run was cancelled."""
         steps = f"{self.done} of {self.settings.steps} steps"
-        self.messages.append(f"Warning: cancelled; what was learned in {steps} is kept.")
+        self.messages.append(f"Warning: cancelled; the concept of {steps} is kept.")
 
     def extracted(self) -> dict:
+        """Returns the features h_c of the concept so far."""
+
         def projection(name: str, side: str, linear):
             return lambda x: linear(x.float()) + training.apply_delta(self.deltas[f"{name}.{side}"], x.float())
 
@@ -377,7 +390,7 @@ class LearnSampler(comfy.samplers.Sampler):
 
     @torch.no_grad()
     def picture(self) -> Tensor:
-        """A latent of EXTRACTED_FROM as it comes out so far."""
+        """Samples a latent of EXTRACTED_FROM with the concept so far."""
         template = training.TEMPLATES.index(training.EXTRACTED_FROM)
         own, first = self.own_context(training.EXTRACTED_FROM), self.base[template][2]
         sigmas = comfy.samplers.calculate_sigmas(self.base_model.model_sampling, "normal", PREVIEW_STEPS)

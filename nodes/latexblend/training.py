@@ -1,4 +1,4 @@
-"""Learn Concept: a handful of photos and a noun become a concept."""
+"""Train Concept: trains a concept on a handful of photos and a noun."""
 
 from collections.abc import Iterator
 
@@ -24,9 +24,9 @@ from ..common.gradients import with_gradients
 from ..common.loading import resident, resident_clip
 from ..common.memory import for_host
 from ..common.messages import show
-from ..common.types import CATEGORY, EXPERT, LearnedConcept, LearnedType, schema
+from ..common.types import CATEGORY, EXPERT, TrainedConcept, TrainedType, schema
 from .layers import checkpoint_name, fingerprint
-from .samplers import NODE, LearnSampler, Settings, Words, mean
+from .samplers import NODE, Settings, TrainSampler, Words, mean
 from .words import noun_ids
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -43,25 +43,28 @@ class PnPMixTrainConcept(io.ComfyNode):
             search_aliases=["train", "lora training", "dreambooth", "textual inversion", "latexblend", "pnp-mix"],
             display_name=NODE,
             category=CATEGORY,
-            description="Learns your own dog, cup or face from 3 to 5 photos, once, as keys and values of its words "
-            "(LaTexBlend). The checkpoint stays as it is. Save Concept keeps the result.",
+            description="Trains a concept from 3 to 5 photos of your object (LaTexBlend). The result is a small "
+            "set of keys and values; "
+            "the checkpoint is unchanged. Save Concept stores it.",
             is_input_list=True,  # as the host's dataset nodes give photos of different sizes
             inputs=[
-                io.Model.Input("model", tooltip="SD 1.x, SD 2.x or SDXL checkpoint. Its weights stay as they are."),
-                io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint. Its weights stay as they are."),
+                io.Model.Input("model", tooltip="SD 1.x, SD 2.x or SDXL checkpoint. Its weights are unchanged."),
+                io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint. Its weights are unchanged."),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
-                io.Image.Input("images", tooltip="3 to 5 photos of the thing, in different places: a batch or a list."),
+                io.Image.Input(
+                    "images", tooltip="3 to 5 photos of the object in different surroundings: a batch or a list."
+                ),
                 io.String.Input(
                     "noun",
                     default="",
-                    tooltip="What the thing is, in the word that prompts will have for it, such as dog.",
+                    tooltip="The class of the object, as prompts will name it, such as dog.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=3000,
                     min=1,
                     max=100000,
-                    tooltip="How often photos are looked at. More: more like them, then too much so, and more time.",
+                    tooltip="Training steps. More: closer to the photos, then overfitted, and slower.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -70,7 +73,7 @@ class PnPMixTrainConcept(io.ComfyNode):
                     max=1.0,
                     step=1e-6,
                     round=1e-9,
-                    tooltip="How far each step goes. Higher: learns in fewer steps, and forgets more; too high: NaN.",
+                    tooltip="Learning rate of AdamW. Higher: trains in fewer steps and forgets more; too high: NaN.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -86,7 +89,7 @@ class PnPMixTrainConcept(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="0 learns the projections in full. Lower ranks above 0 take less memory and learn less.",
+                    tooltip="0 trains the full projections. Low ranks take less memory and capture less.",
                     **EXPERT,
                 ),
                 io.Int.Input(
@@ -100,12 +103,12 @@ class PnPMixTrainConcept(io.ComfyNode):
                 io.Boolean.Input(
                     "augment",
                     default=True,
-                    tooltip="Also learn from photos mirrored, smaller and cropped. Off: from the photos as they are.",
+                    tooltip="Also train on mirrored, scaled and cropped photos. Off: only on the photos themselves.",
                 ),
                 io.Image.Input(
                     "class_images",
                     optional=True,
-                    tooltip="Pictures of other things of its kind, up to 200. They keep the noun's own meaning.",
+                    tooltip="Images of other objects of its class, up to 200. They preserve the meaning of the noun.",
                 ),
                 io.Float.Input(
                     "prior_weight",
@@ -114,47 +117,49 @@ class PnPMixTrainConcept(io.ComfyNode):
                     max=10.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Weight of class_images. 1: the authors', a quarter of the photos'. Higher: the concept "
-                    "stays closer to its kind.",
+                    tooltip="Weight of class_images. 1: as in the paper's code, a quarter of the photos'. Higher: the "
+                    "concept stays closer to its class.",
                     **EXPERT,
                 ),
                 io.Combo.Input(
                     "dtype",
                     options=list(DTYPES),
                     default="bf16",
-                    tooltip="Precision of the UNet's arithmetic; learned numbers are fp32. bf16: half the memory.",
+                    tooltip="Precision of the UNet's computation; trained weights are fp32. bf16: half the memory.",
                     **EXPERT,
                 ),
                 io.String.Input("name", default="", tooltip="A name for messages and files. Without it the noun."),
-                LearnedType.Input(
+                TrainedType.Input(
                     "learned",
                     optional=True,
-                    tooltip="From Load Concept: learns on from there, up to steps. It must have been made resumable.",
+                    tooltip="From Load Concept: continues its training up to steps. It must have been made resumable.",
                 ),
                 io.Boolean.Input(
                     "resumable",
                     optional=True,
                     default=False,
-                    tooltip="Keep in the concept what learning on needs. Its file grows from 0.1-0.6 MB to hundreds.",
+                    tooltip="Store the training state in the concept. Its file grows from 0.1-0.6 MB to hundreds "
+                    "of MB.",
                     **EXPERT,
                 ),
                 io.Boolean.Input(
                     "keep_on_cancel",
                     optional=True,
                     default=False,
-                    tooltip="Cancel ends learning and the graph goes on with what was learned. Off: it ends all.",
+                    tooltip="Cancel ends the training and the graph continues with the concept so far. Off: it "
+                    "ends the run.",
                     **EXPERT,
                 ),
                 io.Boolean.Input(
                     "checkpointing",
                     optional=True,
                     default=True,
-                    tooltip="Compute parts of the UNet twice: about half the memory, and a third more time.",
+                    tooltip="Gradient checkpointing: about half the memory, a third more time.",
                     **EXPERT,
                 ),
             ],
             outputs=[
-                LearnedType.Output(display_name="learned", tooltip="For Save Concept and Blend Concept."),
+                TrainedType.Output(display_name="learned", tooltip="For Save Concept and Blend Concept."),
                 io.Image.Output(display_name="losses", tooltip="A plot of the loss of each step."),
                 io.LossMap.Output(display_name="loss_map", tooltip="The same for Plot Loss Graph."),
             ],
@@ -178,9 +183,9 @@ class PnPMixTrainConcept(io.ComfyNode):
         photos = photos_of("images", images)
         others = photos_of("class_images", class_images) if settings.prior_weight > 0 else []
         if not photos:
-            raise BadInput(NODE, "images", "it holds no photo.", "Wire 3 to 5 photos of the thing.")
+            raise BadInput(NODE, "images", "it holds no photo.", "Wire 3 to 5 photos of the object.")
         state = resumed_state(learned, settings, model) if learned is not None else {}
-        messages = [] if others else ["Warning: no class_images, so the noun may lose some of its own meaning."]
+        messages = [] if others else ["Warning: no class_images, so the noun may lose some of its meaning."]
 
         node_id = cls.hidden.unique_id
         own = resident(NODE, model).clone()
@@ -189,7 +194,7 @@ class PnPMixTrainConcept(io.ComfyNode):
         own.set_model_compute_dtype(DTYPES[settings.dtype])
         views, masks = encode_views(vae, photos, settings)
         pictures = torch.cat([encode(vae, square(x, settings.resolution)) for x in others]) if others else None
-        sampler = LearnSampler(own, words, settings, views, masks, pictures, state, node_id)
+        sampler = TrainSampler(own, words, settings, views, masks, pictures, state, node_id)
         with with_gradients():
             guider = comfy.samplers.CFGGuider(own)
             guider.set_conds(sampler.prompts(), [])
@@ -200,10 +205,10 @@ class PnPMixTrainConcept(io.ComfyNode):
         show(
             NODE,
             node_id,
-            [*messages, f"Learned in {len(sampler.losses)} steps, loss {mean(sampler.losses[-50:]):.4f}."],
+            [*messages, f"Trained for {len(sampler.losses)} steps, loss {mean(sampler.losses[-50:]):.4f}."],
         )
         prompt = cls.hidden.prompt
-        result = LearnedConcept(
+        result = TrainedConcept(
             sampler.features,
             settings.name or settings.noun,
             settings.noun,
@@ -217,13 +222,14 @@ class PnPMixTrainConcept(io.ComfyNode):
 
 
 def check_settings(settings: Settings) -> None:
+    """Refuses numbers, choices and names that no training can use."""
     numbers = ("steps", "learning_rate", "resolution", "rank", "seed", "prior_weight")
     check_numbers(NODE, **{name: getattr(settings, name) for name in numbers})
     check_choice(NODE, "dtype", settings.dtype, list(DTYPES))
     for name in ("noun", "name"):
         check_name(NODE, name, getattr(settings, name))
     if not settings.noun.strip():
-        raise BadInput(NODE, "noun", "it is empty.", "Write what the thing is in a word, such as dog.")
+        raise BadInput(NODE, "noun", "it is empty.", "Name the class of the object in a word, such as dog.")
 
 
 def check_precision(model) -> None:
@@ -235,7 +241,7 @@ def check_precision(model) -> None:
 
 
 def photos_of(name: str, batches: list) -> list[Tensor]:
-    """Each photo (H, W, 3 or 4) of some batches, which may have different sizes; none is copied."""
+    """Returns each photo (H, W, 3 or 4) of some batches, which may have different sizes, without copies."""
     photos: list[Tensor] = []
     for batch in batches or []:
         if batch is None:
@@ -250,18 +256,18 @@ def photos_of(name: str, batches: list) -> list[Tensor]:
 
 
 def square(photo: Tensor, size: int) -> Tensor:
-    """(H, W, 3 or 4) → its middle (3, size, size)."""
+    """Crops an image (H, W, 3 or 4) to its central square, (3, size, size)."""
     return training.square(photo[..., :3].float().cpu().movedim(-1, 0), size)
 
 
 def encode(vae, picture: Tensor) -> Tensor:
-    """(3, S, S) → its latent (1, C, H, W) as VAE Encode gives it; Cancel ends it."""
+    """Encodes an image (3, S, S) to its latent (1, C, H, W), as VAE Encode does; Cancel ends it."""
     comfy.model_management.throw_exception_if_processing_interrupted()
     return vae.encode(picture[None].movedim(1, -1)).float().cpu()
 
 
 def encode_views(vae, photos: list[Tensor], settings: Settings) -> tuple[Tensor, Tensor]:
-    """Latents (n, C, H, W) of what is looked at, and the masks (n, 1, H, W) of what in it is photo.
+    """Returns the latents (n, C, H, W) of all views, and masks (n, 1, H, W) of the photo in them.
 
     One after another: in pixels there is never more than one of them.
     """
@@ -273,7 +279,7 @@ def encode_views(vae, photos: list[Tensor], settings: Settings) -> tuple[Tensor,
 
 
 def views_of(photos: list[Tensor], settings: Settings) -> Iterator[tuple[Tensor, Tensor]]:
-    """(3, S, S), and the mask (S, S) of what of it is photo."""
+    """Yields views (3, S, S), and the mask (S, S) of the photo in each."""
     generator = training.step_generator(settings.seed, -1)
     of_each = max(1, min(VIEWS, MOST_VIEWS // len(photos)))
     for photo in photos:
@@ -285,21 +291,22 @@ def views_of(photos: list[Tensor], settings: Settings) -> Iterator[tuple[Tensor,
             yield training.augment(picture, generator)
 
 
-def resumed_state(learned: LearnedConcept, settings: Settings, model) -> dict[str, Tensor]:
-    remedy = "Set it as it was, or unwire learned to begin anew."
+def resumed_state(learned: TrainedConcept, settings: Settings, model) -> dict[str, Tensor]:
+    """Returns the training state of a concept, and refuses one that does not fit these settings."""
+    remedy = "Set it as it was, or unwire learned to start over."
     if not learned.state:
-        fault = f"'{learned.name}' was learned with resumable off, and cannot be learned on."
-        raise BadInput(NODE, "learned", fault, "Unwire it to begin anew.")
+        fault = f"'{learned.name}' was trained with resumable off, and cannot be continued."
+        raise BadInput(NODE, "learned", fault, "Unwire it to start over.")
     if learned.family != model_family(model):
-        fault = f"it was learned with another family ({learned.family})."
+        fault = f"it was trained with another family ({learned.family})."
         raise BadInput(NODE, "learned", fault, "Load that checkpoint, or unwire it.")
     if learned.noun != settings.noun:
-        raise BadInput(NODE, "noun", f"'{learned.name}' was learned as '{learned.noun}'.", remedy)
+        raise BadInput(NODE, "noun", f"'{learned.name}' was trained as '{learned.noun}'.", remedy)
     if learned.settings.get("rank") != str(settings.rank):
         raise BadInput(NODE, "rank", f"'{learned.name}' has rank {learned.settings.get('rank')}.", remedy)
     if int(learned.settings.get("steps", 0)) >= settings.steps:
         fault = f"'{learned.name}' has {learned.settings['steps']} of {settings.steps} steps."
-        raise BadInput(NODE, "steps", fault, "Raise it to learn on.")
+        raise BadInput(NODE, "steps", fault, "Raise it to continue training.")
     return {"steps": torch.tensor(int(learned.settings["steps"])), **learned.state}
 
 

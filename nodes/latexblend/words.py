@@ -1,4 +1,4 @@
-"""Where a concept's words stand in a prompt, by the tokens of the host's CLIP."""
+"""Finds a concept's noun in a prompt, by the tokens of the host's CLIP."""
 
 from collections.abc import Sequence
 from itertools import pairwise, zip_longest
@@ -18,7 +18,7 @@ Chunks = list[list[tuple | list]]  # of one encoder; tokens are (id or vector, w
 
 
 def read(node: str, clip, text: str) -> dict[str, Chunks]:
-    """The chunks of each encoder."""
+    """Returns the chunks of each encoder."""
     if clip is None:
         raise BadInput(node, "clip", "it is empty.", "Wire the CLIP of an SD 1.x, SD 2.x or SDXL checkpoint.")
     check_text(node, "text", text)
@@ -30,28 +30,29 @@ def read(node: str, clip, text: str) -> dict[str, Chunks]:
 
 
 def write(chunks: dict[str, Chunks]) -> dict:
-    """The inverse of `read`: as CLIP encodes it."""
+    """Converts the result of `read` back to what CLIP encodes."""
     return {name: own[0] if name == DEMO else own for name, own in chunks.items()}
 
 
 def tokenizer_of(clip, encoder: str):
+    """Returns the tokenizer of an encoder."""
     return getattr(clip.tokenizer, f"clip_{encoder}")
 
 
 def embeddings_of(clip, encoder: str) -> torch.Tensor:
-    """(vocabulary, width)"""
+    """Returns the token embeddings of an encoder, (vocabulary, width)."""
     return getattr(clip.cond_stage_model, f"clip_{encoder}").transformer.get_input_embeddings().weight
 
 
 def identity(clip, encoder: str, token) -> object:
-    """What tells a token from others, whatever its weight."""
+    """Returns what distinguishes a token from others, whatever its weight."""
     if encoder == DEMO:
         return VOCABULARY[token[-1][0]] if not isinstance(token[-1][0], torch.Tensor) else None
     return None if isinstance(token[0], torch.Tensor) else int(token[0])
 
 
 def spelling(clip, encoder: str, token) -> str:
-    """A token's letters, with END_OF_WORD where it ends one; of an embedding none."""
+    """Returns a token's letters, with END_OF_WORD where it ends one; nothing of an embedding."""
     own = identity(clip, encoder, token)
     if own is None:
         return END_OF_WORD
@@ -59,7 +60,7 @@ def spelling(clip, encoder: str, token) -> str:
 
 
 def left_out(clip, encoder: str, chunks: Chunks) -> list[int]:
-    """Widths of the embeddings that the encoder leaves out, because its tokens have another one."""
+    """Returns the widths of embeddings that the encoder ignores, because its tokens have another one."""
     if encoder == DEMO:
         return []
     width = embeddings_of(clip, encoder).shape[-1]
@@ -68,8 +69,10 @@ def left_out(clip, encoder: str, chunks: Chunks) -> list[int]:
 
 
 def as_encoded(clip, encoder: str, chunks: Chunks) -> Chunks:
-    """The tokens that are left where embeddings are left out: others move up, and pads follow. Weights stay where they
-    are, as the host applies them to the places of a chunk."""
+    """Returns the tokens without ignored embeddings: others move up, and pads follow.
+
+    Weights stay where they are, as the host applies them to the positions of a chunk.
+    """
     if not left_out(clip, encoder, chunks):
         return chunks
     kept = [[token[0] for token in chunk if not left_out(clip, encoder, [[token]])] for chunk in chunks]
@@ -81,7 +84,7 @@ def as_encoded(clip, encoder: str, chunks: Chunks) -> Chunks:
 
 
 def bare(clip, encoder: str, chunk: list) -> list:
-    """A chunk without what encoders put round the words."""
+    """Returns a chunk without start, end and padding."""
     if encoder == DEMO:
         return [phrase for phrase in chunk if phrase[-1][0] != 0]
     tokenizer = tokenizer_of(clip, encoder)
@@ -89,7 +92,7 @@ def bare(clip, encoder: str, chunk: list) -> list:
 
 
 def noun_ids(node: str, clip, noun: str) -> dict[str, list]:
-    """Of each encoder, the noun's tokens.
+    """Returns the noun's tokens for each encoder.
 
     Raises:
         BadInput: it has none, or more than fit in a chunk.
@@ -98,14 +101,16 @@ def noun_ids(node: str, clip, noun: str) -> dict[str, list]:
     for encoder, chunks in read(node, clip, noun).items():
         found[encoder] = [identity(clip, encoder, token) for token in bare(clip, encoder, chunks[0])]
         if not found[encoder] or len(chunks) > 1 or None in found[encoder]:
-            raise BadInput(node, "noun", f"'{noun}' is no word.", "Write what the thing is in a word or two: dog.")
+            raise BadInput(
+                node, "noun", f"'{noun}' is no word.", "Name the class of the object in a word or two, such as dog."
+            )
     if len({len(ids) for ids in found.values()}) > 1:
         raise BadInput(node, "noun", f"the encoders cut '{noun}' differently.", "Use another word.")
     return found
 
 
 def find(clip, encoder: str, chunks: Chunks, ids: list) -> list[tuple[int, int]]:
-    """Chunk and index of the first token of each place where the noun stands as a word of its own."""
+    """Returns chunk and index of the first token of each place where the noun is a word of its own."""
     places = []
     for c, chunk in enumerate(chunks):
         own = [identity(clip, encoder, token) for token in chunk]
@@ -117,7 +122,7 @@ def find(clip, encoder: str, chunks: Chunks, ids: list) -> list[tuple[int, int]]
 
 
 def cut_in_two(clip, encoder: str, chunks: Chunks, ids: list) -> int:
-    """How often a noun stands where one chunk ends and the next begins."""
+    """Counts the nouns that are split between one chunk and the next."""
     count = 0
     for one, following in pairwise(chunks):
         tail, head = bare(clip, encoder, one), bare(clip, encoder, following)
@@ -127,7 +132,7 @@ def cut_in_two(clip, encoder: str, chunks: Chunks, ids: list) -> int:
 
 
 def make_room(node: str, clip, encoder: str, chunk: list, index: int) -> None:
-    """Puts the word "a" before a token, and takes a pad from the chunk's end, in place.
+    """Inserts the word "a" before a token, and drops a pad from the chunk's end, in place.
 
     Raises:
         BadInput: the chunk has no pad.
@@ -151,7 +156,7 @@ def make_room(node: str, clip, encoder: str, chunk: list, index: int) -> None:
 
 
 def has_article(clip, encoder: str, chunk: list, index: int) -> bool:
-    """Whether the token before this one gives way to V*."""
+    """Tells whether V* may replace the token before this one."""
     if index == 0:
         return False
     if encoder == DEMO:
@@ -161,14 +166,16 @@ def has_article(clip, encoder: str, chunk: list, index: int) -> bool:
 
 def place(
     node: str, clip, text: str, wanted: Sequence[BlendedConcept], slot: str
-) -> tuple[dict[str, Chunks], list[int], int]:
+) -> tuple[dict[str, Chunks], list[int]]:
     """Makes room for V* before each concept's noun.
 
     Args:
         slot: "auto": V* takes an article's place, or that of an "a" that is put there; "replace": of whatever word is
             there; "insert": always of an "a" that is put there.
+
     Returns:
-        the chunks; of each concept the first token of its slot, in all chunks joined; how many tokens these have.
+        the chunks; of each concept the first token of its slot, in all chunks joined.
+
     Raises:
         BadInput: of the concept's node or of the input text.
     """
@@ -211,12 +218,11 @@ def place(
             fault = "only one of the two encoders takes an embedding in it, so that words after it have two places."
             raise BadInput(node, "text", fault, "Put the embedding behind the concepts' words, or use one for SDXL.")
         raise BadInput(node, "text", "the two encoders cut it into different tokens.", "Use plain words.")
-    own = next(iter(chunks.values()))
-    return chunks, firsts, sum(map(len, own))
+    return chunks, firsts
 
 
 def check_length(concept: BlendedConcept, tokens: int) -> None:
-    """Of the noun in this CLIP, so many tokens."""
+    """Refuses a concept whose noun has another number of tokens in this CLIP."""
     learned = concept.learned
     length = len(next(iter(learned.features.values()))[0])
     if length != 1 + tokens:
@@ -227,7 +233,7 @@ def check_length(concept: BlendedConcept, tokens: int) -> None:
 
 
 def left_out_of(node: str, clip, text: str) -> list[str]:
-    """Messages about the embeddings of a text that its encoders leave out."""
+    """Returns warnings about embeddings in a text that its encoders ignore."""
     widths = {name: left_out(clip, name, own) for name, own in read(node, clip, text).items()}
     return [
         f"Warning: an embedding in the text is left out, as in any prompt: it has {width} numbers a token, and this "
@@ -238,7 +244,7 @@ def left_out_of(node: str, clip, text: str) -> list[str]:
 
 
 def occurrence(concept: BlendedConcept, text: str, places: list[tuple[int, int]], cut: int) -> tuple[int, int]:
-    """Of the places where the noun stands whole, the one that is wanted. In others a border of chunks cuts it."""
+    """Returns the wanted one of the places where the noun is whole."""
     noun, count = concept.learned.noun, len(places)
     name = f"Blend Concept '{concept.learned.name}'"
     if cut and concept.occurrence > count:
@@ -254,6 +260,7 @@ def occurrence(concept: BlendedConcept, text: str, places: list[tuple[int, int]]
 
 
 def overlap(one: BlendedConcept, other: BlendedConcept) -> BadInput:
+    """Returns the error for two concepts that take the same word."""
     names = f"'{one.learned.name}' and '{other.learned.name}'"
     fault = f"{names} take the same word of the text of Blend ('{one.learned.noun}', '{other.learned.noun}')."
     remedy = "Give them different occurrences, or put a word such as 'a' between their nouns."

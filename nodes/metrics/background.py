@@ -1,4 +1,4 @@
-"""Background Kept: what a blend left of its background."""
+"""Background Kept: how little the scene changed outside the masks."""
 
 from functools import partial
 
@@ -26,23 +26,23 @@ class PnPMixBackgroundKept(io.ComfyNode):
             search_aliases=["psnr", "ssim", "lpips", "background preservation", "evaluate", "metric", "difference"],
             display_name=NODE,
             category=CATEGORY,
-            description="How much of the background stayed as it was, outside the masks: PSNR, SSIM, and LPIPS where "
-            "its package is installed.",
+            description="How little the scene changed outside the masks: PSNR, SSIM, and LPIPS if its package is "
+            "installed.",
             inputs=[
-                io.Image.Input("images", tooltip="The pictures to measure; each gets a value."),
+                io.Image.Input("images", tooltip="The images to measure; each gets a value."),
                 io.Image.Input(
-                    "original", tooltip="The background, in the same size: one for all, or one for each picture."
+                    "original", tooltip="The scene image, at the same size: one for all, or one for each image."
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where a change is wanted: that does not count. Several masks are joined; as many as "
-                    "there are pictures go one to each. Without it everything counts.",
+                    tooltip="Where changes are wanted; that area does not count. Several masks are joined; as many "
+                    "masks as images go one to each. Without a mask everything counts.",
                 ),
             ],
             outputs=score_outputs(
-                psnr="In dB, mean over the pictures. Above 40 hardly visible; 100: the same pixels.",
-                ssim="0 to 1, mean over the pictures. 1: the same.",
+                psnr="In dB, mean over the images. Above 40: hardly visible; 100: identical pixels.",
+                ssim="0 to 1, mean over the images. 1: identical.",
             ),
             hidden=[io.Hidden.unique_id],
         )
@@ -52,7 +52,7 @@ class PnPMixBackgroundKept(io.ComfyNode):
     def execute(cls, images, original, mask=None) -> io.NodeOutput:
         pictures, originals = plain_pictures(NODE, "images", images), plain_pictures(NODE, "original", original)
         check_size(images, original)
-        masks, messages = images.new_zeros(images.shape[:3]).cpu(), []
+        masks, messages = images.new_zeros(images.shape[:3]).cpu(), list[str]()
         if mask is not None:
             masks, messages = checked_masks(NODE, "mask", mask, images)
         if len(originals) == 1:
@@ -64,27 +64,28 @@ class PnPMixBackgroundKept(io.ComfyNode):
                 Measured("SSIM", each(ssim, triples)),
             ]
         except ValueError as error:
-            raise BadInput(NODE, "mask", str(error), "Mark only what is to change in white.") from error
+            raise BadInput(NODE, "mask", str(error), "Paint only the area that should change.") from error
         try:
             perceived = each(partial(lpips, lpips_network()), triples)
             measures.append(Measured("LPIPS", perceived, more_is_better=False))
         except (FileNotFoundError, ValueError) as error:
-            messages.append(f"LPIPS left out: {error}")
+            messages.append(f"LPIPS is left out: {error}")
         return scored(NODE, cls, measures, messages, means=2)
 
 
 def check_size(images: Tensor, original: Tensor) -> None:
+    """Refuses an original of another size, or neither one nor as many as there are images."""
     if images.shape[1:3] != original.shape[1:3]:
         (height, width), (own_height, own_width) = original.shape[1:3], images.shape[1:3]
-        fault = f"it is {width} x {height} pixels, the pictures {own_width} x {own_height}."
+        fault = f"it is {width} x {height} pixels, the images {own_width} x {own_height}."
         raise BadInput(NODE, "original", fault, "Bring both to one size, such as with Paste Back or Fit Picture.")
     if len(original) not in (1, len(images)):
-        fault = f"it is a batch of {len(original)}, for {len(images)} pictures."
-        raise BadInput(NODE, "original", fault, "Wire one, or one for each picture.")
+        fault = f"it is a batch of {len(original)}, for {len(images)} images."
+        raise BadInput(NODE, "original", fault, "Wire one, or one for each image.")
 
 
 def each(measure, triples: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[float, ...]:
-    """measure(picture, original, mask) of each."""
+    """Returns measure(image, original, mask) of each triple."""
     values = []
     for triple in triples:
         comfy.model_management.throw_exception_if_processing_interrupted()

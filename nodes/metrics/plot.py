@@ -1,4 +1,4 @@
-"""Score Plot: several variants side by side, as bars and as a table."""
+"""Score Plot: compares variants, as bars and as a table."""
 
 import math
 
@@ -23,21 +23,21 @@ class PnPMixScorePlot(io.ComfyNode):
             search_aliases=["bar chart", "graph", "table", "compare variants", "ablation", "benchmark", "xy plot"],
             display_name=NODE,
             category=CATEGORY,
-            description="Variants side by side: a bar for each with its 95 % interval, and a table.",
+            description="Compares variants: a bar for each with its 95 % interval, and a table.",
             inputs=[
                 ScoresType.Input(
-                    "scores", tooltip="From a score node that measured the pictures of all variants as one batch."
+                    "scores", tooltip="From a score node that measured the images of all variants as one batch."
                 ),
                 io.String.Input(
                     "names",
                     default="",
                     multiline=True,
-                    tooltip="A line for each variant, in the order of the batch. With fewer lines than pictures each "
-                    "variant has as many of them, one after another. Empty: each picture is a variant. "
-                    "The bars are labelled in Latin letters only.",
+                    tooltip="One line for each variant, in the order of the batch. With fewer lines than images each "
+                    "variant has equally many, one after another. Empty: each image is a variant. "
+                    "The bars are labeled in Latin letters only.",
                 ),
                 *(
-                    ScoresType.Input(f"scores_{k}", optional=True, tooltip="Another measure of the same pictures.")
+                    ScoresType.Input(f"scores_{k}", optional=True, tooltip="Another measure of the same images.")
                     for k in (2, 3, 4)
                 ),
             ],
@@ -57,10 +57,10 @@ class PnPMixScorePlot(io.ComfyNode):
         if not measures or not all(x.values for x in measures):
             raise BadInput(NODE, "scores", "it holds no values.", "Wire the scores of a score node.")
         if not all(math.isfinite(x) for measured in measures for x in measured.values):
-            raise BadInput(NODE, "scores", "it contains NaN or infinity.", "Measure other pictures.")
+            raise BadInput(NODE, "scores", "it contains NaN or infinity.", "Measure other images.")
         check_text(NODE, "names", names)
         variants = [line.strip() for line in names.splitlines() if line.strip()]
-        variants = variants or [f"picture {k}" for k in range(1, len(measures[0].values) + 1)]
+        variants = variants or [f"image {k}" for k in range(1, len(measures[0].values) + 1)]
         try:
             picture, words = draw_bars(measures, variants)[None], table(measures, variants)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""What every node that measures gives."""
+"""The outputs of every score node."""
 
 from comfy_api.latest import io
 
@@ -8,16 +8,19 @@ from ..common.types import ScoresType
 
 
 def score_outputs(**means: str) -> list:
-    """means: name → tooltip of each mean that is an output."""
+    """Returns the outputs of a score node.
+
+    means: name → tooltip of each mean that is an output.
+    """
     return [
         *(io.Float.Output(display_name=name, tooltip=tooltip) for name, tooltip in means.items()),
-        io.String.Output(display_name="report", tooltip="Mean, 95 % interval and each picture's value, in words."),
-        ScoresType.Output(display_name="scores", tooltip="Each picture's value: for Score Plot."),
+        io.String.Output(display_name="report", tooltip="Mean, 95 % interval and each image's value, as text."),
+        ScoresType.Output(display_name="scores", tooltip="Each image's value, for Score Plot."),
     ]
 
 
 def scored(node: str, cls, measures: list[Measured], messages: list[str], means: int = 1) -> io.NodeOutput:
-    """The means of the first measures, the report, which the node also shows, and all values."""
+    """Returns the means of the first measures, the report, which the node also shows, and all values."""
     lines = [*map(report, measures), *messages]
     show(node, cls.hidden.unique_id, lines)
     return io.NodeOutput(*(interval(x.values)[0] for x in measures[:means]), "\n".join(lines), measures)

@@ -12,7 +12,7 @@ from ...pnpmix.metrics.statistics import Measured
 from ..common.checks import BadInput, check_image
 from ..common.types import CATEGORY, DetectorType, ReferencesType, SegmenterType, SubjectReference, schema
 from ..vision.grounded_mask import look_for
-from .encoders import embed_pictures, mean_colour
+from .encoders import embed_pictures, mean_color
 from .scores import score_outputs, scored
 
 SCORE, CONCEPT = "SegSim", "SegSim Concept"
@@ -28,11 +28,11 @@ class PnPMixSegSimConcept(io.ComfyNode):
             search_aliases=["segmentation similarity", "concept conductor", "evaluate", "metric"],
             display_name=CONCEPT,
             category=CATEGORY,
-            description="One of your concepts for SegSim: its pictures, and the words that find it.",
+            description="One of your concepts for SegSim: its images, and the text that finds it.",
             inputs=[
-                io.Image.Input("images", tooltip="Pictures of the concept, one or a batch. Their values are averaged."),
+                io.Image.Input("images", tooltip="Images of the concept, one or a batch. Their values are averaged."),
                 io.String.Input(
-                    "prompt", default="", tooltip="What it is, in general words, such as: dog. Found by Grounding DINO."
+                    "prompt", default="", tooltip="Its class, such as: dog. Grounding DINO finds it by this text."
                 ),
                 ReferencesType.Input("concepts", optional=True, tooltip="The SegSim Concepts before this one."),
             ],
@@ -59,18 +59,18 @@ class PnPMixSegSim(io.ComfyNode):
             search_aliases=["segmentation similarity", "concept conductor", "omission", "redundancy", "metric"],
             display_name=SCORE,
             category=CATEGORY,
-            description="How alike each concept and the most similar subject in a picture are, and whether subjects "
-            "are missing or too many.",
+            description="How similar each concept is to the most similar object in an image, and whether objects are "
+            "missing or duplicated.",
             inputs=[
-                io.Image.Input("images", tooltip="The pictures to measure; each gets a value."),
+                io.Image.Input("images", tooltip="The images to measure; each gets a value."),
                 ReferencesType.Input(
-                    "references", tooltip="All concepts that a picture should show, from the last SegSim Concept."
+                    "references", tooltip="All concepts that an image should show, from the last SegSim Concept."
                 ),
-                DetectorType.Input("detector", tooltip="From Load Grounding DINO. Finds the subjects by their words."),
+                DetectorType.Input("detector", tooltip="From Load Grounding DINO. Finds the objects by text."),
                 SegmenterType.Input("segmenter", tooltip="From Load SAM. Outlines them."),
                 io.ClipVision.Input("encoder", tooltip="From Load CLIP Vision: CLIP or DINOv2. Compares them."),
             ],
-            outputs=score_outputs(score="0 to 1, mean over concepts and pictures. A concept not found counts 0."),
+            outputs=score_outputs(score="0 to 1, mean over concepts and images. A concept that is not found counts 0."),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -84,11 +84,11 @@ class PnPMixSegSim(io.ComfyNode):
         progress = comfy.utils.ProgressBar(sum(len(x.images) for x in references) + len(images))
 
         def subjects(pictures: Tensor, index: int, prompt: str) -> Tensor:
-            """(n, d) of those in one picture of a batch."""
-            crops = subject_crops(detector, segmenter, pictures, index, prompt, mean_colour(encoder))
+            """Returns embeddings (n, d) of the objects in one image of a batch."""
+            crops = subject_crops(detector, segmenter, pictures, index, prompt, mean_color(encoder))
             return embed_pictures(SCORE, encoder, crops)
 
-        own = []
+        own: list[list[Tensor]] = []
         for reference in references:
             own.append([])
             for index in range(len(reference.images)):
@@ -108,20 +108,20 @@ class PnPMixSegSim(io.ComfyNode):
         return scored(SCORE, cls, measures, [*unseen(references, own), *details(references, similar, counts)])
 
 
-def subject_crops(detector, segmenter, images: Tensor, index: int, prompt: str, colour) -> list[Tensor]:
-    """Each subject that the words find in one picture of a batch, alone, as the encoder is to see it."""
+def subject_crops(detector, segmenter, images: Tensor, index: int, prompt: str, color) -> list[Tensor]:
+    """Returns a crop of each object that the text finds in one image of a batch, for the encoder."""
     _, objects, _ = look_for(CONCEPT, detector, images, index, prompt, BOX_THRESHOLD, TEXT_THRESHOLD)
     if not objects:
         return []
     masks = segmenter.masks(images, index, torch.stack([x.box for x in objects]))
     picture = images[index, ..., :3].float().cpu()
-    return [regional_crop(picture, mask, colour) for mask in masks if mask.any()]
+    return [regional_crop(picture, mask, color) for mask in masks if mask.any()]
 
 
 def unseen(references: list[SubjectReference], own: list[list[Tensor]]) -> list[str]:
-    """Warnings of reference pictures in which nothing was found; they count 0, whatever is measured."""
+    """Returns warnings about reference images in which nothing was found; they count 0, whatever is measured."""
     return [
-        f"Warning: no '{reference.prompt}' found in picture {k} of concept {number}, which counts 0."
+        f"Warning: no '{reference.prompt}' found in image {k} of concept {number}, which counts 0."
         for number, (reference, pictures) in enumerate(zip(references, own, strict=True), 1)
         for k, segments in enumerate(pictures, 1)
         if len(segments) == 0
@@ -129,12 +129,12 @@ def unseen(references: list[SubjectReference], own: list[list[Tensor]]) -> list[
 
 
 def details(references: list[SubjectReference], similar: list[list[float]], counts: list[list[Subjects]]) -> list[str]:
-    """A line for each picture: each concept's value, and how many subjects were found of how many concepts."""
+    """Returns a line for each image: each concept's value, and how many objects were found of how many concepts."""
     lines = []
     for k, (values, subjects) in enumerate(zip(similar, counts, strict=True), 1):
         alike = ", ".join(f"{x.prompt} {value:.3f}" for x, value in zip(references, values, strict=True))
         found = ", ".join(f"{x.found} of {x.wanted} {x.prompt}" for x in subjects)
-        lines.append(f"Picture {k}: {alike}; found {found}")
+        lines.append(f"Image {k}: {alike}; found {found}")
     return lines
 
 

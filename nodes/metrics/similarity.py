@@ -1,18 +1,18 @@
-"""Image Similarity and Text Similarity: CLIP-I, DINO and CLIP-T, as numbers for each picture."""
+"""Image Similarity and Text Similarity: CLIP-I, DINO and CLIP-T of each image."""
 
 import comfy.utils
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ...pnpmix.metrics.similarity import colour_similarity, image_similarity, text_similarity
+from ...pnpmix.metrics.similarity import color_similarity, image_similarity, text_similarity
 from ...pnpmix.metrics.statistics import Measured
 from ..common.checks import BadInput
 from ..common.types import CATEGORY, schema
-from .encoders import embed_pictures, embed_text, mean_colour, plain_pictures, regions
+from .encoders import embed_pictures, embed_text, mean_color, plain_pictures, regions
 from .scores import score_outputs, scored
 
 IMAGE, TEXT = "Image Similarity", "Text Similarity"
-OUTSIDE = (-1.0,) * 3  # no colour
+OUTSIDE = (-1.0,) * 3  # no color
 
 
 class PnPMixImageSimilarity(io.ComfyNode):
@@ -24,36 +24,36 @@ class PnPMixImageSimilarity(io.ComfyNode):
             search_aliases=["clip-i", "clip score", "dino score", "evaluate", "metric", "compare images", "fidelity"],
             display_name=IMAGE,
             category=CATEGORY,
-            description="How alike pictures and references look to an encoder (CLIP-I, DINO): the mean cosine.",
+            description="How similar images and references are to an encoder (CLIP-I, DINO): the mean cosine.",
             inputs=[
-                io.Image.Input("images", tooltip="The pictures to measure; each gets a value."),
-                io.Image.Input("references", tooltip="What they should look like, such as the pictures of your thing."),
+                io.Image.Input("images", tooltip="The images to measure; each gets a value."),
+                io.Image.Input("references", tooltip="What they should look like, such as your concept images."),
                 io.ClipVision.Input(
                     "encoder",
                     optional=True,
-                    tooltip="From Load CLIP Vision: CLIP, SigLIP or DINOv2. Without it only the colours are compared: "
-                    "how far their histograms overlap.",
+                    tooltip="From Load CLIP Vision: CLIP, SigLIP or DINOv2. Without it only the color histograms are "
+                    "compared (their intersection).",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the thing is in the pictures: only that is looked at. Several masks are joined; as "
-                    "many as there are pictures go one to each.",
+                    tooltip="Where the object is in the images; only that counts. Several masks are joined; as many "
+                    "masks as images go one to each.",
                 ),
                 io.Mask.Input("reference_mask", optional=True, tooltip="The same for the references."),
             ],
-            outputs=score_outputs(score="1 for the same, 0 for nothing in common; mean over the pictures."),
+            outputs=score_outputs(score="1: identical, 0: nothing in common; mean over the images."),
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     @override
     def execute(cls, images, references, encoder=None, mask=None, reference_mask=None) -> io.NodeOutput:
-        colour = OUTSIDE if encoder is None else mean_colour(encoder)
-        shown, messages = regions(IMAGE, "images", images, "mask", mask, colour)
-        wanted, more = regions(IMAGE, "references", references, "reference_mask", reference_mask, colour)
+        color = OUTSIDE if encoder is None else mean_color(encoder)
+        shown, messages = regions(IMAGE, "images", images, "mask", mask, color)
+        wanted, more = regions(IMAGE, "references", references, "reference_mask", reference_mask, color)
         if encoder is None:
-            name, values = "Colours", [mean_of_colours(picture, wanted) for picture in shown]
+            name, values = "Colors", [mean_of_colors(picture, wanted) for picture in shown]
         else:
             progress = comfy.utils.ProgressBar(len(shown) + len(wanted))
             embedded = [embed_pictures(IMAGE, encoder, pictures, progress) for pictures in (shown, wanted)]
@@ -61,10 +61,10 @@ class PnPMixImageSimilarity(io.ComfyNode):
         return scored(IMAGE, cls, [Measured(name, tuple(values))], messages + more)
 
 
-def mean_of_colours(picture, references) -> float:
-    """Over the references; what is OUTSIDE does not count."""
+def mean_of_colors(picture, references) -> float:
+    """Returns the mean color similarity over the references; pixels that are OUTSIDE do not count."""
     own, *others = (x[x.amin(-1) >= 0] for x in (picture, *references))
-    return sum(colour_similarity(own, other) for other in others) / len(others)
+    return sum(color_similarity(own, other) for other in others) / len(others)
 
 
 class PnPMixTextSimilarity(io.ComfyNode):
@@ -76,16 +76,19 @@ class PnPMixTextSimilarity(io.ComfyNode):
             search_aliases=["clip-t", "clip score", "prompt alignment", "evaluate", "metric"],
             display_name=TEXT,
             category=CATEGORY,
-            description="How well pictures show what a text says (CLIP-T): the cosine of their CLIP embeddings.",
+            description="How well images match a text (CLIP-T): the cosine of their CLIP embeddings.",
             inputs=[
-                io.Image.Input("images", tooltip="The pictures to measure; each gets a value."),
+                io.Image.Input("images", tooltip="The images to measure; each gets a value."),
                 io.String.Input(
-                    "text", default="", multiline=True, tooltip="What they should show. CLIP reads 75 tokens of it."
+                    "text",
+                    default="",
+                    multiline=True,
+                    tooltip="What the images should show. CLIP reads 75 tokens.",
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder of a CLIP, with its projection, from Load CLIP."),
-                io.ClipVision.Input("encoder", tooltip="The picture encoder of the same CLIP, from Load CLIP Vision."),
+                io.ClipVision.Input("encoder", tooltip="The image encoder of the same CLIP, from Load CLIP Vision."),
             ],
-            outputs=score_outputs(score="The cosine, mean over the pictures. CLIPScore is 2.5 times that."),
+            outputs=score_outputs(score="The cosine, mean over the images. CLIPScore is 2.5 times that."),
             hidden=[io.Hidden.unique_id],
         )
 

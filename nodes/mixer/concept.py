@@ -1,11 +1,11 @@
-"""One of the person's own concepts, and where it goes."""
+"""Concept: an image of the user's own object, and its target mask in the scene."""
 
 from comfy_api.latest import io
 from typing_extensions import override
 
 from ...pnpmix.masks import to_image_size
 from ..common.checks import check_latent, check_marks_an_object, check_mask, check_numbers
-from ..common.types import CATEGORY, EXPERT, Concept, ConceptsType, LearnedConcept, LearnedType, schema
+from ..common.types import CATEGORY, EXPERT, Concept, ConceptsType, TrainedConcept, TrainedType, schema
 
 
 class PnPMixConcept(io.ComfyNode):
@@ -30,15 +30,15 @@ class PnPMixConcept(io.ComfyNode):
             ],
             display_name="Concept",
             category=CATEGORY,
-            description="Your own dog, cup or face, and the object of the background that takes its look.",
+            description="Your own dog, cup or face, and the object of the scene that it replaces.",
             inputs=[
-                io.Latent.Input("latent", tooltip="Your picture, VAE-encoded, in the size of the background."),
-                io.Mask.Input("mask", tooltip="The object of the background that takes this look."),
+                io.Latent.Input("latent", tooltip="The concept image, VAE-encoded, at the size of the scene."),
+                io.Mask.Input("mask", tooltip="The target mask: the object of the scene to be replaced."),
                 ConceptsType.Input("concepts", optional=True, tooltip="The concepts before this one."),
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="Prompt that describes your picture. Without it the Mask Noise Mixer's is used.",
+                    tooltip="Prompt that describes the concept image. Without it the Mask Noise Mixer's is used.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -46,7 +46,7 @@ class PnPMixConcept(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=False,
-                    tooltip="Seed of this picture's noise. Keep it different from the background's.",
+                    tooltip="Seed of the concept image's noise. Keep it different from the scene's.",
                     **EXPERT,
                 ),
                 io.String.Input(
@@ -55,14 +55,15 @@ class PnPMixConcept(io.ComfyNode):
                 io.Mask.Input(
                     "object_mask",
                     optional=True,
-                    tooltip="Where the object is in your picture. Wired, only the object's look is read and not what "
-                    "surrounds it; adain of Guided Appearance Attention needs it.",
+                    tooltip="The object in the concept image. If wired, only the object's look is read, not its "
+                    "surroundings; adain of Guided Appearance Attention needs it.",
                 ),
-                LearnedType.Input(
+                TrainedType.Input(
                     "learned",
                     optional=True,
-                    tooltip="The same concept, learned: who it is, where your picture says how it looks. Blend puts it "
-                    "into the Mask Noise Mixer's prompt, and wired here it acts on this concept alone.",
+                    tooltip="The same concept as a trained concept, for its identity. Blend puts it into the Mask "
+                    "Noise "
+                    "Mixer's prompt; wired here, it acts only on this concept.",
                 ),
             ],
             outputs=[
@@ -82,16 +83,16 @@ class PnPMixConcept(io.ComfyNode):
         seed=1,
         name="",
         object_mask=None,
-        learned: LearnedConcept | None = None,
+        learned: TrainedConcept | None = None,
     ) -> io.NodeOutput:
         title = own_title(cls.hidden.unique_id, cls.hidden.prompt) or ""
         name = name or title or str(len(concepts) + 1)
         node = f"Concept '{name}'"
         check_numbers(node, seed=seed)
         samples = check_latent(node, "latent", latent)
-        mask = check_mask(node, "mask", mask, "Mark the object of the background in white.")
+        mask = check_mask(node, "mask", mask, "Paint the object of the scene.")
         if object_mask is not None:
-            object_mask = check_mask(node, "object_mask", object_mask, "Mark the object of your picture in white.")
+            object_mask = check_mask(node, "object_mask", object_mask, "Paint the object of the concept image.")
             cells = to_image_size(object_mask, *samples.shape[-2:])
             check_marks_an_object(node, "object_mask", samples[0], cells, near=0.1 * samples.std().item())
         title = title if title != name else ""
@@ -100,7 +101,7 @@ class PnPMixConcept(io.ComfyNode):
 
 
 def own_title(node_id: str, prompt: dict) -> str | None:
-    """What the person called the node in the editor; None where that tells it from no other Concept."""
+    """Returns the node's title in the editor; None where no other Concept differs by it."""
     concepts = {key: node for key, node in prompt.items() if node["class_type"] == "PnPMixConcept"}
     titles = {key: (node.get("_meta") or {}).get("title") for key, node in concepts.items()}
     own = titles.get(node_id)

@@ -1,16 +1,12 @@
-"""The transformers that the mixer works with, told by what they are, and where a picture's tokens lie in them."""
+"""The transformers that the mixer supports, and where an image's tokens are in them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ...pnpmix.schedule import NoisePath
-from ..common.checks import BadInput, check_conditioning, check_model, check_whole_pictures, downscale_ratio
+from ..common.checks import BadInput
 
-REMEDY = (
-    "Load an SD 1.x, SD 2.x or SDXL checkpoint, or a Flux, Chroma, Qwen-Image, Z-Image, Lumina 2, SD 3 or "
-    "HunyuanImage 2.1 model."
-)
 DEPTHS = [19, 38]  # of Flux.1, double and single blocks
 VITAL = {0, 1, 17, 18} | {19 + i for i in (6, 9, 34, 35, 37)}  # of these (arXiv 2411.14430)
 
@@ -41,7 +37,7 @@ FAMILIES = {
 
 
 class Tokens(NamedTuple):
-    """Of one model call."""
+    """The tokens of one model call."""
 
     grid: tuple[int, int]  # rows and columns of the picture's tokens
     start: int  # where they begin among all tokens
@@ -49,52 +45,17 @@ class Tokens(NamedTuple):
 
     @property
     def image(self) -> slice:
+        """The image's tokens among all."""
         return slice(self.start, self.start + self.grid[0] * self.grid[1])
 
 
 def family_of(base) -> Family | None:
-    """Of a model_base; None for a UNet and for what the mixer does not know."""
+    """Returns the family of a model_base; None for a UNet and for unsupported models."""
     return FAMILIES.get((type(base).__name__, type(base.diffusion_model).__name__))
 
 
-def check_denoiser(node: str, model) -> None:
-    """Refuses every MODEL that the inversion and the mixer cannot run with."""
-    base = model.model
-    check_whole_pictures(node, model)
-    if family_of(base) is None:
-        check_model(node, model, REMEDY)
-        return
-    if not is_flow(noise_path(model.get_model_object("model_sampling"))):
-        fault = f"{type(base).__name__} ({base.model_type.name}) is patched to sample in a way that is not its own."
-        raise BadInput(node, "model", fault, "Remove the node that changes its sampling.")
-    channels, latent = base.model_config.unet_config["in_channels"], model.get_model_object("latent_format")
-    if channels not in (latent.latent_channels, latent.latent_channels * patch_size(base.diffusion_model) ** 2):
-        fault = f"its network takes {channels} channels, as models for inpainting and control do."
-        raise BadInput(node, "model", fault, "Load the base model instead.")
-
-
-def check_prompt(node: str, name: str, conditioning: list, model) -> None:
-    check_conditioning(node, name, conditioning, model)
-    if family_of(model.model) is not None and any("reference_latents" in options for _, options in conditioning):
-        fault = "it carries a reference picture, whose tokens the mixer cannot tell from its own."
-        raise BadInput(node, name, fault, "Wire the prompt without Reference Latent.")
-
-
-def check_size(node: str, model, latent: Tensor) -> None:
-    """Refuses pictures (1, C, H, W) that are larger than what SD 3 has learned places for."""
-    network = model.model.diffusion_model
-    most = getattr(network, "pos_embed_max_size", None)
-    if most is None or getattr(network, "pos_embed", None) is None:
-        return
-    if max(token_grid(network, latent.shape[2:])) > most:
-        ratio = downscale_ratio(model)
-        height, width = (side * ratio for side in latent.shape[2:])
-        fault = f"it is {width} × {height} pixels, and this model has places for {most * patch_size(network) * ratio}."
-        raise BadInput(node, "latent", fault, "Scale the picture down.")
-
-
 def noise_path(sampling) -> NoisePath:
-    """That of a model_sampling, told by how it adds noise."""
+    """Returns the noise path of a model_sampling, by how it adds noise."""
 
     def path(sigma: Tensor) -> tuple[Tensor, Tensor]:
         nothing, everything = sigma.new_zeros(sigma.shape), sigma.new_ones(sigma.shape)
@@ -104,36 +65,36 @@ def noise_path(sampling) -> NoisePath:
 
 
 def is_flow(path: NoisePath) -> bool:
-    """Whether pictures fade straight into noise, of whatever strength."""
+    """Tells whether images are interpolated to noise, of whatever strength."""
     sigma = Tensor([0.25, 0.5, 0.75])
     a, b = path(sigma)
     return bool((a - (1 - sigma)).abs().max() < 1e-6 and (b / sigma - b[0] / sigma[0]).abs().max() < 1e-6 and b[0] > 0)
 
 
 def has_frames(model) -> bool:
-    """Whether its latents are films, of which a picture is a single frame: (B, C, 1, H, W)."""
+    """Tells whether the model's latents are videos, of which an image is a single frame: (B, C, 1, H, W)."""
     return model.get_model_object("latent_format").latent_dimensions == 3
 
 
 def reads_one_level(model) -> bool:
-    """Whether it looks at the noise level of the first row for all rows: MeanFlow models look at the next one too."""
+    """Tells whether it reads the noise level of the first row for all rows: MeanFlow models also read the next one."""
     return getattr(model.model.diffusion_model, "time_r_in", None) is not None
 
 
 def patch_size(network: nn.Module) -> int:
-    """Latent cells to a token, across and down."""
-    size = network.patch_size
+    """Returns how many positions of the latent grid a token is wide."""
+    size: Any = network.patch_size
     return size if isinstance(size, int) else size[-1]
 
 
 def token_grid(network: nn.Module, latent_grid: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns; cells that fill no token are padded to one."""
+    """Returns rows and columns of tokens; the latent is padded to whole ones."""
     height, width = (-(-side // patch_size(network)) for side in latent_grid)
     return height, width
 
 
 def tokens_of(network: nn.Module, x: Tensor, context: Tensor, conds: dict) -> Tokens:
-    """Where the picture lies in the attention of a call.
+    """Returns where the image is in the attention of a call.
 
     Args:
         x: (B, C, H, W) or (B, C, 1, H, W).
@@ -154,12 +115,12 @@ def tokens_of(network: nn.Module, x: Tensor, context: Tensor, conds: dict) -> To
 
 
 def joint_blocks(network: nn.Module, family: Family) -> int:
-    """How many blocks have an attention of text and picture."""
+    """Returns how many blocks have an attention of text and image."""
     return sum(len(getattr(network, name)) for name in family.blocks)
 
 
 def guided_blocks(node: str, model, layers: str) -> set[int] | None:
-    """Which of them read the concepts; None: all.
+    """Returns which blocks read the concepts; None: all.
 
     Raises:
         BadInput: this model has no such choice.

@@ -1,11 +1,14 @@
-"""DDPM Invert: the noise that leads the model back to a picture."""
+"""DDPM Invert: the noise with which the model reproduces an image."""
 
 import comfy.samplers
 import latent_preview
 import torch
 from comfy_api.latest import io
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+from torch import Tensor
 from typing_extensions import override
 
+from ...pnpmix.mixer.inversion import Inversion, ddpm_invert
 from ...pnpmix.schedule import without_noisiest
 from ..common.checks import (
     BadInput,
@@ -17,10 +20,15 @@ from ..common.checks import (
     falls_to_zero,
     model_family,
 )
-from ..common.memory import room_for
-from ..common.types import CATEGORY, EXPERT, InversionType, InvertedLatent, schema
-from .families import check_denoiser, check_prompt, check_size, reads_one_level
-from .samplers import MAX_ROWS, InvertSampler, RowGuider, acts_by_time
+from ..common.memory import is_oom, room_for, rows_that_fit
+from ..common.types import APPEARANCE, CATEGORY, DILUTION, EXPERT, InversionType, InvertedLatent, schema
+from .checks import check_denoiser, check_positions, check_prompt, is_timed, wrappers_of
+from .families import noise_path, reads_one_level
+from .guider import RowGuider
+from .hooks.output_caches import new_cache
+
+# Timesteps of an inversion in one call, at most: between calls progress, preview and Cancel get their turn.
+MAX_ROWS = 16
 
 
 class PnPMixDDPMInvert(io.ComfyNode):
@@ -39,28 +47,28 @@ class PnPMixDDPMInvert(io.ComfyNode):
             ],
             display_name="DDPM Invert",
             category=CATEGORY,
-            description="Finds the noise that leads the model back to this picture (Edit-Friendly DDPM inversion).",
+            description="Finds the noise with which the model reproduces this image (edit-friendly DDPM inversion).",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The checkpoint or diffusion model. Use the same one in the Mask Noise Mixer."
+                    "model", tooltip="The checkpoint or diffusion model. Use the same one for the Mask Noise Mixer."
                 ),
-                io.Conditioning.Input("positive", tooltip="Prompt that describes the background."),
+                io.Conditioning.Input("positive", tooltip="Prompt that describes the scene."),
                 io.Conditioning.Input("negative", tooltip="Negative prompt; it has no effect at cfg 1."),
-                io.Latent.Input("latent", tooltip="The background, VAE-encoded. One picture."),
+                io.Latent.Input("latent", tooltip="The scene image, VAE-encoded."),
                 io.Int.Input(
                     "steps",
                     default=100,
                     min=1,
                     max=1000,
-                    tooltip="Steps of the whole noise schedule. More steps: finer changes, and more time.",
+                    tooltip="Steps of the whole noise schedule. More: finer changes, slower.",
                 ),
                 io.Int.Input(
                     "skip_steps",
                     default=32,
                     min=0,
                     max=999,
-                    tooltip="How many of the noisiest steps to leave out. Higher: closer to the background's "
-                    "shapes, and faster; lower: more freedom for the concepts.",
+                    tooltip="How many of the noisiest steps to skip. Higher: closer to the scene's shapes, faster; "
+                    "lower: more freedom for the concepts.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -69,7 +77,7 @@ class PnPMixDDPMInvert(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Classifier-free guidance of the background's predictions. 1 takes half the time.",
+                    tooltip="Classifier-free guidance of the scene's predictions. At 1 inversion takes half as long.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -77,26 +85,13 @@ class PnPMixDDPMInvert(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Seed of the background's noise. Another seed: another variant of the concepts.",
+                    tooltip="Seed of the scene's noise. Another seed: another variant of the concepts.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=comfy.samplers.SCHEDULER_NAMES,
                     default="ddim_uniform",
-                    tooltip="How the steps are spread over the noise levels.",
-                    **EXPERT,
-                ),
-                io.Float.Input(
-                    "noise_shift",
-                    optional=True,
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="For few steps: shows the model pictures that are less noisy than it is told, at 1 by one "
-                    "whole step (TurboEdit), of the background, the concepts and the emptied background alike. Higher: "
-                    "finer detail is kept. 0: the paper.",
+                    tooltip="How the steps are spaced over the noise levels.",
                     **EXPERT,
                 ),
             ],
@@ -107,24 +102,20 @@ class PnPMixDDPMInvert(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(
-        cls, model, positive, negative, latent, steps, skip_steps, cfg, seed, scheduler, noise_shift=0.0
-    ) -> io.NodeOutput:
+    def execute(cls, model, positive, negative, latent, steps, skip_steps, cfg, seed, scheduler) -> io.NodeOutput:
         node = "DDPM Invert"
-        check_numbers(node, steps=steps, skip_steps=skip_steps, cfg=cfg, seed=seed, noise_shift=noise_shift)
-        if not 0 <= noise_shift <= 1:  # a linked value is not limited by the input's own bounds
-            raise BadInput(node, "noise_shift", f"it is {noise_shift:g}.", "Set it between 0 and 1.")
+        check_numbers(node, steps=steps, skip_steps=skip_steps, cfg=cfg, seed=seed)
         check_denoiser(node, model)
         samples = check_latent(node, "latent", latent)
         check_channels(node, "latent", samples, model)
-        check_size(node, model, samples)
+        check_positions(node, model, samples)
         for name, conditioning in (("positive", positive), ("negative", negative)):
             check_prompt(node, name, conditioning, model)
         sigmas = falling_sigmas(model, scheduler, steps, skip_steps)
 
         guider = RowGuider(model, positive, negative, cfg)
         one_by_one = acts_by_time(model, [positive, negative]) or reads_one_level(model)
-        sampler = InvertSampler(seed, 1 if one_by_one else MAX_ROWS, noise_shift)
+        sampler = InvertSampler(seed, 1 if one_by_one else MAX_ROWS)
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
         samples = guider.framed(samples)
         room = room_for(model, min(sampler.max_rows, len(sigmas) - 1), 1, samples.shape[1:])
@@ -133,13 +124,12 @@ class PnPMixDDPMInvert(io.ComfyNode):
         check_predictions(node, sampler.inversion.eps)
 
         settings = {"steps": steps, "skip_steps": skip_steps, "cfg": cfg, "scheduler": scheduler}
-        settings["noise_shift"] = noise_shift
         settings = {name: str(value) for name, value in settings.items()}
         return io.NodeOutput(InvertedLatent(sampler.inversion, model_family(model), settings))
 
 
 def falling_sigmas(model, scheduler: str, steps: int, skip_steps: int) -> torch.Tensor:
-    """(N + 1,) noise levels: the end of the whole schedule."""
+    """Returns the noise levels (N + 1,), the end of the whole schedule."""
     node = "DDPM Invert"
     check_choice(node, "scheduler", scheduler, comfy.samplers.SCHEDULER_NAMES)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
@@ -149,6 +139,50 @@ def falling_sigmas(model, scheduler: str, steps: int, skip_steps: int) -> torch.
     if not falls_to_zero(sigmas):
         raise BadInput(node, "scheduler", f"'{scheduler}' does not fall to 0 with {steps} steps.", "Use ddim_uniform.")
     return sigmas
+
+
+class InvertSampler(comfy.samplers.Sampler):
+    """Inverts the latent image (edit-friendly DDPM inversion) and leaves the result in `inversion`, on the CPU."""
+
+    inversion: Inversion
+
+    def __init__(self, seed: int, max_rows: int):
+        self.seed, self.max_rows = seed, max_rows
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
+    ):
+        model_wrap.bring_conditionings(sigmas.device)
+        model_options = extra_args["model_options"]
+        transformer_options = model_options["transformer_options"]
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            # no timestep follows from another, so that nothing of one is of use to the next
+            cache = new_cache(transformer_options, model_wrap.inner_model.model_sampling)
+            options = {**model_options, "transformer_options": {**transformer_options, **cache}}
+            return model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
+
+        inversion = ddpm_invert(
+            denoise,
+            model_wrap.flat(latent_image)[0],
+            sigmas,
+            self.seed,
+            timesteps_per_call=max(1, min(self.max_rows, rows_that_fit(model_wrap, noise.shape[1:]))),
+            callback=lambda done, denoised: callback(done - 1, *[model_wrap.framed(denoised)] * 2, len(sigmas) - 1),
+            is_oom=is_oom,
+            path=noise_path(model_wrap.inner_model.model_sampling),
+        )
+        on_cpu = {name: getattr(inversion, name).cpu() for name in ("sigmas", "trajectory", "eps")}
+        self.inversion = inversion._replace(**on_cpu)
+        return latent_image
+
+
+def acts_by_time(model, conditionings: list[list]) -> bool:
+    """Says whether anything may look at the noise level of a call: it would see only the first of several."""
+    known = {"transformer_options", APPEARANCE, DILUTION}
+    patched = model.model_options.keys() - known or any(model.model_options["transformer_options"].values())
+    wrapped = any(key != COMPILE_KEY for key in wrappers_of(model))
+    return bool(patched or wrapped or any(is_timed(options) for cond in conditionings for _, options in cond))
 
 
 NODES = [PnPMixDDPMInvert]

@@ -1,4 +1,4 @@
-"""Save Inversion and Load Inversion: inversions kept in files."""
+"""Save Inversion and Load Inversion: inversions in files."""
 
 import contextlib
 import os
@@ -25,6 +25,7 @@ MAX_SEED = 2**64 - 1
 
 
 def saved_inversions() -> FileList:
+    """Returns the inversions in ComfyUI's output."""
     return saved_files("inversions", ".safetensors", "Save an inversion, then press R.")
 
 
@@ -37,7 +38,7 @@ class PnPMixSaveInversion(io.ComfyNode):
             search_aliases=["inversion", "keep inversion"],
             display_name="Save Inversion",
             category=CATEGORY,
-            description="Keeps an inversion in the folder inversions of ComfyUI's output for later runs.",
+            description="Saves an inversion to output/inversions, for later runs.",
             inputs=[
                 InversionType.Input("inversion", tooltip="Made by DDPM Invert."),
                 io.String.Input(
@@ -79,7 +80,7 @@ class PnPMixLoadInversion(io.ComfyNode):
             search_aliases=["inversion", "cached inversion"],
             display_name="Load Inversion",
             category=CATEGORY,
-            description="Takes an inversion from the inversions folder of ComfyUI's output.",
+            description="Loads an inversion from output/inversions.",
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -108,7 +109,7 @@ class PnPMixLoadInversion(io.ComfyNode):
 
 
 class Described(BaseModel):
-    """The metadata of a saved inversion; what else is there are the inputs of the node that made it."""
+    """The metadata of a saved inversion; further entries are the inputs of the node that made it."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Text]
@@ -116,10 +117,10 @@ class Described(BaseModel):
     format: Literal[FORMAT]  # type: ignore[valid-type]
     family: Name
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
-    noise_shift: Annotated[float, Field(ge=0, le=1)] = 0.0  # older files have none
 
 
 def read_inversion(path: str) -> InvertedLatent:
+    """Reads a saved inversion, and refuses any other file."""
     node, name = "Load Inversion", os.path.basename(path)
     remedy = "Make it again with DDPM Invert and Save Inversion."
     with reading(node, "file", path, remedy):
@@ -132,7 +133,8 @@ def read_inversion(path: str) -> InvertedLatent:
 
 
 def inversion_of(tensors: dict[str, Tensor], about: Described) -> Inversion:
-    """
+    """Returns the inversion in a file's tensors.
+
     Raises:
         ValueError: says what does not fit.
     """
@@ -145,7 +147,7 @@ def inversion_of(tensors: dict[str, Tensor], about: Described) -> Inversion:
     sigmas = described(tensors["sigmas"], "sigmas", (count + 1,)).float()
     if not falls_to_zero(sigmas):
         raise ValueError("entry 'sigmas' does not fall to 0")
-    return Inversion(sigmas, trajectory, eps, about.seed, about.noise_shift)
+    return Inversion(sigmas, trajectory, eps, about.seed)
 
 
 NODES = [PnPMixSaveInversion, PnPMixLoadInversion]

@@ -1,4 +1,4 @@
-"""What the mixer adds to a MODEL's attention and to its branches. Bypass one for the paper's ablation."""
+"""Guided Appearance Attention and Background Dilution++, which the mixer reads. Bypass one for the paper's ablation."""
 
 from comfy_api.latest import io
 from typing_extensions import override
@@ -6,7 +6,8 @@ from typing_extensions import override
 from ..common.checks import BadInput, check_channels, check_choice, check_latent, check_numbers
 from ..common.types import APPEARANCE, CATEGORY, DILUTION, EXPERT, Appearance, InpaintedBackground, schema
 from ..common.unread import with_settings
-from .families import check_denoiser, guided_blocks
+from .checks import check_denoiser
+from .families import guided_blocks
 
 LAYERS, POSITIONS, OUTSIDE = ["all", "decoder", "vital"], ["target", "kept"], ["scaled", "blended"]
 
@@ -30,7 +31,7 @@ class PnPMixAppearance(io.ComfyNode):
             ],
             display_name="Guided Appearance Attention",
             category=CATEGORY,
-            description="Lets each object of the background read the look of its concept in the model's attention.",
+            description="Lets each object of the scene read the look of its concept in the model's attention.",
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint. With a plain KSampler it works as if unpatched."),
                 io.Float.Input(
@@ -40,14 +41,15 @@ class PnPMixAppearance(io.ComfyNode):
                     max=2.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="How much the concept's look is exaggerated. 0: taken over as it is; high: garish colours.",
+                    tooltip="How much the concept's look is exaggerated. 0: as it is; too high: oversaturated colors.",
                 ),
                 io.Combo.Input(
                     "layers",
                     options=LAYERS,
                     default="all",
-                    tooltip="Attention layers that read it. decoder (a transformer's second half) keeps more of the "
-                    "object's shape. vital: the nine that the look depends on most, of Flux.1 alone.",
+                    tooltip="Attention layers that read the concept. decoder (a transformer's second half) keeps "
+                    "more of "
+                    "the object's shape. vital: the nine that matter most for the look, for Flux.1 only.",
                     **EXPERT,
                 ),
                 io.Float.Input(
@@ -57,7 +59,7 @@ class PnPMixAppearance(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Where in the whole schedule guidance starts. Later: more of the object's own shape.",
+                    tooltip="When guidance starts (fraction of the schedule). Later: more of the object's own shape.",
                     **EXPERT,
                 ),
                 io.Float.Input(
@@ -67,23 +69,25 @@ class PnPMixAppearance(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Where in the whole schedule guidance ends. Earlier: faster, less detail of the concept.",
+                    tooltip="When guidance ends (fraction of the schedule). Earlier: faster, less detail of the "
+                    "concept.",
                     **EXPERT,
                 ),
                 io.Boolean.Input(
                     "adain",
                     optional=True,
                     default=False,
-                    tooltip="Also give each object the colour statistics of its concept's object (AdaIN), in every "
-                    "guided step. Needs the object_mask of each Concept. On: colours closer to the concept's.",
+                    tooltip="Also give each object the color statistics of its concept's object (AdaIN), in every "
+                    "guided step. Needs the object_mask of each Concept. On: colors closer to the concept's.",
                 ),
                 io.Combo.Input(
                     "position",
                     optional=True,
                     options=POSITIONS,
                     default="target",
-                    tooltip="Transformers know where they look. target: the concept's object is seen where the "
-                    "background's is, if its object_mask is wired; kept: where it is in its own picture.",
+                    tooltip="For transformers, which use positional embeddings. target: the concept's object is "
+                    "seen at "
+                    "the position of the target, if its object_mask is wired; kept: where it is in its own image.",
                     **EXPERT,
                 ),
             ],
@@ -115,10 +119,10 @@ class PnPMixDilution(io.ComfyNode):
             search_aliases=["background dilution", "concept leakage", "bleeding", "pnp-mix"],
             display_name="Background Dilution++",
             category=CATEGORY,
-            description="Puts the emptied background round each object, so that concepts do not leak into each other.",
+            description="Surrounds each object with the clean plate, so that concepts do not leak into each other.",
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint. With a plain KSampler it works as if unpatched."),
-                io.Latent.Input("latent", tooltip="The background with its objects removed (inpainted), VAE-encoded."),
+                io.Latent.Input("latent", tooltip="The clean plate (the scene without its objects), VAE-encoded."),
                 io.Float.Input(
                     "beta",
                     default=0.8,
@@ -126,21 +130,21 @@ class PnPMixDilution(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Weight of the emptied background round the objects. Higher: fewer leaks, less context.",
+                    tooltip="Weight of the clean plate around the objects. Higher: fewer leaks, less context.",
                 ),
                 io.Int.Input(
                     "expand",
                     default=16,
                     min=0,
                     max=4096,
-                    tooltip="Grows the rectangle round each object, in image pixels. Higher: more surroundings stay.",
+                    tooltip="Grows the box around each object, in image pixels. Higher: more surroundings remain.",
                 ),
                 io.Combo.Input(
                     "outside",
                     options=OUTSIDE,
                     default="scaled",
-                    tooltip="Outside the rectangle: beta × emptied background (the paper's equation), or that plus "
-                    "(1 − beta) × what was there (its prose).",
+                    tooltip="Outside the box: beta × clean plate (the paper's equation), or that plus (1 − beta) × the "
+                    "reference latent (its text).",
                     **EXPERT,
                 ),
             ],

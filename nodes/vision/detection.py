@@ -31,7 +31,7 @@ class PnPMixGroundingDinoLoader(io.ComfyNode):
             search_aliases=["grounding dino", "grounded sam", "detector"],
             display_name=NODE,
             category=CATEGORY,
-            description="Loads the detector that finds objects by words.",
+            description="Loads Grounding DINO, which detects objects by text.",
             inputs=[
                 file_input(
                     "grounding-dino",
@@ -70,7 +70,7 @@ class PnPMixGroundingDinoLoader(io.ComfyNode):
         except BadInput:
             raise
         except Exception as error:  # of weights of other shapes transformers raises almost anything
-            remedy = f"Use groundingdino_swint_ogc or groundingdino_swinb_cogcoor, and the words of {BERT}."
+            remedy = f"Use groundingdino_swint_ogc or groundingdino_swinb_cogcoor, and vocab.txt of {BERT}."
             raise BadInput(NODE, "model_name", f"{model_name}: {error}"[:MAX_SAID], remedy) from error
         return io.NodeOutput(Detector(detector))
 
@@ -79,7 +79,7 @@ class Detector(PictureModel):
     """PNPMIX_DETECTOR: Grounding DINO."""
 
     def scores_and_boxes(self, images: Tensor, index: int, ids: list[int]) -> tuple[Tensor, Tensor]:
-        """What it sees of these words in one image of the batch, see `pnpmix.vision.detection.detect`."""
+        """Returns scores and boxes of these words in one image of the batch, see `pnpmix.vision.detection.detect`."""
         from ...pnpmix.vision.detection import detect, look
 
         device = self.load(2 * 1024**3)
@@ -87,11 +87,11 @@ class Detector(PictureModel):
         half = comfy.model_management.is_device_cuda(device) and comfy.model_management.should_use_fp16(device)
         with torch.autocast("cuda", dtype=torch.float16) if half else contextlib.nullcontext():
             features = self.encoding(images, index, lambda picture: look(self.model, picture), device)
-            return detect(self.model, features, ids, images.shape[1:3])
+            return detect(self.model, features, ids, tuple(images.shape[1:3]))
 
 
 def read_bert(read: Callable, folder: str):
-    """read(folder).
+    """Returns read(folder).
 
     Raises:
         BadInput: the files are damaged.
@@ -105,7 +105,7 @@ def read_bert(read: Callable, folder: str):
 
 
 def bert_folders() -> Iterator[str]:
-    """models/bert-base-uncased, then the same in a Hugging Face cache; nothing is downloaded."""
+    """Yields models/bert-base-uncased, then the same in a Hugging Face cache; nothing is downloaded."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -116,14 +116,14 @@ def bert_folders() -> Iterator[str]:
 
 
 def bert_folder() -> str:
-    """The first folder that has the words of the text encoder."""
+    """Returns the first folder that has the vocabulary of the text encoder."""
     for folder in bert_folders():
         if any(os.path.isfile(os.path.join(folder, name)) for name in ("tokenizer.json", "vocab.txt")):
             return folder
     place = folder_paths.get_folder_paths(BERT)[0]
     known = "\n".join(f"{name}: {url}" for name, url in KNOWN_FILES[BERT].items())
     remedy = f"Put this file into {place}, and run again.\n{known}"
-    raise BadInput(NODE, "model_name", f"the list of its words, of {BERT}, is missing.", remedy)
+    raise BadInput(NODE, "model_name", f"its vocabulary, vocab.txt of {BERT}, is missing.", remedy)
 
 
 NODES = [PnPMixGroundingDinoLoader]

@@ -1,4 +1,4 @@
-"""Fit Picture and Paste Back: the part of a photo that a model works on, and the way back into the photo."""
+"""Fit Picture and Paste Back: crop the photo to the region that the model works on, and paste the result back."""
 
 import comfy.model_management
 import torch
@@ -45,14 +45,14 @@ class PnPMixFitPicture(io.ComfyNode):
             search_aliases=["crop", "pad", "resize", "scale image", "crop around mask", "crop and stitch", "fit"],
             display_name=FIT,
             category=CATEGORY,
-            description="Brings a photo of any size, and the mask of its object, to the size that the model works at.",
+            description="Crops or pads a photo of any size to the size that the model works at, and its mask with it.",
             inputs=[
-                io.Image.Input("image", tooltip="The photo. All pictures of a batch are cut alike."),
+                io.Image.Input("image", tooltip="The photo. All images of a batch are cropped alike."),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="The object in the photo. It moves with the picture; several masks count as one object "
-                    "and all move.",
+                    tooltip="The object in the photo. It is cropped with the image; several masks count as one "
+                    "object and all are cropped.",
                 ),
                 io.Int.Input(
                     "width",
@@ -60,7 +60,7 @@ class PnPMixFitPicture(io.ComfyNode):
                     min=8,
                     max=MAX_SIDE,
                     step=8,
-                    tooltip="Of the result, in pixels: 512 for SD 1.x, 768 for SD 2.x, 1024 for SDXL.",
+                    tooltip="Width of the result, in pixels: 512 for SD 1.x, 768 for SD 2.x, 1024 for SDXL.",
                 ),
                 io.Int.Input(
                     "height",
@@ -68,21 +68,21 @@ class PnPMixFitPicture(io.ComfyNode):
                     min=8,
                     max=MAX_SIDE,
                     step=8,
-                    tooltip="Of the result, in pixels.",
+                    tooltip="Height of the result, in pixels.",
                 ),
                 io.Image.Input(
                     "like",
                     optional=True,
-                    tooltip="A picture whose size is taken instead of width and height: your scene, as Fit Picture "
-                    "gave it.",
+                    tooltip="An image whose size is used instead of width and height, for example the scene after "
+                    "its Fit Picture.",
                 ),
                 io.Combo.Input(
                     "mode",
                     options=MODES,
                     default=CROP,
-                    tooltip="crop: as much of the photo as the shape allows, round its object if a mask is wired. pad: "
-                    "all of it, its border drawn out. around the object: the object fills the picture, and none of it "
-                    "is cut off.",
+                    tooltip="crop: the largest crop of this aspect ratio, around the object if a mask is wired. pad: "
+                    "the whole photo, with its borders extended. around the object: the smallest crop that holds the "
+                    "object and its margin.",
                 ),
                 io.Int.Input(
                     "margin",
@@ -90,7 +90,7 @@ class PnPMixFitPicture(io.ComfyNode):
                     min=0,
                     max=1000,
                     tooltip="Room around the object on each side, in percent of its longer side, as far as the photo "
-                    "goes. Higher: a smaller object with more of its surroundings.",
+                    "allows. Higher: a smaller object with more of its surroundings.",
                 ),
                 io.Int.Input(
                     "multiple",
@@ -101,11 +101,12 @@ class PnPMixFitPicture(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="image", tooltip="The part in its new size, for VAE Encode."),
+                io.Image.Output(display_name="image", tooltip="The crop at its new size, for VAE Encode."),
                 io.Mask.Output(
-                    display_name="mask", tooltip="The object in it; without a mask, all that is of the photo."
+                    display_name="mask",
+                    tooltip="The mask in the crop; without a mask, all that the photo covers.",
                 ),
-                PlaceType.Output(display_name="place", tooltip="Where it came from, for Paste Back."),
+                PlaceType.Output(display_name="place", tooltip="The crop box, for Paste Back."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -118,8 +119,8 @@ class PnPMixFitPicture(io.ComfyNode):
         check_image(FIT, "image", image)
         if like is not None:
             check_image(FIT, "like", like)
-        photo, shape = tuple(image.shape[1:3]), (height, width) if like is None else tuple(like.shape[1:3])
-        size = to_multiple(shape, multiple)
+        photo = size_of(image)
+        size = to_multiple((height, width) if like is None else size_of(like), multiple)
         messages: list[str] = []
         masks = torch.ones(1, *photo) if mask is None else masks_of_photo(masks_of(FIT, "mask", mask), photo, messages)
         target = None if mask is None else bounding_frame(masks.amax(0))
@@ -135,10 +136,10 @@ class PnPMixFitPicture(io.ComfyNode):
                 )
         frame = frame_of(mode, photo, size, target, margin)
         if mode == OBJECT and not fits(frame.size, photo):
-            messages.append("Warning: no frame of this shape inside the photo holds the object, so it is padded.")
+            messages.append("Warning: no crop of this shape inside the photo holds the whole object, so it is padded.")
         parts = cut_masks(masks, frame, size)
         if target is not None and not (parts >= 0.5).any():
-            messages.append("Warning: nothing of the object is left in the part. Set mode to: around the object.")
+            messages.append("Warning: the object is outside the crop. Set mode to: around the object.")
         messages.append(f"{words(frame.size)} of {words(photo)} pixels, scaled to {words(size)}.")
         told = show(FIT, cls.hidden.unique_id, messages)
         pictures = cut_pictures(image.float().cpu(), frame, size)
@@ -154,14 +155,14 @@ class PnPMixPasteBack(io.ComfyNode):
             search_aliases=["composite", "stitch", "crop and stitch", "uncrop", "paste", "keep original pixels"],
             display_name=PASTE,
             category=CATEGORY,
-            description="Puts the finished objects into the original. Outside the grown mask it keeps every bit.",
+            description="Pastes the result into the original. Pixels outside the expanded mask are bit-identical.",
             inputs=[
-                io.Image.Input("original", tooltip="The photo at its own size, as it was before Fit Picture."),
-                io.Image.Input("image", tooltip="The finished picture, from VAE Decode."),
+                io.Image.Input("original", tooltip="The photo at its own size, before Fit Picture."),
+                io.Image.Input("image", tooltip="The result, from VAE Decode."),
                 io.Mask.Input(
                     "mask",
-                    tooltip="What to take from it: mask of the Mask Noise Mixer or of Fit Picture, or a mask on the "
-                    "original. Several are joined; as many as there are pictures go one to each.",
+                    tooltip="What to paste: mask of the Mask Noise Mixer or of Fit Picture, or a mask of the original "
+                    "photo. Several masks are joined; as many masks as images go one to each.",
                 ),
                 io.Int.Input(
                     "expand",
@@ -169,24 +170,24 @@ class PnPMixPasteBack(io.ComfyNode):
                     min=0,
                     max=512,
                     tooltip="Grows the mask on each side, in pixels of the original, so that no rim of the old object "
-                    "stays.",
+                    "remains.",
                 ),
                 io.Int.Input(
                     "feather",
                     default=4,
                     min=0,
                     max=512,
-                    tooltip="Width of the soft border, in pixels of the original, inside the grown mask and at most "
+                    tooltip="Width of the soft border, in pixels of the original, inside the expanded mask and at most "
                     "expand.",
                 ),
                 PlaceType.Input(
                     "place",
                     optional=True,
-                    tooltip="From Fit Picture, if the finished picture is a part of the original. Without it, it is "
-                    "all of it.",
+                    tooltip="From Fit Picture, if the result is a crop of the original. Without it the result covers "
+                    "the whole photo.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="image", tooltip="The original with the finished objects in it.")],
+            outputs=[io.Image.Output(display_name="image", tooltip="The original photo with the result in it.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -206,7 +207,7 @@ class PnPMixPasteBack(io.ComfyNode):
         if len(masks) != count:
             masks = masks.any(0).expand(count, -1, -1)
         if not masks.any((1, 2)).all():
-            messages.append("Warning: a mask is empty, so its picture stays as it is.")
+            messages.append("Warning: a mask is empty, so its image is unchanged.")
 
         rows, columns = overlap(place.frame, place.photo)
         results, changed = [], 0
@@ -217,63 +218,71 @@ class PnPMixPasteBack(io.ComfyNode):
             part = picture_in_place(part[..., :3], place.frame, place.photo)
             results.append(paste(picture, part, weights, rows, columns))
             changed += int((weights > 0).sum())
-        messages.append(f"Changed {changed / (count * place.photo[0] * place.photo[1]):.1%} of the picture.")
+        messages.append(f"Changed {changed / (count * place.photo[0] * place.photo[1]):.1%} of the image.")
         told = show(PASTE, cls.hidden.unique_id, messages)
         return io.NodeOutput(for_host(torch.stack(results)), ui=told)
 
 
+def size_of(images: Tensor) -> Size:
+    """Returns height and width of images (B, H, W, C) or masks (B, H, W)."""
+    height, width = images.shape[1:3]
+    return height, width
+
+
 def words(size: Size) -> str:
+    """Formats a size as width x height."""
     return f"{size[1]} x {size[0]}"
 
 
 def masks_of_photo(masks: Tensor, photo: Size, messages: list[str]) -> Tensor:
-    """(n, h, w) → (n, *photo). An empty one may have any size: Load Image gives 64 x 64 where nothing is painted."""
-    size = tuple(masks.shape[1:])
+    """Returns masks (n, h, w) at the photo's size; empty ones may have any size, as Load Image gives 64 x 64 then."""
+    size = size_of(masks)
     if not (masks >= 0.5).any():
         return torch.zeros(len(masks), *photo)
     if not same_shape(size, photo):
-        fault = f"it is {words(size)} and the picture {words(photo)}, which is another shape."
-        raise BadInput(FIT, "mask", fault, "Wire the mask of this picture.")
+        fault = f"it is {words(size)} and the image {words(photo)}, which has another aspect ratio."
+        raise BadInput(FIT, "mask", fault, "Wire the mask of this image.")
     if size != photo:
         messages.append(f"Warning: mask resized from {words(size)} to {words(photo)}.")
     return torch.stack([to_image_size(x, *photo) for x in masks])
 
 
 def frame_of(mode: str, photo: Size, size: Size, target: Frame | None, margin: int) -> Frame:
+    """Returns the crop box of a mode; `margin` is in percent of the object's longer side."""
     if mode == CROP:
         return crop_frame(photo, size, target)
-    if mode == PAD:
+    if mode == PAD or target is None:
         return pad_frame(photo, size)
     return object_frame(photo, size, target, round(margin / 100 * max(target.size)))
 
 
 def place_of(original: Tensor, image: Tensor, place: Place | None) -> Place:
-    """Where the image belongs in the original: everywhere, if Fit Picture says nothing else."""
-    photo, size = tuple(original.shape[1:3]), tuple(image.shape[1:3])
+    """Returns where the image belongs in the original: everywhere, unless Fit Picture says otherwise."""
+    photo, size = size_of(original), size_of(image)
     if place is None:
         if not same_shape(size, photo):
-            fault = f"it is {words(size)} and the original {words(photo)}, which is another shape."
-            raise BadInput(PASTE, "image", fault, "Wire place from the Fit Picture that it was made from.")
+            fault = f"it is {words(size)} and the original {words(photo)}, which has another aspect ratio."
+            raise BadInput(PASTE, "image", fault, "Wire place from the Fit Picture of this photo.")
         return Place(photo, whole(photo), size)
     if photo != place.photo:
         fault = f"it is {words(photo)}, but place comes from a photo of {words(place.photo)}."
         raise BadInput(PASTE, "original", fault, "Wire the photo that went into Fit Picture.")
     if not same_shape(size, place.size):
-        fault = f"it is {words(size)}, but place comes with a part of {words(place.size)}, which is another shape."
-        raise BadInput(PASTE, "image", fault, "Wire the picture that was made from Fit Picture's.")
+        fault = f"it is {words(size)}, but place has a crop of {words(place.size)}, which has another aspect ratio."
+        raise BadInput(PASTE, "image", fault, "Wire the result that was made from this crop.")
     return place
 
 
 def objects_in_frame(masks: Tensor, place: Place, messages: list[str]) -> Tensor:
-    """Binary masks (n, h, w) of the photo's pixels in the frame, from masks (n, h', w') on the part or on the photo."""
-    size, (rows, columns) = tuple(masks.shape[1:]), overlap(place.frame, place.photo)
+    """Returns binary masks (n, h, w) of the photo's pixels in the crop box, from masks of the crop or of the photo."""
+    size, (rows, columns) = size_of(masks), overlap(place.frame, place.photo)
     if size == place.photo != place.size:
         return masks[:, rows, columns] >= 0.5
     if not (masks >= 0.5).any():
         return torch.zeros(len(masks), rows.stop - rows.start, columns.stop - columns.start, dtype=torch.bool)
     if not same_shape(size, place.size):
-        fault = f"it is {words(size)} and the picture {words(place.size)}, which is another shape."
-        raise BadInput(PASTE, "mask", fault, "Wire a mask of the finished picture, or of the original in its size.")
+        fault = f"it is {words(size)} and the result {words(place.size)}, which has another aspect ratio."
+        raise BadInput(PASTE, "mask", fault, "Wire a mask of the result, or of the original at its own size.")
     if size != place.size:
         messages.append(f"Warning: mask resized from {words(size)} to {words(place.size)}.")
     return torch.stack([mask_in_place(x, place.frame, place.photo) >= 0.5 for x in masks])

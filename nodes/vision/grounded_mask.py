@@ -1,4 +1,4 @@
-"""Grounded Mask: masks from words, with Grounding DINO and Segment Anything."""
+"""Grounded Mask: masks from text, with Grounding DINO and Segment Anything."""
 
 import comfy.model_management
 import comfy.utils
@@ -30,11 +30,11 @@ class PnPMixGroundedMask(io.ComfyNode):
             ],
             display_name=NODE,
             category=CATEGORY,
-            description="Finds objects by words and outlines them (Grounding DINO and Segment Anything).",
+            description="Finds objects by text and outlines them (Grounding DINO and Segment Anything).",
             inputs=[
-                io.Image.Input("image", tooltip="The picture to search. A batch gives a batch of masks."),
+                io.Image.Input("image", tooltip="The image to search. A batch gives a batch of masks."),
                 DetectorType.Input("detector", tooltip="From Load Grounding DINO."),
-                SegmenterType.Input("segmenter", tooltip="From Load SAM. Each picture is encoded once for all nodes."),
+                SegmenterType.Input("segmenter", tooltip="From Load SAM. Each image is encoded once for all nodes."),
                 io.String.Input("prompt", default="", tooltip="What to find, such as: dog. Several: dog . red cup"),
                 io.Float.Input(
                     "box_threshold",
@@ -43,7 +43,7 @@ class PnPMixGroundedMask(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Least score of an object. Lower: finds more, also wrong things.",
+                    tooltip="Minimum score of a detection. Lower: finds more, also wrong objects.",
                 ),
                 io.Float.Input(
                     "text_threshold",
@@ -52,7 +52,7 @@ class PnPMixGroundedMask(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Least score of a word to count as recognised; an object needs one. Lower: longer labels.",
+                    tooltip="Minimum score for a word to count as a match. Lower: longer labels.",
                     **EXPERT,
                 ),
                 io.Combo.Input(
@@ -61,8 +61,8 @@ class PnPMixGroundedMask(io.ComfyNode):
                     default="best",
                     tooltip="best: the one with the highest score. all: one mask that joins all objects. each: a mask "
                     "for each object, from left to right. in order: a mask for each phrase, as the prompt orders them; "
-                    "a phrase that stands there twice takes two objects, from left to right. All but best stop if a "
-                    "phrase finds nothing.",
+                    "a phrase that occurs twice takes two objects, from left to right. All but best stop with an "
+                    "error if a phrase finds nothing.",
                 ),
                 io.Int.Input(
                     "expand", default=0, min=0, max=512, tooltip="Grows the mask on each side, in image pixels."
@@ -83,7 +83,7 @@ class PnPMixGroundedMask(io.ComfyNode):
             outputs=[
                 io.Mask.Output(display_name="mask", tooltip="The objects: for Concept and Inpaint Background."),
                 io.Mask.Output(display_name="background", tooltip="Everything else: 1 - mask."),
-                io.Image.Output(display_name="preview", tooltip="Boxes, words, scores and masks over the picture."),
+                io.Image.Output(display_name="preview", tooltip="Boxes, labels, scores and masks on the image."),
             ],
         )
 
@@ -99,7 +99,7 @@ class PnPMixGroundedMask(io.ComfyNode):
         check_image(NODE, "image", image)
         check_choice(NODE, "pick", pick, PICK)
         height, width = image.shape[1:3]
-        if max(height, width) > 30 * min(height, width):  # Grounding DINO would have too few places to look at
+        if max(height, width) > 30 * min(height, width):  # Grounding DINO would have too few tokens
             remedy = "Crop it to at most 30 times its shorter side."
             raise BadInput(NODE, "image", f"{width} x {height} is too narrow.", remedy)
         progress = comfy.utils.ProgressBar(2 * len(image))
@@ -115,7 +115,7 @@ class PnPMixGroundedMask(io.ComfyNode):
             previews.append(draw_objects(image[index, ..., :3].float().cpu(), objects, outlines))
             masks.append(outlines.amax(0, keepdim=True) if pick == "all" else outlines)
             if not masks[-1].any((1, 2)).all():
-                fault = f"no outline in the box of '{objects[0].phrase}'."
+                fault = f"SAM outlines nothing in the box of '{objects[0].phrase}'."
                 raise BadInput(NODE, "segmenter", fault, "Use other words, or a larger SAM model.")
             progress.update(1)
         mask = grow(torch.cat(masks), expand)
@@ -125,7 +125,11 @@ class PnPMixGroundedMask(io.ComfyNode):
 
 
 def search(detector, images, index: int, prompt: str, box_threshold: float, text_threshold: float, pick: str) -> list:
-    """The objects in one picture of a batch, from left to right, or in the order of the prompt."""
+    """Returns the objects in one image of a batch, from left to right, or in the order of the prompt.
+
+    Raises:
+        BadInput: a phrase finds nothing.
+    """
     from ...pnpmix.vision.detection import in_order_of
 
     named, objects, best = look_for(NODE, detector, images, index, prompt, box_threshold, text_threshold)
@@ -140,18 +144,18 @@ def search(detector, images, index: int, prompt: str, box_threshold: float, text
         short = next((phrase for phrase, found in zip(named, ordered, strict=True) if found is None), None)
         if short is not None:
             there = named.count(short) - sum(x is None for p, x in zip(named, ordered, strict=True) if p == short)
-            fault = f"'{short}' stands there {named.count(short)} times, and {there} of it was found."
+            fault = f"'{short}' occurs {named.count(short)} times, and {there} of it were found."
         else:
             objects = ordered
     if fault is not None:
         if len(images) > 1:
-            fault = f"in picture {index + 1} of {len(images)} {fault}"
+            fault = f"in image {index + 1} of {len(images)} {fault}"
         raise BadInput(NODE, "prompt", fault, "Lower the thresholds, or use other words.")
     return [max(objects, key=lambda found: found.score)] if pick == "best" else objects
 
 
 def numbered(objects: list, number: int) -> list:
-    """The one with this number, counted from 1."""
+    """Returns the one object with this number, counted from 1."""
     if number > len(objects):
         raise BadInput(NODE, "number", f"it is {number}, and there are {len(objects)} objects.", "Lower it.")
     return [objects[number - 1]]
@@ -160,7 +164,7 @@ def numbered(objects: list, number: int) -> list:
 def look_for(
     node: str, detector, images, index: int, prompt: str, box_threshold: float, text_threshold: float
 ) -> tuple[list[str], list, dict[str, float]]:
-    """Phrases of the prompt, all objects found in one picture of a batch, and the best score of each phrase, once."""
+    """Returns the phrases of the prompt, all objects in one image of a batch, and each phrase's best score."""
     from ...pnpmix.vision.detection import MAX_TOKENS, found_objects, split_phrases, tokenize
 
     named = split_phrases(prompt) if isinstance(prompt, str) else []
@@ -174,7 +178,7 @@ def look_for(
         raise BadInput(node, "prompt", f"'{phrases[k]}' has no words.", "Name what to find, such as: dog")
     if len(ids) > MAX_TOKENS:
         fault = f"it has {len(ids)} tokens."
-        raise BadInput(node, "prompt", fault, f"Name fewer things, in at most {MAX_TOKENS} tokens.")
+        raise BadInput(node, "prompt", fault, f"Name fewer objects, in at most {MAX_TOKENS} tokens.")
 
     comfy.model_management.throw_exception_if_processing_interrupted()
     scores, boxes = detector.scores_and_boxes(images, index, ids)

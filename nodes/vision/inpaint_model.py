@@ -20,7 +20,7 @@ class PnPMixInpaintModelLoader(io.ComfyNode):
             search_aliases=["lama", "big-lama", "object removal"],
             display_name=NODE,
             category=CATEGORY,
-            description="Loads LaMa, which paints an object out of a picture.",
+            description="Loads LaMa, which removes objects from images.",
             inputs=[file_input("inpaint", tooltip="big-lama.pt, or LaMa as .safetensors, in models/inpaint.")],
             outputs=[InpaintModelType.Output(display_name="inpaint_model", tooltip="For Inpaint Background.")],
         )
@@ -44,7 +44,7 @@ class PnPMixInpaintModelLoader(io.ComfyNode):
             fault = f"{model_name} is of no known architecture ({type(error).__name__})."
             raise BadInput(NODE, "model_name", fault, remedy) from error
         if not isinstance(model, spandrel.MaskedImageModelDescriptor):
-            fault = f"{model_name} ({model.architecture.name}) is no inpainting model."
+            fault = f"{model_name} ({model.architecture.name}) is not an inpainting model."
             raise BadInput(NODE, "model_name", fault, remedy)
         return io.NodeOutput(model.eval())
 

@@ -62,12 +62,12 @@ class Segmenter(PictureModel):
         super().__init__(sam)
 
     def masks(self, images: Tensor, index: int, boxes: Tensor) -> Tensor:
-        """(n, H, W) masks of the objects in the (n, 4) boxes of one image of the batch."""
+        """Returns masks (n, H, W) of the objects in the boxes (n, 4) of one image of the batch."""
         from ...pnpmix.vision.segmentation import embed_image, masks_in_boxes
 
         device = self.load(3 * 1024**3)  # of ViT-H in half precision at 1024 x 1024
         (embedding,) = self.encoding(images, index, lambda picture: [embed_image(self.model, picture)], device)
-        return masks_in_boxes(self.model, embedding, boxes.to(device), images.shape[1:3]).cpu()
+        return masks_in_boxes(self.model, embedding, boxes.to(device), tuple(images.shape[1:3])).cpu()
 
 
 NODES = [PnPMixSamLoader]

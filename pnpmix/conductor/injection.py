@@ -1,4 +1,4 @@
-"""Feature fusion of concept injection (eq. 4): concepts' attention outputs in the place of the base model's."""
+"""Feature fusion of concept injection (eq. 4): concepts' attention outputs replace the base model's."""
 
 from collections.abc import Sequence
 
@@ -10,17 +10,17 @@ ROUNDING = 1e-4  # half a token is not more than half of it, however the sum was
 
 
 def on_grid(masks: Tensor, grid: Grid) -> Tensor:
-    """(n, B, h, w) masks, of any kind, → (n, B, *grid) bool: more than half of a token is covered."""
+    """Scales masks (n, B, h, w) of any kind to (n, B, *grid) bool: more than half of a token is covered."""
     return F.interpolate(masks.float(), grid, mode="bilinear", antialias=True) > 0.5 + ROUNDING
 
 
 def inside(hidden: Tensor, mask: Tensor) -> Tensor:
-    """h_k at the tokens of M_k: (B, tokens, channels) and (B, tokens) → (tokens inside of all pictures, channels)."""
+    """Returns h_k at the tokens of M_k, (tokens inside of all images, channels)."""
     return hidden[mask]
 
 
 def fuse(hidden: Tensor, features: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
-    """h <- h_k * M_k + h * (1 - M_k), k = 1..n; where masks overlap the last concept wins.
+    """Computes h <- h_k * M_k + h * (1 - M_k), k = 1..n; where masks overlap the last concept wins.
 
     Args:
         hidden: (B, tokens, channels) of the base model; not changed.
@@ -34,15 +34,16 @@ def fuse(hidden: Tensor, features: Sequence[Tensor], masks: Sequence[Tensor]) ->
 
 
 def all_grids(masks: Tensor, grids: Sequence[Grid]) -> dict[Grid, Tensor]:
-    """The masks on every grid, each apart."""
+    """Returns the masks on every grid."""
     return {grid: on_grid(masks, grid) for grid in grids}
 
 
 def any_inside(masks: dict[Grid, Tensor]) -> bool:
+    """Tells whether the masks have a token on any grid."""
     return any(bool(mask.any()) for mask in masks.values())
 
 
 def first_masks(masks: Tensor, latent_grid: Grid, batch: int) -> Tensor:
-    """(n, H, W) image masks in 0..1 → (n, B, *latent_grid), still soft."""
+    """Scales image masks (n, H, W) in 0..1 to (n, B, *latent_grid), still soft."""
     soft = F.interpolate(masks[:, None].float(), latent_grid, mode="bilinear", antialias=True)
     return soft.expand(-1, batch, -1, -1)

@@ -1,4 +1,4 @@
-"""Layout alignment: DDIM inversion of the layout picture, and the gradient that pulls a latent towards its layout."""
+"""Layout alignment: DDIM inversion of the layout image, and the gradient that pulls a latent towards its layout."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from ..schedule import to_eps
 
 
 class Layout(NamedTuple):
-    """A layout picture at every noise level that it was brought to."""
+    """A layout image at every noise level of its inversion."""
 
     sigmas: Tensor  # (N,) rising
     trajectory: Tensor  # (N, C, H, W)
 
 
 def inversion_levels(sigmas: Tensor, steps: int) -> Tensor:
-    """Where DDIM inversion in so many steps begins and what it reaches, (steps + 1,) rising.
+    """Returns the noise levels of DDIM inversion in so many steps, (steps + 1,) rising.
 
     As diffusers' DDIMInverseScheduler has it for Stable Diffusion: every T // steps-th timestep from 1; the clean
     latent counts as one at timestep 0.
@@ -36,7 +36,7 @@ def ddim_invert(
     levels: Tensor,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Layout:
-    """DDIM inversion (section "Layout Alignment"): each step asks the model at the level that it reaches.
+    """Runs DDIM inversion (section "Layout Alignment"): each step evaluates the model at the level that it reaches.
 
     Args:
         denoise: denoise(x, sigma) of (1, C, H, W) and (1,), the denoised estimate of the base model, without guidance.
@@ -58,7 +58,7 @@ def ddim_invert(
 
 
 def noised(x0: Tensor, levels: Tensor, seed: int) -> Layout:
-    """The layout picture with one and the same noise at every level: no model call, and a looser layout.
+    """Adds the same noise to the layout image at every level: no model evaluation, and a looser layout.
 
     Args:
         x0: (1, C, H, W).
@@ -70,12 +70,12 @@ def noised(x0: Tensor, levels: Tensor, seed: int) -> Layout:
 
 
 def nearest_level(layout: Layout, sigma: Tensor) -> int:
-    """Index of the layout's noise level that is nearest to `sigma` (), in logarithms."""
+    """Returns the index of the layout's noise level that is nearest to `sigma` (), in logarithms."""
     return int((layout.sigmas.log() - sigma.to(layout.sigmas).log()).abs().argmin())
 
 
 def layout_loss(keys: Tensor, reference: Tensor) -> Tensor:
-    """m: mean over tokens and channels of (F - F_ref)², summed over the pictures.
+    """Returns m: the mean over tokens and channels of (F - F_ref)², summed over the batch.
 
     The paper (eq. 1) has the L2 norm of the difference; this is what the authors' code minimises.
 
@@ -87,7 +87,7 @@ def layout_loss(keys: Tensor, reference: Tensor) -> Tensor:
 
 
 def layout_gradient(keys: Tensor, reference: Tensor, x: Tensor) -> Tensor:
-    """Gradient of `layout_loss` for x (B, C, H, W), from which `keys` were computed.
+    """Returns the gradient of `layout_loss` for x (B, C, H, W), from which `keys` were computed.
 
     The loss's own gradient for the keys is too small for half precision: what runs backwards through the model is
     the difference times a power of two that brings it near 1, and the rest comes in afterwards.
@@ -102,7 +102,7 @@ def layout_gradient(keys: Tensor, reference: Tensor, x: Tensor) -> Tensor:
 
 
 class Alignment(NamedTuple):
-    """How a latent is aligned."""
+    """The settings of layout alignment."""
 
     layout: Layout
     weight: float  # lambda, step size of eq. 2
@@ -111,13 +111,14 @@ class Alignment(NamedTuple):
 
 
 def is_aligned(alignment: Alignment, step: int, steps: int) -> bool:
+    """Tells whether a step is aligned."""
     return step <= round(alignment.end * steps)
 
 
 def align(
     gradients: Callable[[int, Tensor], Tensor], x: Tensor, sigma: Tensor, order: Sequence[int], alignment: Alignment
 ) -> Tensor:
-    """One gradient step (eq. 1 and 2): z <- z - lambda * grad L, L = m_base + alpha * mean_k m_k.
+    """Makes one gradient step (eq. 1 and 2): z <- z - lambda * grad L, L = m_base + alpha * mean_k m_k.
 
     For x this is x <- x - lambda * (1 + sigma²) * grad_x L.
 

@@ -1,4 +1,4 @@
-"""Mask refinement (algorithm 1): masks that follow the subjects, from clusters of self-attention."""
+"""Mask refinement (algorithm 1): masks that follow the objects, from clusters of self-attention."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from torch import Tensor
 from ..masks import bounding_box
 from .injection import Grid, all_grids, on_grid
 
-SEED = 123  # of the first centres of k-means
+SEED = 123  # of the first centers of k-means
 ITERATIONS = 100
-SMALL_SHIFT = 1e-4  # of the centres, on average, below which a run of k-means has settled
+SMALL_SHIFT = 1e-4  # of the centers, on average, below which a run of k-means has settled
 
 
 class Masks(NamedTuple):
-    """Where each of n concepts is in each of B pictures."""
+    """The masks of n concepts in each of B images."""
 
     final: dict[Grid, Tensor]  # M_k on every grid of the UNet, (n, B, h, w) bool
     custom: Tensor  # (n, B, h, w) bool, from the concept's own attention, on the grid of the refined layer
@@ -24,7 +24,7 @@ class Masks(NamedTuple):
 
 
 class Refinement(NamedTuple):
-    """When and how masks are refined."""
+    """The settings of mask refinement."""
 
     start: float  # share of the steps
     end: float
@@ -34,7 +34,8 @@ class Refinement(NamedTuple):
 
 
 def first_state(masks: Tensor, grids: Sequence[Grid], grid: Grid) -> Masks:
-    """
+    """Returns the masks before the first refinement.
+
     Args:
         masks: (n, B, h, w) in 0..1.
         grids: of all layers.
@@ -45,16 +46,16 @@ def first_state(masks: Tensor, grids: Sequence[Grid], grid: Grid) -> Masks:
 
 
 def refined_steps(refinement: Refinement, steps: int) -> set[int]:
-    """The steps after which masks are refined."""
+    """Returns the steps after which masks are refined."""
     first, last = refinement.start * steps, refinement.end * steps
     gap = (last - first) / max(refinement.updates - 1, 1)
     return {min(round(first + i * gap), steps - 1) for i in range(refinement.updates)}
 
 
 def k_means(points: Tensor, clusters: int, restarts: int, seed: int = SEED) -> tuple[Tensor, Tensor]:
-    """Labels (T,) and inertia () of the best of many runs, all of which take their steps together.
+    """Returns labels (T,) and inertia () of the best of many runs of k-means, which are computed together.
 
-    Each run starts with different points as its centres. A centre that loses all of its points stays where it is.
+    Each run starts with different points as its centers. A center that loses all of its points stays where it is.
 
     Args:
         points: (T, D).
@@ -63,31 +64,31 @@ def k_means(points: Tensor, clusters: int, restarts: int, seed: int = SEED) -> t
     points = points - points.mean(0)  # all rows of an attention are much alike, which rounding would drown
     generator = torch.Generator("cpu").manual_seed(seed)
     chosen = torch.rand(restarts, len(points), generator=generator).topk(clusters).indices.to(points.device)
-    centres = points[chosen]  # (R, K, D)
+    centers = points[chosen]  # (R, K, D)
     for _ in range(ITERATIONS):
-        distances = squared_distances(points, centres)
+        distances = squared_distances(points, centers)
         members = torch.nn.functional.one_hot(distances.argmin(1), clusters).to(points)  # (R, T, K)
         counts = members.sum(1)[..., None]
         means = einsum(members, points, "r t k, t d -> r k d") / counts.clamp(min=1)
-        means = torch.where(counts > 0, means, centres)
-        shift = (means - centres).norm(dim=-1).mean(-1)
-        centres = means
+        means = torch.where(counts > 0, means, centers)
+        shift = (means - centers).norm(dim=-1).mean(-1)
+        centers = means
         if (shift < SMALL_SHIFT).all():
             break
-    nearest = squared_distances(points, centres).min(1)
+    nearest = squared_distances(points, centers).min(1)
     inertia = nearest.values.sum(-1)
     best = inertia.argmin()
     return nearest.indices[best], inertia[best]
 
 
-def squared_distances(points: Tensor, centres: Tensor) -> Tensor:
-    """(T, D) and (R, K, D) → (R, K, T)."""
-    products = centres @ points.T
-    return (points.square().sum(-1) - 2 * products + centres.square().sum(-1, keepdim=True)).clamp(min=0)
+def squared_distances(points: Tensor, centers: Tensor) -> Tensor:
+    """Returns the squared distances (R, K, T) between points (T, D) and centers (R, K, D)."""
+    products = centers @ points.T
+    return (points.square().sum(-1) - 2 * products + centers.square().sum(-1, keepdim=True)).clamp(min=0)
 
 
 def segments(attention: Tensor, numbers: Sequence[int], restarts: int) -> Tensor:
-    """Every cluster of every number of clusters, (sum(numbers), T) bool.
+    """Returns every cluster of every number of clusters, (sum(numbers), T) bool.
 
     Args:
         attention: (T, T) probabilities, whose rows are the points.
@@ -100,8 +101,9 @@ def segments(attention: Tensor, numbers: Sequence[int], restarts: int) -> Tensor
 
 
 def best_segment(found: Tensor, before: Tensor, threshold: float) -> Tensor:
-    """The segment with the highest intersection over union with the mask before; below the threshold, that mask's
-    bounding box.
+    """Returns the segment with the highest intersection over union with the mask before.
+
+    Below the threshold it is that mask's bounding box.
 
     Args:
         found: (S, T) bool.
@@ -120,7 +122,7 @@ def best_segment(found: Tensor, before: Tensor, threshold: float) -> Tensor:
 
 
 def refine(masks: Masks, base: Tensor, customs: Sequence[Tensor], refinement: Refinement) -> Masks:
-    """Algorithm 1, for every picture.
+    """Runs algorithm 1 for every image.
 
     custom_k and base_k follow the mask that each of them was before, as in the authors' code, and K is n + 1 .. 2n + 1.
     Where the union of two concepts overlaps, both keep their earlier mask.

@@ -28,7 +28,7 @@ class Paths(Protocol):
 
 
 class Placement(NamedTuple):
-    """A picture outside of which nothing is to change."""
+    """An image that stays unchanged outside a mask."""
 
     x0: Tensor  # (B, C, H, W)
     noise: Tensor  # (B, C, H, W) that sampling starts with
@@ -36,7 +36,7 @@ class Placement(NamedTuple):
 
 
 def place(x: Tensor, sigma: Tensor, placement: Placement | None) -> Tensor:
-    """z <- (1 - M) * init_t + M * z."""
+    """Computes z <- (1 - M) * init_t + M * z."""
     if placement is None:
         return x
     before = placement.x0 + sigma * placement.noise
@@ -44,7 +44,7 @@ def place(x: Tensor, sigma: Tensor, placement: Placement | None) -> Tensor:
 
 
 def first_latent(noise: Tensor, sigma: Tensor) -> Tensor:
-    """Pure noise z at the first noise level."""
+    """Returns pure noise z at the first noise level."""
     return noise * (1 + sigma**2).sqrt()
 
 
@@ -58,7 +58,7 @@ def sample_concept_conductor(
     placement: Placement | None = None,
     callback: Callable[[int, Tensor, Tensor, Masks], None] | None = None,
 ) -> tuple[Tensor, Masks]:
-    """DDIM over the base model with the concepts injected.
+    """Runs DDIM with the base model and the concepts injected.
 
     The order of the branches is the one with the fewest changes of weights: the base is last in a step and first in the
     next one's alignment, and the concept that is last there comes first in injection.
@@ -67,6 +67,7 @@ def sample_concept_conductor(
         noise: (B, C, H, W) standard normal.
         sigmas: (N + 1,) noise levels, the last one 0.
         callback: called with (step, denoised estimate, x, masks of the next step).
+
     Returns:
         (B, C, H, W) and the masks of the end.
     """

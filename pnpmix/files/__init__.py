@@ -1,1 +1,1 @@
-"""Files that people get from others, read as data: what they claim is held against what they hold."""
+"""Reads files from others as data, and checks what they claim against what they hold."""

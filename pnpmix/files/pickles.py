@@ -1,4 +1,4 @@
-"""Pickles of tensors: what torch.save and torch.jit.save write.
+"""Pickles of tensors, as torch.save and torch.jit.save write them.
 
 They are read as data: nothing in them is run, and they take no more memory than they have bytes on the disk.
 """
@@ -79,7 +79,7 @@ def check_holes(file: BinaryIO) -> None:
 
 
 def written_bytes(file: BinaryIO) -> int:
-    """Of a file, without the holes of a sparse one; where the system cannot tell there are none."""
+    """Returns a file's bytes without the holes of a sparse one; all of them where the system cannot tell."""
     handle, written, end = file.fileno(), 0, 0
     place = os.lseek(handle, 0, os.SEEK_CUR)
     size = os.fstat(handle).st_size
@@ -97,7 +97,8 @@ def written_bytes(file: BinaryIO) -> int:
 
 
 def check_archive(archive: zipfile.ZipFile, size: int) -> None:
-    """
+    """Refuses archives that would take more memory than bytes on the disk.
+
     Raises:
         ValueError: entries are compressed or share bytes.
     """
@@ -111,8 +112,9 @@ def check_archive(archive: zipfile.ZipFile, size: int) -> None:
 
 
 def read_pickle(path: str | Path) -> Any:
-    """What torch.load(path) gives, of tensors, numbers and texts in dictionaries and lists; of TorchScript the
-    state_dict().
+    """Returns what torch.load(path) gives, of tensors, numbers and texts in dictionaries and lists.
+
+    Of TorchScript it is the state_dict().
 
     Raises:
         pickle.UnpicklingError: it holds more than that, or tensors that its records do not have.
@@ -130,6 +132,7 @@ def read_pickle(path: str | Path) -> Any:
 
 
 def read_archive(archive: zipfile.ZipFile) -> Any:
+    """Reads a zip archive of torch.save, or the state_dict() of TorchScript."""
     (data,) = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
     folder = data.removesuffix(".pkl")
     order = f"{folder.removesuffix('data')}byteorder"
@@ -150,7 +153,7 @@ def read_archive(archive: zipfile.ZipFile) -> Any:
 
 
 def read_legacy(file: BinaryIO) -> Any:
-    """A file of torch before 1.6: pickles one after another, then the records."""
+    """Reads a file of torch before 1.6: pickles one after another, then the records."""
     if read_objects(file) != LEGACY:
         raise pickle.UnpicklingError("it is no file of torch")
     _, machine = read_objects(file), read_objects(file)
@@ -168,7 +171,7 @@ def read_legacy(file: BinaryIO) -> Any:
 
 
 def filled(content: Any, storage: Callable[[Record], Tensor]) -> Any:
-    """The content with its tensors, each dictionary and list once, however often it is held."""
+    """Returns the content with its tensors, each dictionary and list once, however often it is held."""
     done: dict[int, Any] = {}
 
     def fill(value: Any, depth: int) -> Any:
@@ -188,7 +191,7 @@ def filled(content: Any, storage: Callable[[Record], Tensor]) -> Any:
 
 
 def read_record(archive: zipfile.ZipFile, folder: str, record: Record) -> Tensor:
-    """The (length,) numbers of a storage."""
+    """Returns the numbers (length,) of a storage."""
     if record.length == 0:
         return as_numbers(b"", record)
     entry = archive.getinfo(f"{folder}/{record.key}")
@@ -198,12 +201,14 @@ def read_record(archive: zipfile.ZipFile, folder: str, record: Record) -> Tensor
 
 
 def as_numbers(data: bytes, record: Record) -> Tensor:
+    """Returns the numbers (length,) in some bytes."""
     if len(data) != record.length * record.dtype.itemsize:
         raise pickle.UnpicklingError(f"a record has {len(data)} bytes, not {record.length} numbers")
     return torch.frombuffer(bytearray(data), dtype=record.dtype) if data else torch.empty(0, dtype=record.dtype)
 
 
 def as_tensor(view: View, storage: Tensor) -> Tensor:
+    """Returns a tensor of a storage, and refuses one that reaches beyond it."""
     last = view.offset + sum((side - 1) * step for side, step in zip(view.size, view.stride, strict=True))
     if math.prod(view.size) > 0 and not 0 <= view.offset <= last < len(storage):
         raise pickle.UnpicklingError(f"a tensor reaches beyond the {len(storage)} numbers of its record")
@@ -211,7 +216,7 @@ def as_tensor(view: View, storage: Tensor) -> Tensor:
 
 
 def views_of(root: Module) -> Iterator[tuple[str, View]]:
-    """(name, tensor) pairs of a module and all below it; a module in two places is named twice."""
+    """Yields (name, tensor) pairs of a module and all below it; a module in two places is named twice."""
     pending, seen = [("", root)], 0
     while pending:
         prefix, module = pending.pop()
@@ -226,7 +231,7 @@ def views_of(root: Module) -> Iterator[tuple[str, View]]:
 
 
 def read_objects(file: BinaryIO, records: dict[str, Record] | None = None) -> Any:
-    """The object that the next pickle in a file describes, in the instructions that torch writes.
+    """Returns the object that the next pickle in a file describes, in the instructions that torch writes.
 
     Python's own unpickler makes room for whatever memo index it is told of, and calls what it is told to call; torch's
     calls what makes tensors of any size.
@@ -306,7 +311,7 @@ def read_objects(file: BinaryIO, records: dict[str, Record] | None = None) -> An
 
 
 def known(module: str, name: str) -> Callable | torch.dtype:
-    """What a name in the pickle stands for here."""
+    """Returns what a name in the pickle stands for here."""
     if module.startswith("__torch__") or (module, name) in LEFT_BESIDE:
         return Module
     if module == "torch" and name in STORAGES:
@@ -325,13 +330,14 @@ def known(module: str, name: str) -> Callable | torch.dtype:
 
 
 def pairs(items: list) -> Iterator[tuple[Any, Any]]:
-    """Keys and values in turn. A tuple as a key could hold itself so often that its hash never ends."""
+    """Returns keys and values in turn. A tuple as a key could hold itself so often that its hash never ends."""
     if any(isinstance(key, tuple) for key in items[::2]):
         raise pickle.UnpicklingError("a key is a tuple")
     return zip(items[::2], items[1::2], strict=True)
 
 
 def with_attributes(module: Any, attributes: Any) -> Module | dict:
+    """Sets the attributes of a module."""
     if isinstance(module, dict):  # a state_dict() says which version of its classes it is of
         return module
     if not isinstance(module, Module):
@@ -341,6 +347,7 @@ def with_attributes(module: Any, attributes: Any) -> Module | dict:
 
 
 def record_of(kind: Any, dtype: Any, key: Any, device: Any, length: Any, view: Any = None) -> Record:
+    """Returns the storage that a pickle describes."""
     is_length = isinstance(length, int) and length >= 0
     if view is not None or not isinstance(dtype, torch.dtype) or not isinstance(key, str) or not is_length:
         raise pickle.UnpicklingError("a record is not described as one")
@@ -348,6 +355,7 @@ def record_of(kind: Any, dtype: Any, key: Any, device: Any, length: Any, view: A
 
 
 def view_of(record: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> View:
+    """Returns the tensor that a pickle describes."""
     if not isinstance(record, Record):
         raise pickle.UnpicklingError("a tensor has no record")
     return View(record, offset, size, stride)

@@ -1,4 +1,4 @@
-"""Tensors of files: the format safetensors, and the one check of what an entry holds."""
+"""The format safetensors, and the one check of what an entry holds."""
 
 import json
 import math
@@ -38,7 +38,7 @@ Count = Annotated[int, Field(strict=True, ge=0, lt=2**48)]
 
 
 class Entry(BaseModel):
-    """What the header of a safetensors file says of a tensor."""
+    """A tensor in the header of a safetensors file."""
 
     dtype: str
     shape: list[Count] = Field(max_length=16)
@@ -49,7 +49,7 @@ ENTRIES, TEXTS = TypeAdapter(dict[str, Entry]), TypeAdapter(dict[str, str])
 
 
 def read_file(path: str | Path) -> Any:
-    """The content of a file of tensors in either format, in memory of its own.
+    """Returns the content of a file of tensors in either format, in memory of its own.
 
     Raises:
         OSError: it cannot be read.
@@ -63,7 +63,7 @@ def read_file(path: str | Path) -> Any:
 def read_safetensors(
     path: str | Path, wanted: Callable[[dict[str, str]], bool] = lambda metadata: True
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata.
+    """Returns tensors and metadata of a safetensors file.
 
     In memory of their own: a map of the file, as the package safetensors makes it, ends the whole process where the
     file is cut short or written anew in place.
@@ -93,6 +93,7 @@ def read_safetensors(
 
 
 def exactly(file: BinaryIO, count: int) -> bytes:
+    """Reads so many bytes."""
     data = file.read(count)
     if len(data) != count:
         raise ValueError("it is cut short")
@@ -114,6 +115,7 @@ def check_places(entries: dict[str, Entry], size: int) -> None:
 
 
 def read_entry(file: BinaryIO, start: int, entry: Entry) -> Tensor:
+    """Returns the tensor of an entry."""
     first, last = entry.data_offsets
     x = torch.empty(last - first, dtype=torch.uint8)
     file.seek(start + first)
@@ -123,13 +125,13 @@ def read_entry(file: BinaryIO, start: int, entry: Entry) -> Tensor:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether the file holds each number of it: not of a sparse tensor, one without data, or one number repeated."""
+    """Tells whether the file holds each number of a tensor: not sparse, without data, or one number repeated."""
     dense = x.layout == torch.strided and not x.is_meta and not x.is_nested and not x.is_quantized
     return dense and x.numel() * x.element_size() <= x.untyped_storage().nbytes()
 
 
 def described(x: object, name: str, shape: Sequence[int | None] | None = None) -> Tensor:
-    """An entry that is to hold finite floating-point numbers, at least one.
+    """Returns an entry that holds at least one floating-point number, all of them finite.
 
     Args:
         shape: None for a side of any length; without it any shape at all.

@@ -1,4 +1,4 @@
-"""What a file says in words: the kinds of text that descriptions of files are made of, and what is wrong with one."""
+"""The kinds of text in file metadata, and what is wrong with one."""
 
 import reprlib
 import unicodedata
@@ -10,16 +10,17 @@ MAX_NAME, MAX_TEXT = 300, 20_000  # characters
 
 
 def printable(text: str) -> str:
-    """With half characters (Unicode's surrogates), which no log and no file takes, written as \\ud800."""
+    """Escapes half characters (Unicode's surrogates), which no log and no file takes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def odd_character(text: str) -> str | None:
-    """The first control or half character."""
+    """Returns the first control or half character."""
     return next((x for x in text if unicodedata.category(x) in ("Cc", "Cs")), None)
 
 
 def without_odd_characters(text: str) -> str:
+    """Returns the text, and refuses control and half characters."""
     odd = odd_character(text)
     if odd is not None:
         raise ValueError(f"it contains {odd!r}")
@@ -32,7 +33,7 @@ Name = Annotated[Label, StringConstraints(min_length=1, pattern=r"\S")]
 
 
 def first_fault(error: ValidationError) -> str:
-    """Of a description that does not fit: the entry, what was expected, and what is there."""
+    """Describes what is wrong with metadata: the entry, what was expected, and what is there."""
     fault = error.errors(include_url=False)[0]
     expected = fault["msg"].removeprefix("Value error, ")
     entry = ".".join(map(str, fault["loc"]))

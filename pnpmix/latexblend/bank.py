@@ -1,4 +1,4 @@
-"""h_c: what is kept of a concept, and how it is written down."""
+"""h_c: the features of a concept, and their file format."""
 
 import hashlib
 import json
@@ -18,10 +18,10 @@ Features = dict[str, tuple[Tensor, Tensor]]  # layer → K and V (1 + L, inner) 
 def extract(
     context: Tensor, project: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]
 ) -> Features:
-    """h_c from the text encoder's output (1 + L, width) for the slot of "photo of V* noun".
+    """Computes h_c from the text encoder's output (1 + L, width) for the slot of "photo of V* noun".
 
     Args:
-        project: of each layer the learned W_k and W_v.
+        project: of each layer the trained W_k and W_v.
     """
     with torch.no_grad():
         return {
@@ -31,7 +31,7 @@ def extract(
 
 
 def to_tensors(features: Features) -> dict[str, Tensor]:
-    """As a file holds them: "<layer>.k" and "<layer>.v", in half precision."""
+    """Returns the features as a file holds them: "<layer>.k" and "<layer>.v", in half precision."""
     return {
         f"{layer}.{side}": x.half().contiguous()
         for layer, pair in features.items()
@@ -40,7 +40,7 @@ def to_tensors(features: Features) -> dict[str, Tensor]:
 
 
 def file_bytes(features: Features, told: Mapping[str, object], others: Mapping[str, Tensor] | None = None) -> bytes:
-    """A safetensors file.
+    """Returns the content of a safetensors file.
 
     Args:
         told: what else there is to know, as JSON has it.
@@ -52,12 +52,12 @@ def file_bytes(features: Features, told: Mapping[str, object], others: Mapping[s
 
 
 def fingerprint(weight: Tensor) -> str:
-    """Of a checkpoint, by its first W_k."""
+    """Returns the fingerprint of a checkpoint, from its first W_k."""
     return hashlib.sha256(weight.detach().cpu().half().numpy().tobytes()).hexdigest()[:16]
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> Features:
-    """The inverse of `to_tensors`.
+    """Converts the result of `to_tensors` back.
 
     Raises:
         ValueError: a name ends otherwise, a layer has only one of the two, or they are not finite (1 + L, inner) with
@@ -78,10 +78,12 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> Features:
 
 
 def check(features: Features, widths: Mapping[str, int] | None = None, tokens: int | None = None) -> None:
-    """
+    """Refuses features that do not fit a model.
+
     Args:
         widths: of each layer of the model the number of channels; None: not known.
         tokens: 1 + L; None: whatever it is, the same everywhere.
+
     Raises:
         ValueError: says what does not fit.
     """

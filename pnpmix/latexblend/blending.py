@@ -1,4 +1,4 @@
-"""Feature replacement in the latent textual space: concepts put into the keys and values of a prompt."""
+"""Feature replacement in the latent textual space: blends concepts into the keys and values of a prompt."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ FAINTEST = 1e-4  # of a concept's attention that is left outside its region
 
 
 class Slot(NamedTuple):
-    """Where a concept goes in a prompt, and how."""
+    """The place of a concept in a prompt, and its strength."""
 
     features: Features
     first: int  # token of V*; the noun's follow
@@ -30,7 +30,7 @@ class Slot(NamedTuple):
 
 
 def acting(slots: Sequence[Slot], concept: int) -> list[Slot]:
-    """Those that act in the rows of one of PnP-MIX's concepts.
+    """Returns the slots that act in the batch rows of one of PnP-MIX's concepts.
 
     Its result inside a target comes from that concept's rows alone, so identities that share no row cannot mix. In no
     paper.
@@ -47,7 +47,7 @@ def blend(
     acts: bool = True,
     bound: bool = False,
 ) -> None:
-    """K and V of each slot go by its strength from the prompt's own to the concept's, in place.
+    """Moves K and V of each slot by its strength from the prompt's own to the concept's, in place.
 
     On a straight line from the plain prompt to all that a strength of 1 does, binding included.
 
@@ -72,7 +72,7 @@ def blend(
 def region_bias(
     slots: Sequence[Slot], region: float, grid: tuple[int, int], tokens: int, repeats: Sequence[int] = (0,)
 ) -> Tensor:
-    """What is added to a layer's logits (h * w, tokens) so that concepts with a mask act inside it.
+    """Returns what is added to a layer's logits (h * w, tokens), so that concepts with a mask act inside it.
 
     By a concept's strength, as all that it does.
 
@@ -90,16 +90,8 @@ def region_bias(
     return bias
 
 
-def repeats_of(tokens: int, prompt_tokens: int) -> range:
-    """Offsets of a prompt in a context that repeats it to the length of a longer one.
-
-    Where something follows the prompt, as other conditionings joined to it do, it stands there once.
-    """
-    return range(0, tokens if tokens % prompt_tokens == 0 else 1, prompt_tokens)
-
-
 def layer_grid(grid: tuple[int, int], positions: int) -> tuple[int, int]:
-    """Height and width of a layer with so many positions, for hosts that do not tell; `grid` is the latent's."""
+    """Returns height and width of a layer with so many tokens, for hosts that do not tell; `grid` is the latent's."""
     height, width = grid
     while height * width > positions:
         height, width = math.ceil(height / 2), math.ceil(width / 2)

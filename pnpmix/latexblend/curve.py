@@ -1,4 +1,4 @@
-"""The losses of a training as a picture."""
+"""Draws the loss curve of a training."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ SMOOTH = 50  # steps of which the thick line is the mean
 
 
 def draw_losses(losses: Sequence[float]) -> Tensor:
-    """(HEIGHT, WIDTH, 3) in 0..1: each step's loss, thin, and the mean of the last SMOOTH, thick."""
+    """Draws each step's loss, thin, and the mean of the last SMOOTH, thick: (HEIGHT, WIDTH, 3) in 0..1."""
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
     values = np.asarray(losses if losses else [0.0], dtype=np.float64)
@@ -20,9 +20,9 @@ def draw_losses(losses: Sequence[float]) -> Tensor:
     top = max(float(np.quantile(values, 0.98)), 1e-6)
     x = MARGIN + (WIDTH - 2 * MARGIN) * np.arange(len(values)) / max(len(values) - 1, 1)
 
-    def line(y: np.ndarray, colour: str, width: int) -> None:
+    def line(y: np.ndarray, color: str, width: int) -> None:
         height = HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * (y / top).clip(0, 1)
-        draw.line(list(zip(x.tolist(), height.tolist(), strict=True)), colour, width)
+        draw.line(list(zip(x.tolist(), height.tolist(), strict=True)), color, width)
 
     draw.rectangle((MARGIN, MARGIN, WIDTH - MARGIN, HEIGHT - MARGIN), outline="#b0b0b0")
     line(values, "#b8cde8", 1)

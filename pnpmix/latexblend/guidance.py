@@ -1,4 +1,4 @@
-"""Blending guidance: the latent is moved so that each identifier looks where its noun does, and concepts apart."""
+"""Blending guidance: each identifier attends where its noun does, and concepts stay separate."""
 
 from collections.abc import Sequence
 
@@ -14,19 +14,19 @@ SHARPNESS = 100.0  # of the softmax over a map
 
 
 def distributions(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, positions, n) maps → (B, n, cells) log-probabilities of where each token acts."""
+    """Returns log-probabilities (B, n, tokens) of where each prompt token acts, from maps (B, tokens, n)."""
     maps = rearrange(maps, "b (h w) n -> b n h w", h=grid[0])
     pooled = F.avg_pool2d(maps, tuple(min(POOL, side) for side in grid), ceil_mode=True)
     return (SHARPNESS * pooled.flatten(2)).log_softmax(-1)
 
 
 def distance(p: Tensor, q: Tensor) -> Tensor:
-    """Symmetric Kullback-Leibler divergence of log-probabilities (..., cells)."""
+    """Returns the symmetric Kullback-Leibler divergence of log-probabilities (..., tokens)."""
     return ((p.exp() - q.exp()) * (p - q)).sum(-1) / 2
 
 
 def blending_loss(maps: Tensor, grid: tuple[int, int], slots: Sequence[Slot], g1: float, g2: float) -> Tensor:
-    """g1 * sum of D(V*, noun) - g2 * sum of D between concepts, of one layer.
+    """Computes g1 * sum of D(V*, noun) - g2 * sum of D between concepts, of one layer.
 
     Of a noun's tokens the one farthest from V* counts. Between two concepts, in either order, it is the mean over the
     other's tokens of the distance from the farthest of the own. Each term counts by the strengths of its concepts.
@@ -34,6 +34,7 @@ def blending_loss(maps: Tensor, grid: tuple[int, int], slots: Sequence[Slot], g1
     Args:
         maps: (B, positions, tokens), see `attention_probabilities`, with the identifiers' own keys.
         grid: height and width of the layer.
+
     Returns:
         (B,)
     """
@@ -50,7 +51,7 @@ def blending_loss(maps: Tensor, grid: tuple[int, int], slots: Sequence[Slot], g1
 
 
 def guide(denoised: Tensor, gradient: Tensor, sigma: Tensor, scale: float) -> Tensor:
-    """eps + scale * ∇_z L, as a denoised estimate: D - sigma * scale * ∇_z L.
+    """Returns eps + scale * ∇_z L as a denoised estimate: D - sigma * scale * ∇_z L.
 
     Args:
         gradient: ∇_x L (B, C, H, W) for x = z * sqrt(1 + sigma²).

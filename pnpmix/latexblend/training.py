@@ -1,4 +1,4 @@
-"""Learning h_c: a trainable flow for the concept's words beside a frozen one for all others."""
+"""Training of h_c: a trainable flow for the concept's words beside a frozen one for all others."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -22,7 +22,7 @@ EXTRACTED_FROM = TEMPLATES[2]
 WEIGHT_DECAY, MAX_NORM = 0.01, 1.0
 CONCEPT_WEIGHT = 4.0  # of the concept's loss beside that of its class
 TIMESTEPS = 1000
-SMALL, MIDDLE = 1 / 3, 0.6  # shares of the frame: how small a photo is shown, and below which on grey
+SMALL, MIDDLE = 1 / 3, 0.6  # shares of the frame: how small a photo is shown, and below which on gray
 GREY = 0.5  # which for the VAE is 0
 ZOOM = (1.2, 1.4)
 
@@ -38,7 +38,7 @@ class Diverged(Exception):
 
 
 class Draw(NamedTuple):
-    """What chance decides in one step. Row 0 is of the concept, row 1, where there is one, of its class."""
+    """The random choices of one step. Row 0 is of the concept, row 1, if present, of its class."""
 
     concept_template: int
     base_template: int
@@ -49,7 +49,7 @@ class Draw(NamedTuple):
 
 
 def new_delta(inner: int, width: int, rank: int, generator: torch.Generator) -> Delta:
-    """A change of nothing yet, in float32. `rank` 0: of full rank."""
+    """Returns a change of zero, in float32. `rank` 0: of full rank."""
     if rank == 0:
         return (torch.zeros(inner, width),)
     down = torch.randn((rank, width), generator=generator) * width**-0.5
@@ -57,7 +57,7 @@ def new_delta(inner: int, width: int, rank: int, generator: torch.Generator) -> 
 
 
 def apply_delta(delta: Delta, x: Tensor) -> Tensor:
-    """What a learned projection adds to the frozen one's output, for (..., width)."""
+    """Returns what a trained projection adds to the frozen one's output, for (..., width)."""
     for matrix in reversed(delta):
         x = F.linear(x.to(matrix), matrix)
     return x
@@ -66,16 +66,17 @@ def apply_delta(delta: Delta, x: Tensor) -> Tensor:
 def training_features(
     projected: Tensor, delta: Delta, context: Tensor, first: Sequence[int], length: int, concept_rows: int
 ) -> Tensor:
-    """K, or V, of one layer for a step of training.
+    """Returns K, or V, of one layer for a step of training.
 
-    In rows of the concept, h_c (the last `length` tokens of the context through the learned projection) takes its slot
+    In rows of the concept, h_c (the last `length` tokens of the context through the trained projection) takes its slot
     in h_b, everything else through the frozen one; so nothing but h_c can learn. In the rows after them, of the class,
-    every token goes through the learned projection.
+    every token goes through the trained projection.
 
     Args:
         projected: (B, tokens + length, inner), the frozen projection of the context.
         context: (B, tokens + length, width); in concept rows the concept flow's slot follows the base flow's prompt.
         first: of each concept row, the first token of its slot.
+
     Returns:
         (B, tokens, inner)
     """
@@ -91,14 +92,14 @@ def training_features(
 
 
 def prediction_loss(denoised: Tensor, x0: Tensor, sigma: Tensor, mask: Tensor, predicts_v: bool) -> Tensor:
-    """(B,) mean squared error of the predicted eps, or v, where the mask (B, 1, H, W) is 1."""
+    """Returns the mean squared error (B,) of the predicted eps, or v, where the mask (B, 1, H, W) is 1."""
     weight = (1 + sigma**2) / sigma**2 if predicts_v else 1 / sigma**2
     error = weighted((denoised.float() - x0).square().mean(1, keepdim=True), mask)
     return weight * error.sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
 
 
 def total_loss(losses: Tensor, prior_weight: float) -> Tensor:
-    """Of a step's rows (B,).
+    """Returns the loss () of a step from the losses of its rows (B,).
 
     The authors' code adds the concept's error up over the 4 channels of a latent, and takes the mean for its class.
     Without a class picture it takes the mean for the concept as well. Clipping of gradients sees the difference.
@@ -107,12 +108,13 @@ def total_loss(losses: Tensor, prior_weight: float) -> Tensor:
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """So that a step draws the same whether or not training was interrupted before it."""
+    """Returns a generator that draws the same for a step, whether or not training was interrupted before it."""
     return torch.Generator("cpu").manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
 def draw(seed: int, step: int, views: int, class_pictures: int, shape: torch.Size) -> Draw:
-    """
+    """Draws the random choices of a step.
+
     Args:
         shape: of a latent (C, H, W).
     """
@@ -133,10 +135,10 @@ def draw(seed: int, step: int, views: int, class_pictures: int, shape: torch.Siz
 
 
 def augment(picture: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A view of a square photo (3, S, S), and the mask (S, S) of what of it is photo.
+    """Returns a view of a square photo (3, S, S), and the mask (S, S) of the photo in it.
 
     Half of them are mirrored. A third are cut out of a magnified photo; of the others, those drawn to be smaller than
-    MIDDLE stand on grey, and the rest fill the frame.
+    MIDDLE stand on gray, and the rest fill the frame.
     """
     size = picture.shape[-1]
     chance, share, x, y = torch.rand(4, generator=generator).tolist()
@@ -159,9 +161,11 @@ def augment(picture: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
     return view, mask
 
 
-def mask_on_latent(mask: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The mask of a view (S, S) → (h, w), without the latent tokens at the photo's border, which the VAE mixes with the
-    grey around it: those that the authors' code leaves."""
+def mask_on_latent(mask: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Scales the mask of a view (S, S) to (h, w), without the latent tokens at the photo's border.
+
+    The VAE mixes these with the gray around the photo; the authors' code leaves them out too.
+    """
     if mask.all():
         return mask.new_ones(grid)
     inside = mask.new_zeros(grid)
@@ -175,12 +179,12 @@ def mask_on_latent(mask: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def resized(picture: Tensor, size: int) -> Tensor:
-    """(3, S, S) → (3, size, size)."""
+    """Resizes an image (3, S, S) to (3, size, size)."""
     return F.interpolate(picture[None], (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
 def square(picture: Tensor, size: int) -> Tensor:
-    """The middle of a photo (3, H, W) → (3, size, size)."""
+    """Crops the central square of an image (3, H, W), resized to (3, size, size)."""
     side = min(picture.shape[1:])
     top, left = ((length - side) // 2 for length in picture.shape[1:])
     return resized(picture[:, top : top + side, left : left + side], size)
@@ -194,41 +198,43 @@ def fit(
     state: Mapping[str, Tensor] | None = None,
     callback: Callable[[int, float], bool] = lambda step, loss: False,
 ) -> dict[str, Tensor]:
-    """AdamW with clipped gradients, in place.
+    """Trains with AdamW and clipped gradients, in place.
 
     Args:
         parameters: leaf tensors in float32, by name.
         loss_of: the loss of a step.
         state: the moments that an earlier call returned, to go on from.
-        callback: called after each step with its number, from 1, and its loss; ends learning where it returns True.
+        callback: called after each step with its number, from 1, and its loss; ends training where it returns True.
+
     Returns:
-        "<name>.mean" and "<name>.square", the optimiser's moments.
+        "<name>.mean" and "<name>.square", the optimizer's moments.
+
     Raises:
         Diverged: the parameters are then those that gave the bad loss.
     """
-    optimiser = torch.optim.AdamW(parameters.values(), learning_rate, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(parameters.values(), learning_rate, weight_decay=WEIGHT_DECAY)
     for name, parameter in parameters.items():
         parameter.requires_grad_(True)
         if state:
-            optimiser.state[parameter] = {
+            optimizer.state[parameter] = {
                 "step": torch.tensor(float(steps.start)),
                 "exp_avg": state[f"{name}.mean"].to(parameter).clone(),
                 "exp_avg_sq": state[f"{name}.square"].to(parameter).clone(),
             }
     for step in steps:
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss = loss_of(step)
         if not torch.isfinite(loss):
             raise Diverged(step + 1)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), MAX_NORM)
-        optimiser.step()
+        optimizer.step()
         if callback(step + 1, float(loss.detach())):
             break
     moments = {"mean": "exp_avg", "square": "exp_avg_sq"}
     return {
-        f"{name}.{ours}": optimiser.state[parameter][theirs]
+        f"{name}.{ours}": optimizer.state[parameter][theirs]
         for name, parameter in parameters.items()
-        if parameter in optimiser.state
+        if parameter in optimizer.state
         for ours, theirs in moments.items()
     }

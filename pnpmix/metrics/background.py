@@ -1,6 +1,6 @@
-"""What is left of the background: PSNR, SSIM and LPIPS outside the masks.
+"""PSNR, SSIM and LPIPS of a scene outside the masks.
 
-Pictures are (H, W, 3) in 0..1, masks (H, W), 1 where a change is wanted.
+Images are (H, W, 3) in 0..1, masks (H, W), 1 where a change is wanted.
 """
 
 import importlib
@@ -18,34 +18,34 @@ ALEXNET = "alexnet-owt-7be5be79.pth"
 
 
 def psnr(picture: Tensor, original: Tensor, mask: Tensor) -> float:
-    """Peak signal to noise ratio of the pixels outside the mask, in dB; 100 where they are the same.
+    """Returns the peak signal-to-noise ratio of the pixels outside the mask, in dB; 100 where they are identical.
 
     Raises:
         ValueError: the mask covers everything.
     """
     outside = mask < 0.5
     if not outside.any():
-        raise ValueError("the mask covers the whole picture.")
+        raise ValueError("the mask covers the whole image.")
     error = (picture.double() - original.double())[outside].square().mean()
     return -10 * float(error.clamp(min=SAME).log10())
 
 
 def ssim(picture: Tensor, original: Tensor, mask: Tensor) -> float:
-    """Structural similarity (Wang et al. 2004), -1..1: the mean over the windows that see nothing of the mask.
+    """Returns the structural similarity (Wang et al. 2004), -1..1: the mean over the windows outside the mask.
 
     Raises:
         ValueError: there is no such window.
     """
     if min(mask.shape) < WINDOW:
-        raise ValueError(f"SSIM needs pictures of at least {WINDOW} pixels a side.")
+        raise ValueError(f"SSIM needs images of at least {WINDOW} pixels a side.")
     seen = F.max_pool2d((mask >= 0.5).float()[None], WINDOW, stride=1)[0]
     if seen.all():
-        raise ValueError(f"nowhere outside the mask there is room for SSIM's window of {WINDOW} pixels.")
+        raise ValueError(f"the mask leaves no room for SSIM's window of {WINDOW} pixels.")
     return float(ssim_map(picture, original)[seen == 0].mean())
 
 
 def ssim_map(a: Tensor, b: Tensor) -> Tensor:
-    """(H, W, 3) twice → (H - 10, W - 10) SSIM of each window that lies in the picture, mean over the colours."""
+    """Returns the SSIM of each window, (H - 10, W - 10), of two images (H, W, 3), the mean over the channels."""
     x, y = (p.double().movedim(-1, 0)[:, None] for p in (a, b))
     mean_x, mean_y = window_mean(x), window_mean(y)
     variance_x, variance_y = window_mean(x * x) - mean_x**2, window_mean(y * y) - mean_y**2
@@ -56,14 +56,14 @@ def ssim_map(a: Tensor, b: Tensor) -> Tensor:
 
 
 def window_mean(x: Tensor) -> Tensor:
-    """(n, 1, H, W) → (n, 1, H - 10, W - 10), weighted by a Gaussian window."""
+    """Averages (n, 1, H, W) over a Gaussian window, to (n, 1, H - 10, W - 10)."""
     weights = torch.exp(-0.5 * ((torch.arange(WINDOW).to(x) - WINDOW // 2) / SIGMA) ** 2)
     weights = weights / weights.sum()
     return F.conv2d(F.conv2d(x, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
 
 
 def lpips_network() -> nn.Module:
-    """The network of LPIPS (arXiv 1801.03924) on AlexNet, from the package lpips and torch's own cache.
+    """Loads LPIPS (arXiv 1801.03924) on AlexNet, from the package lpips and torch's own cache.
 
     Raises:
         FileNotFoundError: the package or the weights of AlexNet are missing; the message says what to do.
@@ -82,13 +82,13 @@ def lpips_network() -> nn.Module:
 
 
 def lpips(network: nn.Module, picture: Tensor, original: Tensor, mask: Tensor) -> float:
-    """Perceptual distance of the pictures, 0 for the same, the original's pixels under the mask in both.
+    """Returns the perceptual distance of two images, 0 if identical, with the original's pixels under the mask in both.
 
     Raises:
-        ValueError: the pictures are too small for the network.
+        ValueError: the images are too small for the network.
     """
     if min(mask.shape) < LEAST:
-        raise ValueError(f"LPIPS needs pictures of at least {LEAST} pixels a side.")
+        raise ValueError(f"LPIPS needs images of at least {LEAST} pixels a side.")
     kept = torch.where((mask >= 0.5)[..., None], original, picture)
     a, b = (p.float().movedim(-1, 0)[None] * 2 - 1 for p in (kept, original))
     return float(network(a, b))

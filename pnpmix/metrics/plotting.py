@@ -1,4 +1,4 @@
-"""Bars of several variants side by side, as a picture."""
+"""Draws bars that compare variants."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..vision.drawing import colour
+from ..vision.drawing import color
 from .statistics import Measured, by_variant, interval
 
 WIDTH, LINE, GAP = 800, 30, 12  # pixels: of the picture, of a row, round everything
@@ -17,10 +17,10 @@ PAPER, INK, FAINT = "#ffffff", "#222222", "#d8d8d8"
 
 
 def draw_bars(measures: Sequence[Measured], variants: Sequence[str]) -> Tensor:
-    """(H, W, 3) in 0..1: for each measure a bar of each variant, with its 95 % interval.
+    """Draws for each measure a bar of each variant, with its 95 % interval: (H, W, 3) in 0..1.
 
     Args:
-        measures: of the same pictures, those of one variant after those of another.
+        measures: of the same images, those of one variant after those of another.
 
     Raises:
         ValueError: a measure's values do not divide evenly among the variants.
@@ -35,6 +35,7 @@ def draw_bars(measures: Sequence[Measured], variants: Sequence[str]) -> Tensor:
 
 
 def draw_measure(draw: ImageDraw.ImageDraw, top: int, measured: Measured, variants: Sequence[str]) -> None:
+    """Draws the name of one measure and its bars, from the row `top` down."""
     plain, small = ImageFont.load_default(size=16), ImageFont.load_default(size=14)
     draw.text((GAP, top + 4), shortened(draw, measured.name, plain, WIDTH - GAP - NUMBERS), INK, plain)
     better = "more is better" if measured.more_is_better else "less is better"
@@ -53,7 +54,7 @@ def draw_measure(draw: ImageDraw.ImageDraw, top: int, measured: Measured, varian
         draw.text((GAP, middle), shortened(draw, variant, plain), INK, plain, anchor="lm")
         draw.rectangle((left, y + 4, right, y + LINE - 5), FAINT)
         ends = sorted((place(0), place(mean)))
-        draw.rectangle((ends[0], y + 4, ends[1], y + LINE - 5), colour(k))
+        draw.rectangle((ends[0], y + 4, ends[1], y + LINE - 5), color(k))
         number = f"{mean:.{measured.digits}f}"
         if math.isfinite(half):  # a single value has none
             span = [place(mean - half), place(mean + half)]
@@ -66,7 +67,7 @@ def draw_measure(draw: ImageDraw.ImageDraw, top: int, measured: Measured, varian
 
 
 def shortened(draw: ImageDraw.ImageDraw, name: str, font, room: int = NAMES) -> str:
-    """As much of a name as its column takes."""
+    """Returns as much of a name as its column holds."""
     name = "".join(x if x.isprintable() else " " for x in name)
     kept = name[:room]  # no letter is narrower than a pixel
     while kept and draw.textlength(kept if kept == name else kept + "…", font=font) > room - GAP:

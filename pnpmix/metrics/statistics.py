@@ -1,4 +1,4 @@
-"""Several values of one measure: their mean, how sure it is, and words for both."""
+"""Mean and confidence interval of a measure, as numbers and as text."""
 
 import math
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ NORMAL = 1.959963984540054  # 95 % of a normal distribution lie within so many s
 
 
 class Measured(NamedTuple):
-    """One measure of several pictures."""
+    """One measure of several images."""
 
     name: str  # as a table shows it, with the unit if there is one
-    values: tuple[float, ...]  # of each picture, in their order
+    values: tuple[float, ...]  # of each image, in their order
     more_is_better: bool = True
     digits: int = 3
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % confidence interval (Student's t); NaN for the width of a single value.
+    """Returns the mean, and half the width of its 95 % confidence interval (Student's t); NaN for a single value.
 
     Raises:
         ValueError: there are no values.
@@ -34,7 +34,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def students_t(freedom: int) -> float:
-    """95 % of Student's distribution with so many degrees of freedom lie within ± this; to 0.2 %.
+    """Returns the bound within which 95 % of Student's distribution lie, to 0.2 %.
 
     In closed form for 1 and 2, else by the expansion in 1 / freedom round the normal distribution (Abramowitz and
     Stegun, Handbook of Mathematical Functions, 26.7.5).
@@ -54,22 +54,22 @@ def students_t(freedom: int) -> float:
 
 
 def mean_with_interval(values: Sequence[float], digits: int = 3) -> str:
-    """'0.812 ± 0.034', or '0.812' of a single value."""
+    """Formats the mean with its interval: '0.812 ± 0.034', or '0.812' of a single value."""
     mean, half = interval(values)
     return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if math.isfinite(half) else "")
 
 
 def report(measured: Measured) -> str:
-    """'SSIM 0.812 ± 0.034 (4 pictures, 95 % interval): 0.81, 0.79, …'"""
+    """Formats a measure: 'SSIM 0.812 ± 0.034 (4 images, 95 % interval): 0.81, 0.79, …'."""
     name, values, _, digits = measured
     if len(values) == 1:
         return f"{name} {values[0]:.{digits}f}"
     each = ", ".join(f"{x:.{digits}f}" for x in values)
-    return f"{name} {mean_with_interval(values, digits)} ({len(values)} pictures, 95 % interval): {each}"
+    return f"{name} {mean_with_interval(values, digits)} ({len(values)} images, 95 % interval): {each}"
 
 
 def distinct(measures: Sequence[Measured]) -> list[Measured]:
-    """The same, numbered where several have one name, such as the look of each of two things."""
+    """Numbers the measures that share a name, such as the similarity of each of two concepts."""
     names = [x.name for x in measures]
     return [
         x._replace(name=f"{x.name} {names[: k + 1].count(x.name)}") if names.count(x.name) > 1 else x
@@ -78,7 +78,7 @@ def distinct(measures: Sequence[Measured]) -> list[Measured]:
 
 
 def by_variant(values: Sequence[float], variants: int) -> list[tuple[float, ...]]:
-    """The values of each variant, whose pictures follow one another: as many of each.
+    """Splits the values among the variants, whose images follow one another, equally many of each.
 
     Raises:
         ValueError: they do not divide evenly.
@@ -90,10 +90,10 @@ def by_variant(values: Sequence[float], variants: int) -> list[tuple[float, ...]
 
 
 def table(measures: Sequence[Measured], variants: Sequence[str]) -> str:
-    """Markdown: a row for each variant, a column for each measure; ▲: more is better, ▼: less is.
+    """Returns a Markdown table: a row for each variant, a column for each measure; ▲: more is better, ▼: less is.
 
     Args:
-        measures: of the same pictures, those of one variant after those of another.
+        measures: of the same images, those of one variant after those of another.
 
     Raises:
         ValueError: a measure's values do not divide evenly among the variants.

@@ -1,4 +1,4 @@
-"""Appearance normalisation: AdaIN (arXiv 1703.06868) between the objects of two latents."""
+"""Appearance normalization: AdaIN (arXiv 1703.06868) between the objects of two latents."""
 
 from torch import Tensor
 
@@ -6,14 +6,14 @@ from ..masks import weighted
 
 
 def object_moments(x: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (n, C, 1, 1) of each channel of x (n, C, H, W) under its mask (n, 1, H, W)."""
+    """Returns mean and deviation (n, C, 1, 1) of each channel of x (n, C, H, W) under its mask (n, 1, H, W)."""
     weights = masks / masks.sum((-2, -1), keepdim=True).clamp(min=1e-6)
     mean = weighted(x, weights).sum((-2, -1), keepdim=True)
     return mean, weighted((x - mean) ** 2, weights).sum((-2, -1), keepdim=True).sqrt()
 
 
 def adain(x: Tensor, masks: Tensor, styles: Tensor, style_masks: Tensor) -> Tensor:
-    """x with the mean and the standard deviation that each style's object has, channel by channel.
+    """Gives x the mean and the standard deviation of each style's object, channel by channel.
 
     Cross-Image Attention (arXiv 2311.03335) does so with noisy latents; the paper names it as future work.
 
@@ -22,6 +22,7 @@ def adain(x: Tensor, masks: Tensor, styles: Tensor, style_masks: Tensor) -> Tens
         masks: (n, 1, H, W) weights in 0..1 of x's objects.
         styles: (n, C, H, W) latents.
         style_masks: (n, 1, H, W) weights of the styles' objects.
+
     Returns:
         (n, C, H, W); what lies outside its mask means nothing.
     """

@@ -8,7 +8,7 @@ from ..masks import weighted
 
 
 class Dilution(NamedTuple):
-    """What keeps the rest of the scene out of a branch."""
+    """The settings of background dilution++, and the trajectory of the clean plate."""
 
     trajectory: Tensor  # (N + 1, C, H, W) of the inpainted background
     boxes: Tensor  # (n, 1, H, W) M_E of each concept
@@ -16,17 +16,17 @@ class Dilution(NamedTuple):
     outside: Literal["scaled", "blended"]
 
 
-def background_dilution(branches: Tensor, inpaint: Tensor, dilution: Dilution) -> Tensor:
-    """Puts the inpainted background round the box of each concept.
+def background_dilution(references: Tensor, inpaint: Tensor, dilution: Dilution) -> Tensor:
+    """Puts the clean plate around the box of each concept.
 
     Outside the box "scaled" is the equation, beta * inpaint; "blended" is the reading of the
-    paper's prose, beta * inpaint + (1 - beta) * branch.
+    paper's prose, beta * inpaint + (1 - beta) * reference.
 
     Args:
-        branches: (n, C, H, W) latents.
+        references: (n, C, H, W) latents.
         inpaint: (C, H, W) inpainted background at the same noise level.
     """
     outside = dilution.beta * inpaint
     if dilution.outside == "blended":
-        outside = outside + (1 - dilution.beta) * branches
-    return weighted(outside, 1 - dilution.boxes) + weighted(branches, dilution.boxes)
+        outside = outside + (1 - dilution.beta) * references
+    return weighted(outside, 1 - dilution.boxes) + weighted(references, dilution.boxes)

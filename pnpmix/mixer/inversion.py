@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from ..batching import fetch, in_groups, is_torch_oom
-from ..masks import weighted
-from ..schedule import NoisePath, added_noise, loudness, posterior_mean, shown_levels, to_denoised, to_eps
+from ..schedule import NoisePath, added_noise, posterior_mean, to_denoised, to_eps
 
 
 class Inversion(NamedTuple):
-    """An inverted picture: where it is at every noise level, and what the model predicts there.
+    """An inverted image: its trajectory over the noise levels, and the model's predictions on it.
 
     The noise map of eq. 3.2 is not stored: its residual r_i = x_{i+1} - mu(x_i) follows from these.
     """
@@ -21,36 +20,24 @@ class Inversion(NamedTuple):
     trajectory: Tensor  # (N + 1, C, H, W), the last one is the picture itself
     eps: Tensor  # (N, C, H, W) prediction at the first N of them, see `to_eps`
     seed: int  # of the trajectory's noise
-    noise_shift: float = 0.0  # of the trajectory, and so of all that is mixed into it
 
 
-RESIDUAL_LIMIT = 15.5 / (4 * 64 * 64) ** 0.5  # root mean square of a last residual; TurboEdit's norm for its latents
-
-
-def edit_friendly_trajectory(
-    x0: Tensor, sigmas: Tensor, seed: int, path: NoisePath = added_noise, noise_shift: float = 0.0
-) -> Tensor:
-    """x_i = a_i * x0 + b_i * eps_i with independent eps_i (eq. 3.1).
-
-    With a noise shift a_i and b_i are those of a lower level (see `shown_levels`), and x_i is as loud as the model
-    expects it at sigma_i: where noise is added, a shift of 1 gives
-    x_i = sqrt((1 + sigma_i²) / (1 + sigma_{i+1}²)) * (x0 + sigma_{i+1} * eps_i).
+def edit_friendly_trajectory(x0: Tensor, sigmas: Tensor, seed: int, path: NoisePath = added_noise) -> Tensor:
+    """Returns x_i = a_i * x0 + b_i * eps_i with independent eps_i (eq. 3.1).
 
     Args:
         x0: (C, H, W) latent.
         sigmas: (N + 1,) noise levels, the last one 0.
         seed: of the noise, which is drawn on the CPU so that it is the same on every machine.
         path: of the model that reads it.
-        noise_shift: 0..1.
+
     Returns:
         (N + 1, C, H, W); the last entry is x0.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     noise = torch.randn((len(sigmas) - 1, *x0.shape), generator=generator).to(x0)
-    levels = shown_levels(sigmas, noise_shift)
-    gain = loudness(sigmas[:-1], path) / loudness(levels, path)
-    a, b = (x.view(-1, 1, 1, 1) for x in path(levels))
-    return torch.cat([gain.view(-1, 1, 1, 1) * (a * x0 + b * noise), x0[None]])
+    a, b = (x.view(-1, 1, 1, 1) for x in path(sigmas[:-1]))
+    return torch.cat([a * x0 + b * noise, x0[None]])
 
 
 def ddpm_invert(
@@ -62,7 +49,6 @@ def ddpm_invert(
     callback: Callable[[int, Tensor], None] | None = None,
     is_oom: Callable[[Exception], bool] = is_torch_oom,
     path: NoisePath = added_noise,
-    noise_shift: float = 0.0,
 ) -> Inversion:
     """Inverts `x0`. No timestep depends on another, so many of them share a model call.
 
@@ -75,9 +61,8 @@ def ddpm_invert(
         callback: called with (timesteps done, latest denoised estimate (1, C, H, W)).
         is_oom: see `in_groups`.
         path: of the model.
-        noise_shift: 0..1, see `edit_friendly_trajectory`.
     """
-    trajectory = edit_friendly_trajectory(x0, sigmas, seed, path, noise_shift)
+    trajectory = edit_friendly_trajectory(x0, sigmas, seed, path)
 
     def predict(timesteps: slice) -> Tensor:
         x, sigma = trajectory[timesteps], sigmas[timesteps]
@@ -87,11 +72,11 @@ def ddpm_invert(
         return eps
 
     eps, _ = in_groups(predict, len(sigmas) - 1, timesteps_per_call, is_oom)
-    return Inversion(sigmas, trajectory, eps, seed, noise_shift)
+    return Inversion(sigmas, trajectory, eps, seed)
 
 
 class InversionStep(NamedTuple):
-    """One step of an inversion, on the device that it is needed on."""
+    """One step of an inversion, on the device where it is needed."""
 
     sigma: Tensor  # ()
     sigma_next: Tensor  # ()
@@ -102,13 +87,14 @@ class InversionStep(NamedTuple):
 
 
 def inversion_step(inversion: Inversion, i: int, device: torch.device, path: NoisePath) -> InversionStep:
+    """Returns step i of an inversion, on the device."""
     trajectory, eps = inversion.trajectory, inversion.eps
     back, back_next, eps_back = (fetch(x, device) for x in (trajectory[i], trajectory[i + 1], eps[i]))
     return InversionStep(inversion.sigmas[i], inversion.sigmas[i + 1], back, back_next, eps_back, path)
 
 
 def edit_friendly_step(x: Tensor, eps: Tensor, background: InversionStep) -> Tensor:
-    """One step down with the residual of the inverted picture (eq. 3.2).
+    """Makes one step down with the residual of the inverted image (eq. 3.2).
 
     x_{i+1} = mu(x, eps) + r_i, summed in the order in which a latent that is still on the picture's
     own trajectory stays on it to the last bit.
@@ -119,20 +105,3 @@ def edit_friendly_step(x: Tensor, eps: Tensor, background: InversionStep) -> Ten
     levels = (background.sigma, background.sigma_next, background.path)
     mean = posterior_mean(background.x, background.eps, *levels)
     return background.x_next + (posterior_mean(x, eps, *levels) - mean)
-
-
-def residual_excess(background: InversionStep, masks: Tensor) -> Tensor:
-    """What the residual of the inverted picture has inside each mask above RESIDUAL_LIMIT (n, C, H, W).
-
-    TurboEdit shortens the whole last residual, r * min(1, limit / |r|); here the background needs its own, so each
-    mask's part of it is measured and shortened alone.
-
-    Args:
-        masks: (n, 1, H, W) weights in 0..1.
-    """
-    levels = (background.sigma, background.sigma_next, background.path)
-    residual = background.x_next - posterior_mean(background.x, background.eps, *levels)
-    power = weighted((residual**2).mean(0), masks)  # (n, 1, H, W)
-    size = (power.sum((1, 2, 3)) / masks.sum((1, 2, 3)).clamp(min=1e-6)).sqrt()
-    kept = (RESIDUAL_LIMIT / size.clamp(min=1e-6)).clamp(max=1).view(-1, 1, 1, 1)
-    return weighted(residual, (1 - kept) * masks)

@@ -12,55 +12,55 @@ from ..masks import weighted
 from ..schedule import NoisePath, added_noise, swap_guidance_scale, to_denoised, to_eps
 from .adain import adain
 from .dilution import Dilution, background_dilution
-from .inversion import Inversion, edit_friendly_step, inversion_step, residual_excess
-from .mixing import mix_branch_noise, mix_noise
+from .inversion import Inversion, edit_friendly_step, inversion_step
+from .mixing import mix_noise, mix_reference_noise
 
 
-class Rows(NamedTuple):
-    """Layout of one model batch: for each role in turn, one row for each of the concepts."""
+class BatchRows(NamedTuple):
+    """The layout of one model batch: for each role in turn, one batch row for each of the concepts."""
 
     roles: tuple[str, ...]  # of "personal", "swap" and "plain"
     concepts: slice
     step: int = 0
 
 
-Denoise = Callable[[Tensor, Tensor, Rows], Tensor]
+Denoise = Callable[[Tensor, Tensor, BatchRows], Tensor]
 
 
-def roles_needed(guided: bool, weight: float, known: bool = False) -> tuple[str, ...]:
-    """The rows of each concept in one step, without those that nothing reads.
+def roles_needed(guided: bool, weight: float, cached: bool = False) -> tuple[str, ...]:
+    """Returns the batch rows of each concept in one step, without those that nothing reads.
 
     Args:
-        known: whether the host has at hand what attention reads of the personal rows.
+        cached: whether the host has at hand what attention reads of the personal rows.
     """
     if not guided:
         return ("plain",)
     roles = ("swap",) if weight == 1 else ("swap", "plain")
-    return roles if known else ("personal", *roles)
+    return roles if cached else ("personal", *roles)
 
 
 def predict_noise(
     denoise: Denoise,
     personal: Tensor,
-    branches: Tensor,
+    references: Tensor,
     sigma: Tensor,
     guided: bool,
     weight: float,
     step: int,
-    known: Callable[[int, slice], bool],
+    cached: Callable[[int, slice], bool],
     group: slice,
 ) -> Tensor:
-    """eps_k = eps_plain + weight * (eps_swap - eps_plain) for a group of concepts.
+    """Computes eps_k = eps_plain + weight * (eps_swap - eps_plain) for a group of concepts.
 
     Args:
-        personal, branches: (n, C, H, W) latents of all concepts at noise level `sigma` ().
+        personal, references: (n, C, H, W) latents of all concepts at noise level `sigma` ().
         guided: whether appearance is guided; otherwise eps_k = eps_plain.
-        known: see `sample_pnp_mix`.
+        cached: see `sample_pnp_mix`.
     """
-    roles = roles_needed(guided, weight, known(step, group))
-    latents = {"personal": personal, "swap": branches, "plain": branches}
+    roles = roles_needed(guided, weight, cached(step, group))
+    latents = {"personal": personal, "swap": references, "plain": references}
     x = torch.cat([latents[role][group] for role in roles])
-    eps = to_eps(x, denoise(x, sigma.expand(len(x)), Rows(roles, group, step)), sigma)
+    eps = to_eps(x, denoise(x, sigma.expand(len(x)), BatchRows(roles, group, step)), sigma)
     eps_of = dict(zip(roles, eps.chunk(len(roles)), strict=True))
     if "swap" not in eps_of:
         return eps_of["plain"]
@@ -76,7 +76,7 @@ def sample_pnp_mix(
     masks: Tensor,
     guided: Sequence[bool],
     swap_guidance: float = 3.5,
-    mix_branches: bool = True,
+    mix_references: bool = True,
     dilution: Dilution | None = None,
     object_masks: Tensor | None = None,
     concepts_per_call: int = 1,
@@ -84,10 +84,9 @@ def sample_pnp_mix(
     is_oom: Callable[[Exception], bool] = is_torch_oom,
     path: NoisePath = added_noise,
     falling_guidance: bool = True,
-    clip_residual: bool = False,
-    known: Callable[[int, slice], bool] = lambda step, concepts: False,
+    cached: Callable[[int, slice], bool] = lambda step, concepts: False,
 ) -> tuple[Tensor, Tensor]:
-    """Blends n concepts into the inverted background.
+    """Blends n concepts into the inverted scene.
 
     Args:
         denoise: denoise(x, sigma, rows) of (B, C, H, W) and (B,), the denoised estimate; its swap
@@ -98,48 +97,45 @@ def sample_pnp_mix(
             elsewhere and are then fetched level by level.
         guided: for each step, whether appearance is guided in it.
         swap_guidance: weight of the guided prediction, the first one where it falls, see `swap_guidance_scale`.
-        mix_branches: whether branches get the background's noise outside their target.
-        dilution: inpainted background, boxes and strength; None leaves the branches as they are.
+        mix_references: whether references get the background's noise outside their target.
+        dilution: inpainted background, boxes and strength; None leaves the references as they are.
         object_masks: (n, 1, H, W) where the object of each concept is in its own picture. Given, AdaIN after each
             guided step brings the rendered objects to the channel statistics of the concepts' objects.
         concepts_per_call: how many concepts share a model call; halved when they do not fit.
-        callback: called with (step, denoised output (C, H, W), denoised branches (n, C, H, W)).
+        callback: called with (step, denoised output (C, H, W), denoised references (n, C, H, W)).
         is_oom: see `in_groups`.
         path: of the model.
         falling_guidance: whether it falls; otherwise it is the same in every step.
-        clip_residual: whether the last step adds no more than RESIDUAL_LIMIT of the residual inside the masks.
-        known: whether `denoise` needs no personal rows in a step for these concepts, because it has kept what the
+        cached: whether `denoise` needs no personal rows in a step for these concepts, because it has cached what the
             swap rows read of them.
+
     Returns:
-        output latent (C, H, W) and branches (n, C, H, W).
+        output latent (C, H, W) and references (n, C, H, W).
     """
     device, steps, concepts = masks.device, len(inversion.eps), len(masks)
-    latents = inversion.trajectory[0].to(device).expand(1 + concepts, -1, -1, -1)  # output, branches
+    latents = inversion.trajectory[0].to(device).expand(1 + concepts, -1, -1, -1)  # output, references
 
     for i in range(steps):
-        back, branches = inversion_step(inversion, i, device, path), latents[1:]
-        eps_branches = torch.zeros_like(branches)
+        back, references = inversion_step(inversion, i, device, path), latents[1:]
+        eps_references = torch.zeros_like(references)
         if concepts > 0:
             weight = swap_guidance_scale(swap_guidance, i, steps) if falling_guidance else swap_guidance
             x_per = fetch(personal[i], device)
-            predict = partial(predict_noise, denoise, x_per, branches, back.sigma, guided[i], weight, i, known)
-            eps_branches, concepts_per_call = in_groups(predict, concepts, concepts_per_call, is_oom)
+            predict = partial(predict_noise, denoise, x_per, references, back.sigma, guided[i], weight, i, cached)
+            eps_references, concepts_per_call = in_groups(predict, concepts, concepts_per_call, is_oom)
 
-        eps = mix_noise(back.eps, eps_branches, masks)
-        if mix_branches:
-            eps_branches = mix_branch_noise(back.eps, eps_branches, masks)
-        eps = torch.cat([eps[None], eps_branches])
+        eps = mix_noise(back.eps, eps_references, masks)
+        if mix_references:
+            eps_references = mix_reference_noise(back.eps, eps_references, masks)
+        eps = torch.cat([eps[None], eps_references])
         if callback is not None:
             denoised = to_denoised(latents, eps, back.sigma)
             callback(i, denoised[0], denoised[1:])
 
         latents = edit_friendly_step(latents, eps, back)
-        if clip_residual and i == steps - 1:
-            excess = residual_excess(back, masks)
-            latents = latents - torch.cat([excess.sum(0, keepdim=True), excess])
         if object_masks is not None and guided[i]:
-            x_per, branches = fetch(personal[i + 1], device), latents[1:]
-            change = weighted(adain(branches, masks, x_per, object_masks) - branches, masks)
+            x_per, references = fetch(personal[i + 1], device), latents[1:]
+            change = weighted(adain(references, masks, x_per, object_masks) - references, masks)
             latents = latents + torch.cat([change.sum(0, keepdim=True), change])
         if dilution is not None:
             inpaint = fetch(dilution.trajectory[i + 1], device)

@@ -17,7 +17,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class SeenBefore(nn.Module):
-    """In the place of a network's backbone: gives the feature maps that it is told."""
+    """Replaces a network's backbone: returns the feature maps that were computed before."""
 
     features: list[Tensor] | None = None
 
@@ -26,7 +26,7 @@ class SeenBefore(nn.Module):
 
 
 class GroundingDino(nn.Module):
-    """transformers' network, cut behind its backbone: what that sees in a picture serves for any words."""
+    """transformers' network, split behind its backbone, whose features of an image serve any text."""
 
     def __init__(self, network, tokenizer):
         """network: a GroundingDinoForObjectDetection, from which the backbone is taken out."""
@@ -37,12 +37,16 @@ class GroundingDino(nn.Module):
         self.backbone, encoder.model = encoder.model, self.seen
 
     def features(self, pixels: Tensor) -> list[Tensor]:
-        """(1, 3, h, w) → a map (1, C, h', w') of each scale."""
+        """Returns the feature map (1, C, h', w') of each scale of an image (1, 3, h, w)."""
         return list(self.backbone(pixels).feature_maps)
 
     def forward(self, features: list[Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and (1, tokens) ids → logits (1, queries, tokens) and boxes (1, queries, 4) as centre and size in
-        0..1."""
+        """Returns logits (1, queries, tokens) and boxes (1, queries, 4), as center and size in 0..1.
+
+        Args:
+            features: of the image.
+            ids: (1, tokens).
+        """
         self.seen.features = features
         try:
             # of the picture itself the rest of the network only asks that none of it is padding
@@ -53,13 +57,13 @@ class GroundingDino(nn.Module):
 
 
 def split_phrases(prompt: str) -> list[str]:
-    """'A dog. red cup .' → ['a dog', 'red cup']."""
+    """Splits a prompt into its phrases: 'A dog. red cup .' → ['a dog', 'red cup']."""
     phrases = (" ".join(phrase.split()) for phrase in re.split(r"[.?]", prompt.lower()))
     return [phrase for phrase in phrases if phrase]
 
 
 def tokenize(tokenizer, phrases: list[str]) -> tuple[list[int], list[int]]:
-    """The token ids of the caption "a dog . red cup .", and the phrase that each belongs to (-1: none)."""
+    """Returns the token ids of the caption "a dog . red cup .", and the phrase that each belongs to (-1: none)."""
     ids, dot = tokenizer(" . ".join(phrases) + " .")["input_ids"], tokenizer.convert_tokens_to_ids(".")
     phrase, owners = 0, []
     for index, token in enumerate(ids):
@@ -69,7 +73,7 @@ def tokenize(tokenizer, phrases: list[str]) -> tuple[list[int], list[int]]:
 
 
 def network_input(image: Tensor) -> Tensor:
-    """(H, W, 3) in 0..1 → (1, 3, h, w) normalised, the shorter side 800 pixels, the longer at most 1333."""
+    """Resizes and normalizes an image (H, W, 3) in 0..1 to (1, 3, h, w): 800 pixels, the longer side at most 1333."""
     sides = image.shape[:2]
     scale = min(800 / min(sides), 1333 / max(sides))
     size = [max(1, round(side * scale)) for side in sides]
@@ -78,14 +82,14 @@ def network_input(image: Tensor) -> Tensor:
 
 
 def look(model: GroundingDino, image: Tensor) -> list[Tensor]:
-    """What the (H, W, 3) image in 0..1 looks like to the network, whatever the words."""
+    """Returns the features of an image (H, W, 3) in 0..1, which do not depend on the text."""
     return model.features(network_input(image))
 
 
 def detect(
-    model: GroundingDino, features: list[Tensor], ids: list[int], size: tuple[int, int]
+    model: GroundingDino, features: list[Tensor], ids: list[int], size: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Scores (queries, tokens) in 0..1 and boxes (queries, 4) in image pixels.
+    """Returns scores (queries, tokens) in 0..1 and boxes (queries, 4) in image pixels.
 
     Args:
         features: of the image, see `look`.
@@ -101,10 +105,10 @@ def detect(
 def found_objects(
     scores: Tensor, boxes: Tensor, tokenizer, phrases: list[str], box_threshold: float, text_threshold: float
 ) -> tuple[list[Found], list[float]]:
-    """What `detect` saw, from left to right, each object once.
+    """Returns the objects among what `detect` returned, from left to right, each once.
 
     A box belongs to the phrase of its best token. It counts if that token is above `box_threshold` and at least
-    one token of the phrase is above `text_threshold`; those tokens are the words it is labelled with.
+    one token of the phrase is above `text_threshold`; those tokens are the words it is labeled with.
 
     Returns:
         the objects, and the best score of each phrase over all boxes.
@@ -125,8 +129,10 @@ def found_objects(
 
 
 def in_order_of(named: list[int], objects: list[Found]) -> list[Found | None]:
-    """The object of each phrase in the prompt's order: the best one. Of a phrase that is named n times these are its n
-    best, from left to right; a box that lies in a better one is a part of that object.
+    """Returns the best object of each phrase, in the prompt's order.
+
+    A phrase that is named n times gets its n best, from left to right. A box inside a better one is a part of that
+    object and does not count.
 
     Args:
         named: the phrase of each place in the prompt, as `Found` counts them.
@@ -146,7 +152,7 @@ def in_order_of(named: list[int], objects: list[Found]) -> list[Found | None]:
 
 
 def part_in(box: Tensor, other: Tensor) -> float:
-    """Share 0..1 of the smaller of two boxes that lies in the larger one."""
+    """Returns the share 0..1 of the smaller of two boxes that lies in the larger one."""
     sides = torch.minimum(box[2:], other[2:]) - torch.maximum(box[:2], other[:2])
     areas = [(x[2:] - x[:2]).prod() for x in (box, other)]
     return (sides.clamp(min=0).prod() / min(areas)).item()

@@ -105,7 +105,7 @@ RULES = [
 
 
 def hub_name(name: str) -> str | None:
-    """The published name → that on the Hub; None for what the network has no use of."""
+    """Returns the Hub's name of a published one; None for weights that the network does not use."""
     for beginning, replacement, substitutions in RULES:
         if match := re.match(beginning, name):
             rest = name[match.end() :]
@@ -116,7 +116,11 @@ def hub_name(name: str) -> str | None:
 
 
 def published_to_hub(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The published layout → that of the Hub, where query, key and value are apart."""
+    """Converts the published layout to that of the Hub, where query, key and value are separate.
+
+    Raises:
+        ValueError: a joint weight cannot be split in three.
+    """
     renamed = {}
     for published, weight in weights.items():
         name = hub_name(published)
@@ -131,7 +135,7 @@ def published_to_hub(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def hub_layout(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a checkpoint under the names of the Hub, whichever layout it has.
+    """Returns the weights of a checkpoint under the names of the Hub, whichever layout it has.
 
     Raises:
         ValueError: it is of another kind.
@@ -142,12 +146,12 @@ def hub_layout(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = published_to_hub(weights)
     stem = weights.get(STEM)
     if stem is None or stem.ndim != 4 or stem.shape[0] not in SWINS:
-        raise ValueError("it is no Grounding DINO with a Swin-T or Swin-B backbone.")
+        raise ValueError("it is not a Grounding DINO with a Swin-T or Swin-B backbone.")
     return weights | shared_box_heads(weights) | window_indices(SWINS[stem.shape[0]])
 
 
 def shared_box_heads(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The one box head under each of its names: some files keep it once, others for each layer."""
+    """Returns the one box head under each of its names: some files store it once, others for each layer."""
     shared: dict[str, Tensor] = {}
     for name, weight in weights.items():
         if match := re.fullmatch(r"(?:model\.decoder\.)?bbox_embed\.\d+\.(.+)", name):
@@ -157,7 +161,7 @@ def shared_box_heads(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def window_indices(swin: dict) -> dict[str, Tensor]:
-    """Which entry of a table of biases belongs to two places of a window: (w², w²) for each block.
+    """Returns which entry of the bias table belongs to two places of a window: (w², w²) for each block.
 
     They follow from the window's size. Indices of a file could point outside the table.
     """
@@ -169,6 +173,7 @@ def window_indices(swin: dict) -> dict[str, Tensor]:
 
 
 def has_text_encoder(weights: dict[str, Tensor]) -> bool:
+    """Tells whether a checkpoint brings the weights of its BERT."""
     return any(name.startswith(TEXT_ENCODER) for name in weights)
 
 
@@ -185,7 +190,7 @@ class Settings(BaseModel):
 
 
 def read_text_encoder(folder: str | os.PathLike) -> tuple[BertConfig, BertTokenizerFast]:
-    """The settings and the tokenizer of a folder of bert-base-uncased, of which vocab.txt is enough.
+    """Reads the settings and the tokenizer of a folder of bert-base-uncased, of which vocab.txt is enough.
 
     Raises:
         Exception: of almost any kind, where the files are damaged, or their words would be misread.
@@ -211,17 +216,18 @@ def read_text_encoder(folder: str | os.PathLike) -> tuple[BertConfig, BertTokeni
 
 
 def text_encoder_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
-    """The weights in a folder of BERT, for a checkpoint that has none."""
+    """Returns the weights in a folder of BERT, for a checkpoint that has none."""
     bert = BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False)
     return {TEXT_ENCODER + name: weight for name, weight in bert.state_dict().items()}
 
 
 def build_grounding_dino(weights: dict[str, Tensor], text_config: BertConfig, tokenizer) -> GroundingDino:
-    """The Swin-T or Swin-B model that the checkpoint holds. Nothing is downloaded.
+    """Builds the Swin-T or Swin-B model that the checkpoint holds. Nothing is downloaded.
 
     Args:
         weights: see `hub_layout`, with those of the text encoder.
         text_config, tokenizer: see `read_text_encoder`.
+
     Raises:
         ValueError: the checkpoint is incomplete, or of another text encoder.
     """

@@ -1,4 +1,4 @@
-"""A part of a photo at the size that a model works at, and the way back into the photo.
+"""Crops of a photo at the size that a model works at, and pasting them back.
 
 Sizes and shapes are (height, width), spans [start, stop) along one side, all in whole pixels.
 """
@@ -15,46 +15,48 @@ Size = tuple[int, int]
 
 
 class Frame(NamedTuple):
-    """A rectangle on a photo, as (start, stop) along each side; it may reach outside."""
+    """A crop box on a photo, as (start, stop) along each side; it may reach outside."""
 
     rows: tuple[int, int]
     columns: tuple[int, int]
 
     @property
     def size(self) -> Size:
+        """Height and width."""
         return self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
 
 
 def same_shape(a: Size, b: Size) -> bool:
-    """Whether one size is the other one scaled, up to a pixel of the smaller one."""
+    """Tells whether two sizes have the same aspect ratio, up to a pixel of the smaller one."""
     return abs(a[0] * b[1] - b[0] * a[1]) <= max(*a, *b)
 
 
 def to_multiple(size: Size, multiple: int) -> Size:
-    """Each side as the nearest multiple, at least one."""
+    """Rounds each side to the nearest multiple, at least one."""
     height, width = (max(1, (side + multiple // 2) // multiple) * multiple for side in size)
     return height, width
 
 
 def sizes_of_shape(size: Size, shape: Size) -> list[Size]:
-    """The largest size of a shape that fits into `size`, and the smallest that goes round it."""
+    """Returns the largest size of an aspect ratio inside `size`, and the smallest around it."""
     by_height = size[0], max(1, round(size[0] * shape[1] / shape[0]))
     by_width = max(1, round(size[1] * shape[0] / shape[1])), size[1]
     return sorted([by_height, by_width])
 
 
 def whole(photo: Size) -> Frame:
+    """Returns the crop box of a whole photo."""
     return Frame((0, photo[0]), (0, photo[1]))
 
 
 def bounding_frame(mask: Tensor) -> Frame | None:
-    """The smallest frame round a (H, W) mask's pixels of at least 0.5; None if it has none."""
+    """Returns the smallest crop box around a mask's (H, W) pixels of at least 0.5; None if it has none."""
     box = bounding_box(mask >= 0.5)
     return box and Frame(*((side.start, side.stop) for side in box))
 
 
 def frame_round(target: Frame, size: Size, photo: Size) -> Frame:
-    """The frame of a size with `target`, which lies on the photo, as near to its middle as the photo allows.
+    """Returns the crop box of a size around `target`, as close to its center as the photo allows.
 
     Where the frame is longer than the photo, it has all of the photo's side.
     """
@@ -67,19 +69,19 @@ def frame_round(target: Frame, size: Size, photo: Size) -> Frame:
 
 
 def crop_frame(photo: Size, shape: Size, target: Frame | None) -> Frame:
-    """As much of the photo as the shape allows, from its middle or, with a target, round that."""
+    """Returns the largest crop of an aspect ratio, around the center or, with a target, around that."""
     inside, _ = sizes_of_shape(photo, shape)
     return frame_round(target or whole(photo), inside, photo)
 
 
 def pad_frame(photo: Size, shape: Size) -> Frame:
-    """All of the photo, in the middle."""
+    """Returns the smallest crop box of an aspect ratio around the whole photo."""
     _, around = sizes_of_shape(photo, shape)
     return frame_round(whole(photo), around, photo)
 
 
 def object_frame(photo: Size, shape: Size, target: Frame, margin: int) -> Frame:
-    """The smallest frame of a shape that holds the target and what the photo has of `margin` pixels on each side.
+    """Returns the smallest crop box of an aspect ratio around the target and its margin in the photo.
 
     Where that does not fit into the photo, the margin gives way; only for a target that still does not fit the frame
     reaches outside.
@@ -95,19 +97,20 @@ def object_frame(photo: Size, shape: Size, target: Frame, margin: int) -> Frame:
 
 
 def fits(size: Size, into: Size) -> bool:
+    """Tells whether a size fits into another."""
     return size[0] <= into[0] and size[1] <= into[1]
 
 
 def overlap(frame: Frame, photo: Size) -> tuple[slice, slice]:
-    """Rows and columns of the photo that lie in the frame."""
+    """Returns the photo's rows and columns inside the crop box."""
     rows, columns = (slice(max(start, 0), min(stop, limit)) for (start, stop), limit in zip(frame, photo, strict=True))
     return rows, columns
 
 
 def cut_pictures(pictures: Tensor, frame: Frame, size: Size) -> Tensor:
-    """(n, H, W, C) photos in 0..1 → what is in the frame, as (n, *size, C).
+    """Crops photos (n, H, W, C) in 0..1 to (n, *size, C).
 
-    Outside a photo its border goes on: a bar of one colour would be a thing of its own to a model.
+    Outside a photo its border goes on: a bar of one color would be a thing of its own to a model.
     """
     x = pictures.movedim(-1, 1)
     for side in longest_first(x.shape[2:]):
@@ -117,7 +120,7 @@ def cut_pictures(pictures: Tensor, frame: Frame, size: Size) -> Tensor:
 
 
 def cut_masks(masks: Tensor, frame: Frame, size: Size) -> Tensor:
-    """(n, H, W) masks → what is in the frame, as (n, *size); 0 outside the photo."""
+    """Crops masks (n, H, W) to (n, *size); 0 outside the photo."""
     x = masks[:, None]
     for side in longest_first(x.shape[2:]):
         places = torch.arange(*frame[side])
@@ -128,16 +131,17 @@ def cut_masks(masks: Tensor, frame: Frame, size: Size) -> Tensor:
 
 
 def picture_in_place(part: Tensor, frame: Frame, photo: Size) -> Tensor:
-    """(h, w, C) of any size, which fills the frame → as much of it as lies on the photo, at the photo's scale."""
+    """Scales an image (h, w, C) that fills the crop box back to the photo's scale, cut to the photo."""
     return in_place(part.movedim(-1, 0)[None], frame, photo, "bicubic")[0].movedim(0, -1)
 
 
 def mask_in_place(mask: Tensor, frame: Frame, photo: Size) -> Tensor:
-    """The same for a mask (h, w)."""
+    """Does the same for a mask (h, w)."""
     return in_place(mask[None, None], frame, photo, "bilinear")[0, 0]
 
 
 def in_place(x: Tensor, frame: Frame, photo: Size, kind: str) -> Tensor:
+    """Scales (n, C, h, w) to the crop box, and cuts it to the photo."""
     seen = overlap(frame, photo)
     for side in reversed(longest_first(photo)):
         start, stop = frame[side]
@@ -147,12 +151,12 @@ def in_place(x: Tensor, frame: Frame, photo: Size, kind: str) -> Tensor:
 
 
 def longest_first(size: Size | torch.Size) -> list[int]:
-    """The order of sides in which a long and narrow photo in a square frame is never a large square."""
+    """Returns the order of sides in which a long and narrow photo is never a large square in between."""
     return [0, 1] if size[0] >= size[1] else [1, 0]
 
 
 def resized(x: Tensor, side: int, length: int, kind: str) -> Tensor:
-    """(n, C, H, W) scaled along one side, averaged where it shrinks; untouched where it has that length."""
+    """Resizes (n, C, H, W) along one side, with antialiasing; unchanged where it has that length."""
     if x.shape[2 + side] == length:
         return x
     size = [length if k == side else x.shape[2 + k] for k in (0, 1)]
@@ -160,7 +164,7 @@ def resized(x: Tensor, side: int, length: int, kind: str) -> Tensor:
 
 
 def paste(photo: Tensor, part: Tensor, weights: Tensor, rows: slice, columns: slice) -> Tensor:
-    """The photo (H, W, 3 or 4), with `part` where `weights` are above 0 and the photo's own bits elsewhere.
+    """Returns the photo (H, W, 3 or 4) with `part` where `weights` are above 0, and unchanged elsewhere.
 
     Args:
         part, weights: (h, w, 3) and (h, w) in 0..1, of these rows and columns of the photo.

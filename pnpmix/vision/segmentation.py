@@ -15,14 +15,14 @@ MAX_BOXES = 16  # in one call of the mask decoder, which keeps several pictures 
 
 
 def build_sam(state_dict: dict[str, Tensor]) -> Sam:
-    """The ViT-B, ViT-L or ViT-H model that the checkpoint holds.
+    """Returns the ViT-B, ViT-L or ViT-H model that the checkpoint holds.
 
     Raises:
         ValueError: the checkpoint is of another kind.
     """
     position = state_dict.get("image_encoder.pos_embed")
     if position is None or position.ndim != 4 or position.shape[-1] not in VARIANTS:
-        raise ValueError("it is no Segment Anything model with a ViT-B, ViT-L or ViT-H image encoder.")
+        raise ValueError("it is not a Segment Anything model with a ViT-B, ViT-L or ViT-H image encoder.")
     with torch.device("meta"):  # no weights are made up, only to be replaced
         sam = sam_model_registry[VARIANTS[position.shape[-1]]]().requires_grad_(False)
     weights = {name: state_dict[name].float() for name in sam.state_dict() if name in state_dict}  # SAM-HQ has more
@@ -35,8 +35,8 @@ def build_sam(state_dict: dict[str, Tensor]) -> Sam:
     return sam.eval()
 
 
-def network_size(sam: Sam, size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width in which SAM sees an image of this size: the longer side is 1024 pixels."""
+def network_size(sam: Sam, size: tuple[int, ...]) -> tuple[int, int]:
+    """Returns height and width in which SAM sees an image of this size: the longer side is 1024 pixels."""
     return ResizeLongestSide.get_preprocess_shape(*size, sam.image_encoder.img_size)
 
 
@@ -48,13 +48,14 @@ def embed_image(sam: Sam, image: Tensor) -> Tensor:
     return sam.image_encoder(sam.preprocess(pixels).to(sam.image_encoder.pos_embed.dtype))
 
 
-def masks_in_boxes(sam: Sam, embedding: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The object in each box.
+def masks_in_boxes(sam: Sam, embedding: Tensor, boxes: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Outlines the object in each box.
 
     Args:
         embedding: of the image, see `embed_image`.
         boxes: (n, 4) left, top, right, bottom in image pixels.
         size: height and width of the image.
+
     Returns:
         (n, height, width) in {0, 1}.
     """

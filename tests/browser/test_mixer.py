@@ -57,11 +57,11 @@ def test_the_demo_shows_masks_branches_and_the_finished_picture(editor: Editor, 
     assert overlay.evaluate("x => x.decode().then(() => [x.naturalWidth, x.naturalHeight])") == [64, 64]
     branches = panel.get_by_role("listitem")
     assert branches.all_inner_texts() == ["picture", "heart", "star"]
-    colours = [x.evaluate("x => getComputedStyle(x).borderTopColor") for x in branches.all()[1:]]
-    assert colours == [ORANGE, SKY_BLUE]
+    colors = [x.evaluate("x => getComputedStyle(x).borderTopColor") for x in branches.all()[1:]]
+    assert colors == [ORANGE, SKY_BLUE]
     assert panel.get_by_role("paragraph").count() == 0, "nothing overlaps"
 
-    swatches = editor.page.locator(".pnpmix-colour div").all()
+    swatches = editor.page.locator(".pnpmix-color div").all()
     assert [x.evaluate("x => getComputedStyle(x).backgroundColor") for x in swatches] == [ORANGE, SKY_BLUE]
     of_mixer = [shape for node, shape in previews() if node == mixer]
     assert len(of_mixer) >= 6 and set(of_mixer) == {3.0}, "the picture and two branches side by side"
@@ -84,10 +84,10 @@ def test_a_concept_without_a_name_is_called_by_its_title(editor: Editor):
     assert editor.page.locator(".pnpmix-overlay li").all_inner_texts() == ["picture", "Concept 1", "star"]
 
 
-def test_a_bypassed_concept_has_no_colour(editor: Editor):
+def test_a_bypassed_concept_has_no_color(editor: Editor):
     workflow = quick_demo()
     editor.load(workflow)
-    branches, swatches = (editor.page.locator(x) for x in (".pnpmix-overlay li", ".pnpmix-colour div"))
+    branches, swatches = (editor.page.locator(x) for x in (".pnpmix-overlay li", ".pnpmix-color div"))
     editor.run()
     assert swatches.count() == 2
     editor.page.evaluate("id => (app.graph.getNodeById(id).mode = 4)", ids(workflow, "PnPMixConcept")[0])
@@ -109,7 +109,7 @@ def test_a_run_that_finds_everything_done_shows_it_on_a_new_page_too(editor: Edi
     branches = editor.page.locator(".pnpmix-overlay li")
     branches.nth(2).wait_for()
     assert branches.all_inner_texts() == ["picture", "heart", "star"]
-    assert editor.page.locator(".pnpmix-colour div").count() == 2
+    assert editor.page.locator(".pnpmix-color div").count() == 2
 
 
 def test_it_warns_where_concepts_overlap(editor: Editor):
@@ -133,7 +133,7 @@ def test_names_are_text_and_nothing_else(editor: Editor):
 
 def test_what_it_shows_comes_back_with_its_tab_and_after_undo(editor: Editor):
     editor.load(quick_demo())
-    branches, swatches = (editor.page.locator(x) for x in (".pnpmix-overlay li", ".pnpmix-colour div"))
+    branches, swatches = (editor.page.locator(x) for x in (".pnpmix-overlay li", ".pnpmix-color div"))
     editor.run()
     editor.to_another_tab_and_back()
     branches.nth(2).wait_for()

@@ -6,6 +6,8 @@ import os
 import pytest
 
 from comfy_host import COMFYUI, DEVICE, Capture, Given, boot
+from server_process import Server
+from small_models import LAYOUTS, comfy_model, diffusers_unet, small_clip
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,3 +37,43 @@ def messages(monkeypatch, caplog):
         return shown[-1] + "".join(x for x in said if "memory leak" not in x)  # the host's, of what other tests left
 
     return told
+
+
+@pytest.fixture(scope="module")
+def unet():
+    """The smallest SD 1.x, of diffusers; in ComfyUI it is `model`."""
+    return diffusers_unet(LAYOUTS["SD 1.x"])
+
+
+@pytest.fixture(scope="module")
+def model(unet):
+    return comfy_model(LAYOUTS["SD 1.x"], unet)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return small_clip("SD 1.x")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """models/loras"""
+    import folder_paths
+
+    _, endings = folder_paths.folder_names_and_paths["loras"]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], endings))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A ComfyUI for the tests of the command line, of which one runs at a time: it takes ten seconds to start."""
+    base = tmp_path_factory.mktemp("server")
+    server = Server(base)
+    for name in ("mine.safetensors", "other.safetensors"):
+        (base / "models" / "checkpoints" / name).touch()
+    try:
+        server.wait_for_pack()
+        yield server
+    finally:
+        server.stop()

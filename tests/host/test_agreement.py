@@ -17,8 +17,7 @@ OWN_PROMPT = conditioning(3, tokens=14)
 def graph_result(layout: str, model, concepts=2, own_prompt=False, object_only=(), **settings) -> torch.Tensor:
     """Output and references of the nodes, (1 + concepts, C, H, W)."""
     graph, link, patched = Graph(), None, model
-    shift = {"noise_shift": settings.pop("noise_shift")} if "noise_shift" in settings else {}
-    inversion = invert(graph, model, cfg=settings.pop("inversion_cfg", 3.5), **shift)
+    inversion = invert(graph, model, cfg=settings.pop("inversion_cfg", 3.5))
     for k in range(concepts):
         own = {"positive": OWN_PROMPT} if own_prompt and k == concepts - 1 else {}
         if k in object_only or settings.get("adain"):
@@ -102,7 +101,7 @@ def test_default_settings(layout):
 
 def test_few_steps_with_what_helps_there():
     model, unet = small_model("SD 2.x v")
-    settings = dict(noise_shift=0.6, clip_residual=True, constant_guidance=True, adain=True)
+    settings = dict(constant_guidance=True, adain=True)
     expected = oracle_result("SD 2.x v", unet, model.model.latent_format.scale_factor, **settings)
     assert_same(graph_result("SD 2.x v", model, **settings), expected)
 
@@ -140,9 +139,6 @@ def test_sdxl_with_a_prompt_of_its_own():
         dict(adain=True, start_percent=0.3, cfg=2.0, concepts=1),
         dict(feather=12, concepts=3),
         dict(overlap="last in front", concepts=3),
-        dict(noise_shift=1.0),
-        dict(noise_shift=0.3, concepts=3),
-        dict(noise_shift=1.0, clip_residual=True, constant_guidance=True, feather=12),
         dict(constant_guidance=True, swap_guidance=2.0),
     ],
     ids=str,

@@ -26,7 +26,7 @@ def test_index_out_of_range_names_the_size_of_the_batch():
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 8, 3), (2, 0, 8, 3), (8, 8, 3), (2, 8, 8, 1)])
-def test_what_holds_no_colour_pictures_is_refused(shape):
+def test_what_holds_no_color_pictures_is_refused(shape):
     with refused("Background Picker, input 'images'", "Wire"):
         pick(torch.rand(shape), 0)
 

@@ -154,22 +154,11 @@ def test_skip_steps_leave_nothing(model, steps, skip):
     stops(graph, invert(graph, model, steps=steps, skip_steps=skip), "DDPM Invert", "'skip_steps'", f"below {steps}")
 
 
-@pytest.mark.parametrize("shift", [1.5, -0.1])
-def test_a_noise_shift_beyond_a_step(model, shift):
-    """Typed in, and from another node, whose values ComfyUI does not check."""
-    graph = Graph()
-    stops(graph, invert(graph, model, noise_shift=shift), "noise_shift")
-    graph = Graph()
-    link = graph.add("TestGiven", key="shift")
-    Given.values["shift"] = shift
-    stops(graph, invert(graph, model, noise_shift=link), "DDPM Invert", "'noise_shift'", "between 0 and 1")
-
-
 def test_concept_of_another_size_or_model(model):
     for wrong, words in (
         (
             latent(1, HEIGHT, WIDTH + 16),
-            (f"{WIDTH + 16} x {HEIGHT} pixels, the background {WIDTH} x {HEIGHT}", "Scale"),
+            (f"{WIDTH + 16} x {HEIGHT} pixels, the scene {WIDTH} x {HEIGHT}", "Scale"),
         ),
         (torch.zeros(1, 16, HEIGHT // 8, WIDTH // 8), ("16 channels", "VAE of the same checkpoint")),
     ):
@@ -183,13 +172,13 @@ def test_inpainted_background_of_another_size(model):
     graph = Graph()
     patched = dilution(graph, model, latent={"samples": latent(5, HEIGHT, WIDTH + 8)})
     mixed = mixer(graph, patched, invert(graph, model), chain(graph, 1))
-    sizes = f"its picture is {WIDTH + 8} x {HEIGHT} pixels, the background {WIDTH} x {HEIGHT}."
+    sizes = f"its picture is {WIDTH + 8} x {HEIGHT} pixels, the scene {WIDTH} x {HEIGHT}."
     stops(graph, mixed, "Background Dilution++", "'latent'", sizes)
 
 
 def test_mask_that_is_empty(model):
     graph = Graph()
-    stops(graph, concept(graph, 0, mask=torch.zeros(1, HEIGHT, WIDTH)), "Concept", "'mask'", "empty", "white")
+    stops(graph, concept(graph, 0, mask=torch.zeros(1, HEIGHT, WIDTH)), "Concept", "'mask'", "empty", "Paint")
     speck = torch.zeros(1, HEIGHT, WIDTH)
     speck[0, 20:24, 20:24] = 1  # a quarter of a cell
     graph = Graph()
@@ -345,7 +334,7 @@ def test_inversion_of_another_family_or_channels(model):
     other = comfy_model(LAYOUTS["SD 2.x eps"])
     graph = Graph()
     mixed = mixer(graph, model, invert(graph, other), chain(graph, 1))
-    stops(graph, mixed, "Mask Noise Mixer", "'inversion'", "SD20 EPS", "SD15 EPS", "Invert the background")
+    stops(graph, mixed, "Mask Noise Mixer", "'inversion'", "SD20 EPS", "SD15 EPS", "Invert the scene")
     graph = Graph()
     other = comfy_model(LAYOUTS["SD 2.x v"])
     mixed = mixer(graph, comfy_model(LAYOUTS["SD 2.x eps"]), invert(graph, other), chain(graph, 1))
@@ -359,7 +348,7 @@ def test_inversion_of_another_shape(model):
         graph,
         mixer(graph, model, smaller, chain(graph, 1)),
         "'latent'",
-        f"{WIDTH} x {HEIGHT} pixels, the background {WIDTH - 16} x {HEIGHT}",
+        f"{WIDTH} x {HEIGHT} pixels, the scene {WIDTH - 16} x {HEIGHT}",
     )
 
 

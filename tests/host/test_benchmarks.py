@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from benchmarks.plain_conductor import compare
 from benchmarks.speed import Meter, draw_task, run_pack, run_plain_loop
 from benchmarks.unets import random_model
-from demo.conducting import ConductorSettings
 
 from oracle import relative_error
 
@@ -39,16 +37,3 @@ def test_rows_grow_with_the_concepts_alone(model):
         stages, _ = meter.measure(run_pack, task)
         rows.append((stages["invert"].rows, stages["blend"].rows))
     assert rows == [(4, 3 * 2 * concepts) for concepts in (1, 2, 4, 8)]
-
-
-def test_conductor_gives_what_the_plain_implementation_gives():
-    """With fewer rows, changes of weights and clusterings. Two concepts, whose order is what saves changes: 4 s."""
-    inputs = ConductorSettings(steps=2, inversion_steps=2, align_end=0.0, start=0.0, end=0.0, updates=1, restarts=2)
-    taken, distance = compare(1, 2, inputs)
-    assert distance < 2e-4
-    ours, plain = taken["the pack"], taken["plain"]
-    assert ours == {
-        "rows": 4, "rows to the keys": 4, "rows to the last attention": 8, "calls": 10,
-        "weights changed": 7, "clusterings": 9, "seconds": ours["seconds"],
-    }  # fmt: skip
-    assert (plain["rows"], plain["weights changed"], plain["clusterings"]) == (16, 10, 12)

@@ -1,4 +1,4 @@
-"""run.py blend and the API graphs, in ComfyUI's own server: tables with faults, stops, and two at the same time.
+"""run.py blend and api, in ComfyUI's own server: tables with faults, stops, and two at the same time.
 
 One server and one more that a command starts itself: a ComfyUI takes ten seconds to start.
 """
@@ -17,31 +17,16 @@ import numpy as np
 import pytest
 from cli import blend, graphs
 from cli.drawn import draw_jobs
-from cli.pictures import Sent
+from cli.pictures import InputFile
 from cli.server import Server as Client
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from comfy_host import COMFYUI, DEVICE, PACK
-from server_process import Server
-from workflow_files import API
 
 # one at a time, so that one server serves them all
 pytestmark = pytest.mark.xdist_group("blend")
 FEW = ["--demo", "--steps", "4"]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    base = tmp_path_factory.mktemp("server")
-    server = Server(base)
-    for name in ("mine.safetensors", "other.safetensors"):
-        (base / "models" / "checkpoints" / name).touch()
-    try:
-        server.wait_for_pack()
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
@@ -66,17 +51,18 @@ def picture(path: Path) -> np.ndarray:
 def test_a_table_with_faults_gives_the_other_pictures_and_goes_on_later(server, table, tmp_path, capsys):
     """Pictures with their graph in them; what failed is made once it is mended, and nothing twice."""
     out, drawn = tmp_path / "out", table.parent
-    broken, gone = drawn / "scene-1 thing 1.png", drawn / "scene-2.png"
+    broken, gone = drawn / "scene-1 concept 1.png", drawn / "scene-2.png"
     whole, hidden = broken.read_bytes(), gone.rename(drawn / "elsewhere.png")
     broken.write_bytes(whole[:200])
     with table.open("a") as file:
-        file.write('scene-0.png,scene-0 thing 1.png,heart,"a dragon",0,scene-0 mask 1.png,scene-0 object mask 1.png\n')
+        masks = "scene-0 target mask 1.png,scene-0 object mask 1.png"
+        file.write(f'scene-0.png,scene-0 concept 1.png,heart,"a dragon",0,{masks}\n')
     options = [*FEW, "--table", str(table), "--output", str(out), "--url", server.url]
     assert blend.main(options) == 1
     said = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"\[1/4\] .*scene-0-\w{10}\.png, [\d.]+ s; Paste Back: Changed [\d.]+% of the picture", said[0])
-    assert "[2/4] FAILED: row 3: " in said[1] and f"{broken} is no picture" in said[1]
-    assert f"[3/4] FAILED: row 4: the picture {gone} is not there" == said[2]
+    assert re.fullmatch(r"\[1/4\] .*scene-0-\w{10}\.png, [\d.]+ s; Paste Back: Changed [\d.]+% of the image", said[0])
+    assert "[2/4] FAILED: row 3: " in said[1] and f"{broken} is no image" in said[1]
+    assert f"[3/4] FAILED: row 4: the image {gone} is not there" == said[2]
     assert "[4/4] FAILED: row 5: Finished picture: " in said[3] and "does not know the word 'dragon'" in said[3]
     assert said[-1] == f"1 made, 0 there already, 3 failed, in {out}"
 
@@ -84,7 +70,7 @@ def test_a_table_with_faults_gives_the_other_pictures_and_goes_on_later(server, 
     graph = json.loads(Image.open(made).text["prompt"])
     assert {"PnPMixDemoModel", "PnPMixSampler", "SaveImage"} < {node["class_type"] for node in graph.values()}
     change = np.abs(picture(made) - picture(drawn / "scene-0.png")).max(-1)
-    masks = np.stack([picture(drawn / f"scene-0 mask {k}.png")[..., 0] > 0.5 for k in (1, 2)])
+    masks = np.stack([picture(drawn / f"scene-0 target mask {k}.png")[..., 0] > 0.5 for k in (1, 2)])
     assert all(change[mask].mean() > 0.1 for mask in masks)
     assert change[~binary_dilation(masks.any(0), iterations=4)].max() < 1 / 255
 
@@ -109,7 +95,14 @@ def test_what_finds_things_is_asked_for_by_name(server, table, tmp_path, capsys)
     """Without masks and without its files: the nodes' own message, with where to get them."""
     lines = [",".join(line.split(",")[:3]) for line in table.read_text().splitlines()[:2]]
     (table.parent / "words.csv").write_text("\n".join(lines))
-    options = ["--table", str(table.parent / "words.csv"), "--output", str(tmp_path / "out"), "--url", server.url]
+    options = [
+        "--table",
+        str(table.parent / "words.csv"),
+        "--output",
+        str(tmp_path / "out"),
+        "--url",
+        server.url,
+    ]
     assert blend.main([*options, "--checkpoint", "mine.safetensors"]) == 1
     said = capsys.readouterr().out
     assert "groundingdino_swint_ogc.pth" in said and "https://" in said and "sam_vit_b" in said
@@ -124,7 +117,7 @@ def test_a_server_that_is_not_there_is_named(table, tmp_path, capsys):
 
 def test_a_picture_that_another_run_may_be_reading_is_not_written_anew(server, table):
     """ComfyUI writes what is sent to it in place, so that a graph could read half of it. Half a picture is replaced."""
-    drawn = Sent(table.parent / "scene-0.png")
+    drawn = InputFile(table.parent / "scene-0.png")
     Client(server.url).send("shared.png", drawn)
     sent = server.base / "input" / "pnp-mix" / "shared.png"
     os.utime(sent, (1, 1))
@@ -146,6 +139,7 @@ def test_two_at_the_same_time_write_each_picture_whole(server, table, tmp_path):
         Image.open(path).load()
 
 
+@pytest.mark.oldest
 def test_a_run_outlives_its_comfyui_and_neither_outlives_it(server, tmp_path, capsys):
     """ComfyUI is killed: one job fails, and the next has another. The run is killed: its ComfyUI ends by itself, and
     the same command goes on where it was."""
@@ -195,19 +189,20 @@ def read(path: Path) -> bytes:
         return b""
 
 
-def test_the_program_of_the_page_on_api_graphs_runs_as_written(server, table, tmp_path, monkeypatch):
+def test_the_program_of_the_page_that_uses_the_http_api_runs_as_written(server, table, tmp_path, monkeypatch):
     """But for the address and the words; its ComfyUI has the demo model and masks in the place of the files."""
-    (program,) = re.findall(r"```python\n(.*?)```", (API / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (program,) = re.findall(r"```python\n(.*?)```", (PACK / "cli" / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(program.splitlines()) <= 20
     home, drawn = tmp_path / "home", table.parent
-    pack = home / "ComfyUI" / "custom_nodes" / "pnp-mix" / "workflows" / "api"
+    pack = home / "ComfyUI" / "custom_nodes" / "pnp-mix"
     pack.mkdir(parents=True)
     (home / "ComfyUI" / "input").symlink_to(server.base / "input")
-    graph = graphs.read(API / "4 Two things.json")
+    command = [sys.executable, PACK / "run.py", "api", "4 Two things"]
+    graph = json.loads(subprocess.check_output(command, text=True))
     client = Client(server.url)
     for k in (1, 2):
-        for where, kind in ((graphs.IN_SCENE, "mask"), (graphs.IN_PICTURE, "object mask")):
-            client.send(f"{kind}{k}.png", Sent(drawn / f"scene-0 {kind} {k}.png", "mask"))
+        for where, kind in ((graphs.IN_SCENE, "target mask"), (graphs.IN_PICTURE, "object mask")):
+            client.send(f"{kind}{k}.png", InputFile(drawn / f"scene-0 {kind} {k}.png", "mask"))
             title = f"Blend: {where} {k}" if where == graphs.IN_SCENE else f"Your thing {k}: {where}"
             (node,) = (x for x in graph.values() if x["_meta"]["title"] == title)
             graphs.load_mask(node, f"pnp-mix/{kind}{k}.png")
@@ -215,8 +210,9 @@ def test_the_program_of_the_page_on_api_graphs_runs_as_written(server, table, tm
     for node in graph.values():
         if node["class_type"] == "PnPMixDDPMInvert":
             node["inputs"] |= dict(steps=4, skip_steps=1)
-    (pack / "4 Two things.json").write_text(json.dumps(graph))
-    for name, file in (("scene", "scene-0"), ("my_dog", "scene-0 thing 1"), ("my_cat", "scene-0 thing 2")):
+    stand_in = f"import sys; assert sys.argv[1:] == ['api', '4 Two things']; print({json.dumps(graph)!r})"
+    (pack / "run.py").write_text(stand_in)
+    for name, file in (("scene", "scene-0"), ("my_dog", "scene-0 concept 1"), ("my_cat", "scene-0 concept 2")):
         (tmp_path / f"{name}.png").write_bytes((drawn / f"{file}.png").read_bytes())
     program = program.replace("http://127.0.0.1:8188", server.url)
     program = program.replace("a photo of a dog and a cat on a street", "heart, star, sea")

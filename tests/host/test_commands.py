@@ -36,16 +36,6 @@ def tiny_ablation(module) -> dict:
     return {"BASE": few(module.BASE), "ProcessPoolExecutor": lambda _: ThreadPoolExecutor(1)}
 
 
-def tiny_rows(module) -> dict:
-    return {"ROWS": {row: (few(settings), scenes) for row, (settings, scenes) in module.ROWS.items()}}
-
-
-def tiny_conductor(module) -> dict:
-    tiny = few(module.ConductorSettings(), inversion_steps=2, updates=1, restarts=1)
-    rows = {"ROWS": {row: module.ROWS[row] for row in list(module.ROWS)[:2]}} if hasattr(module, "ROWS") else {}
-    return {"ConductorSettings": lambda **inputs: replace(tiny, **inputs), **rows}
-
-
 def tiny_methods(module) -> dict:
     conducted = few(module.CONDUCTED, inversion_steps=2, updates=1, restarts=1)
     return {"LEARNING_STEPS": 1, "DRAWING_STEPS": 1, "EDITED": few(module.EDITED), "CONDUCTED": conducted}
@@ -62,35 +52,19 @@ def tiny_still_life(module) -> dict:
     return {"SHARD": 1, "train": in_float32, "sample": partial(module.sample, steps=1)}
 
 
-def tiny_modes(module) -> dict:
-    """Without the full UNets, which take 4 GB."""
-    (name, (_, *inputs)), *_ = module.MODES.items()
-    again = "keep_personal, the second run"
-    modes = {name: (module.FEW, *inputs), again: (module.FEW, module.SGM, {"keep_personal": True})}
-    loop = partial(module.run_plain_loop)
-    return {
-        "MODES": modes, "NAMES": {}, "full_row": lambda: 1.0,
-        "run_plain_loop": lambda task, stage: loop(replace(task, steps=2, skip_steps=0), stage),
-    }  # fmt: skip
-
-
 def tiny_full_size(_) -> dict:
     kind, config = LAYOUTS["small"]
     layouts = LAYOUTS | {"small": (kind, config | {"context_dim": CONTEXT})}
-    return {"SIZES": {"small": 64}, "random_clip": lambda _: small_clip("SD 1.x"), "benchmarks.unets.LAYOUTS": layouts}
 
+    def measured(run, _) -> dict[str, float]:
+        """Once, and not again when it is warm."""
+        run()
+        return {"seconds": 0.0}
 
-def tiny_latexblend(module) -> dict:
-    return {"SAMPLING_STEPS": 1, "PROMPTS": 1}
-
-
-def tiny_latexblend_speed(module) -> dict:
     return {
-        "LEARNING_STEPS": 2,
-        "RUNS": 1,
-        "SAMPLING": module.SAMPLING | {"steps": 2},
-        "peak": lambda run: run() or 0.0,
-    }
+        "SIZES": {"small": 64}, "random_clip": lambda _: small_clip("SD 1.x"), "measured": measured,
+        "benchmarks.unets.LAYOUTS": layouts,
+    }  # fmt: skip
 
 
 # module → options, and what is made small of what has no option
@@ -103,28 +77,12 @@ COMMANDS = {
         ["--nouns", "cup", "--folder", "."],
         lambda module: {"learn": partial(module.learn, steps=1)},
     ),
-    "demo.distil": (["--batches", "1", "--scenes", "1", "--folder", "."], lambda _: {"STEP": 1000}),
     "benchmarks.ablation": ([*ONE, "--rows", "noise is the scene's", "--output", "ablation.json"], tiny_ablation),
     "benchmarks.speed": (["--size", "64", "--concepts", "1", "--steps", "2", "--skip-steps", "0"], None),
-    "benchmarks.steps": (ONE, lambda module: {"ROWS": {"100 / 32": few(module.FULL)}}),
-    "benchmarks.few_steps": ([*ONE, "--rows", "4 / 1"], tiny_rows),
-    "benchmarks.flow": (
-        ONE,
-        lambda module: {"SETTINGS": few(module.SETTINGS), "ROWS": {module.BASE: module.ROWS[module.BASE]}},
-    ),
-    "benchmarks.conductor": (ONE, tiny_conductor),
     "benchmarks.methods": (
         ["--tasks", "1", "--folder", "learned", "--rows", "PnP-MIX, photos and learned", "Concept Conductor"],
         tiny_methods,
     ),
-    "benchmarks.modes": (["--size", "64"], tiny_modes),
-    "benchmarks.latexblend": (
-        ["--steps", "1", "--folder", "learned", "--settings", "naive sum", "LaTexBlend"],
-        tiny_latexblend,
-    ),
-    "benchmarks.latexblend_speed": ([], tiny_latexblend_speed),
-    "benchmarks.plain_conductor": ([], tiny_conductor),
-    "benchmarks.conductor_memory": ([], lambda _: {"SIZES": {"small": (64,)}}),
     "benchmarks.full_size": (["--layout", "small", "--steps", "1", "--learning-steps", "1"], tiny_full_size),
 }
 

@@ -162,7 +162,7 @@ def test_caches_of_other_packs(model, add):
 def test_caches_of_other_packs_that_would_mistake_rows_are_refused(model, monkeypatch, add, case):
     """Nothing is blended of what was kept of another concept, or of the rows of another kind of call."""
     if case == "concepts take turns":
-        monkeypatch.setattr(pack_module("mixer.samplers"), "rows_that_fit", lambda *_: 3)
+        monkeypatch.setattr(pack_module("mixer.run"), "rows_that_fit", lambda *_: 3)
     with refused("Mask Noise Mixer", "'model'", "one of its patches", "EasyCache"):
         blend_and_count(add(model), end_percent=0.7 if case == "guidance ends" else 1.0)
 

@@ -22,21 +22,11 @@ from conductor_graph import (
 from conductor_oracle import random_lora
 from oracle import relative_error
 from pictures import latent, mask_batch
-from small_models import LAYOUTS, comfy_model, conditioning, diffusers_unet
+from small_models import conditioning
 from stand_ins import conducted_with_demo_model
 from workflow_files import CONDUCTOR, WITHOUT_DOWNLOADS, read, to_api
 
 SMALL = {"samples": torch.zeros_like(latent(0))}
-
-
-@pytest.fixture(scope="module")
-def unet():
-    return diffusers_unet(LAYOUTS["SD 1.x"])
-
-
-@pytest.fixture(scope="module")
-def model(unet):
-    return comfy_model(LAYOUTS["SD 1.x"], unet)
 
 
 @pytest.fixture
@@ -256,7 +246,7 @@ def test_layout_of_another_size(model, loras):
     graph = Graph()
     layout = reference(graph, model, latent={"samples": latent(3, 64, 64)}, method="noised")
     patched = alignment(graph, model, layout)
-    with refused("Layout Alignment", "'layout'", "64 x 64 pixels, the new picture", "Scale the layout picture"):
+    with refused("Layout Alignment", "'layout'", "64 x 64 pixels, the new image", "Scale the layout image"):
         graph.run(latent=conductor(graph, patched, chain(graph, loras), steps=2))
 
 

@@ -9,20 +9,10 @@ from conductor_graph import NEGATIVE, POSITIVE, alignment, chain, conductor, ref
 from conductor_oracle import random_lora
 from oracle import relative_error
 from pictures import HEIGHT, WIDTH, mask_batch
-from small_models import LAYOUTS, comfy_model, diffusers_unet, small_clip, small_control_net
+from small_models import LAYOUTS, comfy_model, small_clip, small_control_net
 
 pytestmark = pytest.mark.oldest
 UP, DOWN = "lora_up.weight", "lora_down.weight"
-
-
-@pytest.fixture(scope="module")
-def unet():
-    return diffusers_unet(LAYOUTS["SD 1.x"])
-
-
-@pytest.fixture(scope="module")
-def model(unet):
-    return comfy_model(LAYOUTS["SD 1.x"], unet)
 
 
 @pytest.fixture
@@ -223,7 +213,7 @@ def test_layers_are_those_of_the_paper(layout, keys, attention):
     from benchmarks.unets import random_model
 
     unet = random_model(layout, torch.float16, torch.device("meta")).model.diffusion_model
-    found = pack_module("conductor.taps").layers_of(unet)
+    found = pack_module("conductor.layers").layers_of(unet)
     assert (found.keys, found.attention) == (keys, attention)
 
 
@@ -231,5 +221,5 @@ def test_layers_of_a_model_whose_deepest_level_attends():
     """The demo's: keys of 16 × 16 tokens, not of 8 × 8, which are too few to tell its things apart."""
     graph = Graph()
     model = graph.run(model=graph.add("PnPMixDemoModel"))["model"]
-    found = pack_module("conductor.taps").layers_of(model.model.diffusion_model)
+    found = pack_module("conductor.layers").layers_of(model.model.diffusion_model)
     assert (found.keys, found.attention, found.last) == (("output", 2, 0), ("output", 3, 0), ("output", 5, 0))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from demo.diffusers_host import Settings, blend, empty, invert, load_model
 from demo.model import FLOW_WEIGHTS, WEIGHTS
-from demo.scenes import COLOURS, draw_concepts, draw_scene, random_blend
+from demo.scenes import COLORS, draw_concepts, draw_scene, random_blend
 
 from comfy_host import Graph, output, refused
 from oracle import relative_error
@@ -173,10 +173,10 @@ def test_the_scene_node_gives_several_photos_of_a_concept():
     assert photos.shape == (5, 64, 64, 3) and masks.shape == (5, 64, 64)
     assert torch.equal(photos[:1], results["one"])
     look = random_blend(5, 2).concepts[1].things[0].look
-    colours = torch.tensor([COLOURS[name] for name in look.colours])
+    colors = torch.tensor([COLORS[name] for name in look.colors])
     for photo, mask in zip(photos, masks, strict=True):
         inside = photo[mask == 1]
-        nearest = torch.cdist(inside, colours).amin(1)
+        nearest = torch.cdist(inside, colors).amin(1)
         assert (nearest < 0.1).float().mean() > 0.8
     assert (photos[1] - photos[2]).abs().max() > 0.1
 
@@ -199,8 +199,8 @@ def test_the_model_draws_from_words_with_an_ordinary_sampler():
     graph = Graph()
     model = graph.add("PnPMixDemoModel")
     clip, vae = output(model, 1), output(model, 2)
-    grey = graph.add("EmptyImage", width=64, height=64, batch_size=8, color=0xA6A6A6)
-    empty = graph.add("VAEEncode", pixels=grey, vae=vae)
+    gray = graph.add("EmptyImage", width=64, height=64, batch_size=8, color=0xA6A6A6)
+    empty = graph.add("VAEEncode", pixels=gray, vae=vae)
     samples = graph.add(
         "KSampler",
         model=model,

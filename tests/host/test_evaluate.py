@@ -6,24 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli import evaluate, graphs
-from cli.jobs import Job, scene_work
 from cli.server import Server as Client
+from cli.tasks import Task
+from cli.work import scene_work
 from PIL import Image
-
-from server_process import Server
 
 # with the tests of run.py blend, one at a time: together they would take a server each
 pytestmark = pytest.mark.xdist_group("blend")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server"))
-    try:
-        server.wait_for_pack()
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
@@ -33,20 +22,20 @@ def few_steps(monkeypatch):
 
 def test_the_demo_gives_pictures_scores_and_a_page_and_goes_on_after_a_stop(server, few_steps, tmp_path, capsys):
     out = tmp_path / "out"
-    options = ["--demo", "2", "--rows", "(d)", "(e)", "templates", "--output", str(out), "--url", server.url]
+    options = ["--demo", "2", "--rows", "(e)", "templates", "--output", str(out), "--url", server.url]
     assert evaluate.main(options) == 0
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 7 and said[0].startswith("[1/6] scene-0, (d) ")
-    assert said[-1].startswith("6 pictures, 0 failures")
+    assert len(said) == 5 and said[0].startswith("[1/4] scene-0, (e) ")
+    assert said[-1].startswith("4 results, 0 failures")
     tasks = json.loads((out / "scores.json").read_text())["tasks"]
     for task in tasks.values():
-        assert len(task) == 3
+        assert len(task) == 2
         for scores in task.values():
             assert 0 < scores["fidelity"] <= 1 and 0 <= scores["leakage"] < 0.5
             assert scores["psnr"] > 20 and scores["ssim"] > 0.9 and scores["seconds"] > 0
             assert np.asarray(Image.open(scores["picture"])).shape == (64, 64, 3)
     page = (out / "report.html").read_text()
-    assert page.count("<img") == 2 * (5 + 3) and "0.6542" in page and "not comparable" in page
+    assert page.count("<img") == 2 * (5 + 2) and "0.6542" in page and "not comparable" in page
 
     # as after a stop: one picture is gone, and of another the scores were not written yet
     pictures = sorted((out / "pictures").glob("*.png"))
@@ -54,7 +43,7 @@ def test_the_demo_gives_pictures_scores_and_a_page_and_goes_on_after_a_stop(serv
     pictures[0].unlink()
     pictures[1].with_suffix(".json").unlink()
     assert evaluate.main(options) == 0
-    assert capsys.readouterr().out.count("is there") == 4
+    assert capsys.readouterr().out.count("is there") == 2
     assert all(path.stat().st_mtime_ns == x for path, x in when.items())
     assert json.loads((out / "scores.json").read_text())["tasks"].keys() == tasks.keys()
 
@@ -65,7 +54,7 @@ def test_a_task_that_fails_is_in_the_page_and_the_others_go_on(server, few_steps
     def with_faults(folder: Path, count: int) -> Path:
         """Of three tasks one lacks a picture, and one has a word that the model does not know."""
         table = really(folder, count)
-        (folder / "scene-0 thing 1.png").unlink()
+        (folder / "scene-0 concept 1.png").unlink()
         table.write_text(table.read_text().replace("box, star, snow", "box, dragon, snow"))
         return table
 
@@ -75,8 +64,8 @@ def test_a_task_that_fails_is_in_the_page_and_the_others_go_on(server, few_steps
     assert evaluate.main(["--demo", "3", "--rows", "few steps", "--output", str(out), "--url", server.url]) == 1
     said, page = capsys.readouterr().out, (out / "report.html").read_text()
     for text in (said, page):
-        assert "scene-0 thing 1.png is not there" in text and "does not know the word" in text
-    assert "1 pictures, 2 failures" in said and "2 tasks are left out" in page
+        assert "scene-0 concept 1.png is not there" in text and "does not know the word" in text
+    assert "1 results, 2 failures" in said and "2 tasks are left out" in page
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path, capsys):
@@ -95,7 +84,7 @@ def test_a_scene_is_drawn_where_the_task_has_none(server):
 
     Its latents are half as wide as pictures, not an eighth, of which older hosts know nothing: they draw it smaller.
     """
-    work = scene_work(Job(None, (Path(),), ("cup",), "red cup, meadow", seed=3, name="a cup"))
+    work = scene_work(Task(concepts=[Path()], objects=["cup"], prompt="red cup, meadow", seed=3, name="a cup"))
     graphs.for_demo_model(work.prompt)
     for node in work.prompt.values():
         if node["class_type"] == "EmptyLatentImage":
@@ -104,5 +93,5 @@ def test_a_scene_is_drawn_where_the_task_has_none(server):
             node["inputs"]["text"] = ""
         elif node["class_type"] == "KSampler":
             node["inputs"]["steps"] = 4
-    (content,) = Client(server.url).pictures(work.prompt, [work.save], work.files)
+    (content,) = Client(server.url).images(work.prompt, [work.save], work.files)
     assert content.startswith(b"\x89PNG") and work.output.startswith("a_cup-")

@@ -232,7 +232,7 @@ def test_empty_mask_stops_what_needs_an_object_and_else_warns(mask, messages):
     assert fitted["mask"].shape == (1, 128, 128) and not fitted["mask"].any()
     assert fitted["place"].frame == ((0, 400), (100, 500))
     assert torch.equal(paste(image, redrawn(fitted["image"]), mask, place=fitted["place"]), image)
-    assert "a mask is empty, so its picture stays as it is" in messages()
+    assert "a mask is empty, so its image is unchanged" in messages()
 
 
 def test_around_an_object_without_a_mask_is_refused():
@@ -243,12 +243,12 @@ def test_around_an_object_without_a_mask_is_refused():
 def test_mask_of_another_shape_is_refused_and_of_another_scale_is_not(messages):
     image, mask = photo(), disc((400, 600), 150, 130, 40)
     half = disc((200, 300), 75, 65, 20)
-    with refused("Fit Picture, input 'mask'", "300 x 300", "600 x 400", "another shape"):
+    with refused("Fit Picture, input 'mask'", "300 x 300", "600 x 400", "another aspect ratio"):
         fit(image, disc((300, 300), 75, 65, 20))
     frame, scaled = fit(image, mask)["place"].frame, fit(image, half)["place"].frame
     assert messages().count("mask resized from 300 x 200 to 600 x 400") == 2
     assert max(abs(a - b) for x, y in zip(frame, scaled, strict=True) for a, b in zip(x, y, strict=True)) <= 2
-    with refused("Paste Back, input 'mask'", "300 x 300", "600 x 400", "another shape"):
+    with refused("Paste Back, input 'mask'", "300 x 300", "600 x 400", "another aspect ratio"):
         paste(image, image, disc((300, 300), 75, 65, 20))
     changed, expected = ((paste(image, redrawn(image), x) != image).any(-1) for x in (half, mask))
     assert (changed & expected).sum() > 0.95 * (changed | expected).sum()
@@ -302,13 +302,13 @@ def test_what_does_not_belong_together_is_refused():
     fitted = fit(image, mask, width=192)
     with refused("Paste Back, input 'original'", "192 x 128", "600 x 400", "that went into Fit Picture"):
         paste(fitted["image"], fitted["image"], mask, place=fitted["place"])
-    with refused("Paste Back, input 'image'", "600 x 600", "192 x 128", "made from Fit Picture's"):
+    with refused("Paste Back, input 'image'", "600 x 600", "192 x 128", "made from this crop"):
         paste(image, torch.rand(1, 600, 600, 3), mask, place=fitted["place"])
     with refused("Paste Back, input 'image'", "128 x 128", "600 x 400", "Wire place"):
         paste(image, torch.rand(1, 128, 128, 3), mask)
-    for grey in (dict(original=image[..., :1], image=image), dict(original=image, image=image[..., :1])):
+    for gray in (dict(original=image[..., :1], image=image), dict(original=image, image=image[..., :1])):
         with refused("Paste Back, input", "1 channels"):
-            paste(**grey, mask=mask)
+            paste(**gray, mask=mask)
     with refused("Fit Picture, input 'image': it has 1 channels"):
         fit(image[..., :1], mask)
     with refused("mode", "'sideways'", "crop"):
@@ -335,7 +335,7 @@ def test_nodes_say_what_they_did(messages):
     fitted = fit(image, mask, margin=0)
     assert messages() == "99 x 99 of 600 x 400 pixels, scaled to 128 x 128."
     paste(image, fitted["image"], mask, place=fitted["place"], expand=0)
-    assert messages() == f"Changed {mask.mean():.1%} of the picture."
+    assert messages() == f"Changed {mask.mean():.1%} of the image."
 
 
 @pytest.mark.parametrize("feather", [0, 5])

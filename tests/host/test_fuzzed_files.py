@@ -14,25 +14,9 @@ from hypothesis import strategies as st
 from comfy_host import pack_module
 from learned_concepts import learned
 from mutations import damaged, mutated, mutated_json, mutated_pickle, mutated_safetensors, quick, safetensors_bytes
-from small_models import LAYOUTS, comfy_model, diffusers_unet, small_clip
 
 pytestmark = pytest.mark.oldest
 LAYER = "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-
-
-@pytest.fixture(scope="module")
-def unet():
-    return diffusers_unet(LAYOUTS["SD 1.x"])
-
-
-@pytest.fixture(scope="module")
-def model(unet):
-    return comfy_model(LAYOUTS["SD 1.x"], unet)
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return small_clip("SD 1.x")
 
 
 @contextlib.contextmanager
@@ -78,7 +62,7 @@ def test_inversions(tmp_path):
         "trajectory": torch.ones(3, 4, 2, 2),
         "eps": torch.ones(2, 4, 2, 2),
     }
-    metadata = {"format": files.FORMAT, "family": "SD15 EPS", "seed": "7", "noise_shift": "0.0", "steps": "10"}
+    metadata = {"format": files.FORMAT, "family": "SD15 EPS", "seed": "7", "steps": "10"}
 
     @quick
     @given(st.data())
@@ -93,14 +77,10 @@ def test_inversions(tmp_path):
 
 
 @pytest.fixture
-def loras(tmp_path, monkeypatch):
-    import folder_paths
-
-    _, endings = folder_paths.folder_names_and_paths["loras"]
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], endings))
+def loras(folder):
     for name in ("x.safetensors", "x.pth"):
-        (tmp_path / name).touch()
-    return tmp_path
+        (folder / name).touch()
+    return folder
 
 
 def use(model, clip, name: str) -> None:
@@ -252,24 +232,24 @@ def test_checkpoints(folder, node, tmp_path, monkeypatch):
 
 def test_tables_tasks_and_notes(tmp_path):
     """Of the command line."""
-    from cli import evaluate, jobs, tasks
+    from cli import datasets, errors, evaluate, jobs, tasks
 
     table = (
-        'scene,things,words,seed,steps,prompt,masks,name\na.png,b.png|c.png,dog|"big, cat",7,12,"at night",x|y,one\n'
+        "scene,concepts,objects,seed,steps,prompt,target masks,name\n"
+        'a.png,b.png|c.png,dog|"big, cat",7,12,"at night",x|y,one\n'
     )
     pairs = [{"prompt": "a dog", "image_paths": ["a/b.png", "c/d.png"]}]
-    nothing = jobs.Job(None, (), ())
 
     @quick
     @given(st.data())
     def check(data):
         (tmp_path / "tasks.csv").write_bytes(damaged(data, table.encode()))
-        with contextlib.suppress(jobs.BadTable):
-            for job in jobs.read_table(tmp_path / "tasks.csv", nothing):
+        with contextlib.suppress(errors.BadTable):
+            for job in jobs.read_table(tmp_path / "tasks.csv", tasks.Task):
                 str(job).encode()
         (tmp_path / "pairs.json").write_bytes(mutated_json(data, pairs))
-        with contextlib.suppress(jobs.BadTable):
-            tasks.make_tasks("dreambench", tmp_path / "pairs.json", tmp_path / "made", None)
+        with contextlib.suppress(errors.BadTable):
+            datasets.make_tasks("dreambench", tmp_path / "pairs.json", tmp_path / "made", None)
         (tmp_path / "notes.json").write_bytes(mutated_json(data, {"seconds": 1.5, "psnr": 30.0}))
         assert all(isinstance(x, float) for x in evaluate.read_notes(tmp_path / "notes.json").values())
 

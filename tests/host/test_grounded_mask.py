@@ -93,7 +93,7 @@ def test_a_word_that_is_there_twice_takes_two_objects_from_left_to_right(detecto
     ordered = run(photo(), detector_of(TWO_DOGS[:3]), segmenter, "dog . dog", pick="in order")["mask"]
     left, right = (run(photo(), detector_of([x]), segmenter, "dog")["mask"] for x in TWO_DOGS[:2])
     assert torch.equal(ordered, torch.cat([left, right]))
-    with refused("'dog' stands there 3 times, and 2 of it was found"):
+    with refused("'dog' occurs 3 times, and 2 of it were found"):
         run(photo(), detector_of(TWO_DOGS[:3]), segmenter, "dog . dog . dog", pick="in order")
 
 
@@ -257,7 +257,7 @@ def test_nothing_found_says_how_close_it_was(detector_of, segmenter):
     for pick in ("best", "all", "each"):
         stops(photo(), detector_of(weak), segmenter, "dog", pick=pick, words=words)
     assert segmenter.encoded == 0
-    stops(photo(2), detector_of(DOG_AND_CAT, weak), segmenter, "dog", words=("in picture 2 of 2", "0.21"))
+    stops(photo(2), detector_of(DOG_AND_CAT, weak), segmenter, "dog", words=("in image 2 of 2", "0.21"))
 
 
 def test_one_of_several_phrases_is_missing(detector_of, segmenter):
@@ -284,7 +284,7 @@ def test_prompt_that_is_too_long(detector_of, segmenter):
     stops(photo(), detector_of(DOG_AND_CAT), segmenter, "dog cat " * 150, words=("'prompt'", "303 tokens", "256"))
 
 
-def test_grey_picture(detector_of, segmenter):
+def test_gray_picture(detector_of, segmenter):
     stops(photo()[..., :1], detector_of(DOG_AND_CAT), segmenter, "dog", words=("'image'", "1 channels"))
 
 

@@ -133,7 +133,7 @@ def test_cancel_is_heard_before_the_next_photo_is_encoded(case):
 @pytest.mark.parametrize("text", ["a\ud800b", "a\x00b", "n" * 400], ids=["half", "control", "long"])
 def test_a_name_that_no_file_takes_is_refused_before_hours_of_learning(case, field, text):
     graph = Graph()
-    with refused(f"Learn Concept, input '{field}'"):
+    with refused(f"Train Concept, input '{field}'"):
         graph.run(learned=learn(graph, *case, **{field: text}))
 
 

@@ -112,10 +112,10 @@ def test_a_learned_concept_adds_no_row(small):
 @pytest.mark.oldest
 def test_a_concept_that_is_wired_nowhere_acts_in_every_row(small, monkeypatch):
     """Bit for bit as before there was this input; also beside a Concept that has one."""
-    guider = pack_module("mixer.samplers").RowGuider
+    hook = pack_module("mixer.hooks.trained_concepts").TrainedConcepts
     everywhere = small.mixed(wired=())
     with monkeypatch.context() as before:
-        before.setattr(guider, "belongs", lambda self, rows: {})
+        before.setattr(hook, "around", lambda self, call, rows: call)
         assert torch.equal(Case.mixed.__wrapped__(small, wired=()), everywhere)
     assert relative_error(small.mixed(wired=(0,))[1], everywhere[1]) < 1e-5, "the dog's row has both words"
     assert relative_error(small.mixed(wired=(0,))[2], small.mixed()[2]) < 1e-5, "the car's has the car alone"

@@ -1,4 +1,4 @@
-"""Learn Concept, and what Save, Load and Import Concept keep of it."""
+"""Train Concept, and what Save, Load and Import Concept keep of it."""
 
 import copy
 import json
@@ -205,7 +205,7 @@ def reference_gradient(case, pictures, class_images, prior_weight: float, seed: 
 
 
 @pytest.mark.oldest
-def test_small_views_stand_on_grey_and_are_learned_inside_their_border(case):
+def test_small_views_stand_on_gray_and_are_learned_inside_their_border(case):
     """In pixels of -1 to 1, as the VAE has them, nothing. The mask leaves out what it mixes with the photo."""
     training, samplers = pack_module("latexblend.training"), pack_module("latexblend.samplers")
     settings = samplers.Settings("dog", 1, 1e-3, 128, 0, 5, True, 1.0, "fp32")
@@ -263,17 +263,17 @@ def test_nan_stops_with_the_step_and_keeps_what_was_learned_before(case, message
     before = case.hashes()
     samplers = pack_module("latexblend.samplers")
     with monkeypatch.context() as at_once:
-        at_once.setattr(samplers.LearnSampler, "loss_of", lambda self, step: torch.tensor(float("nan")))
+        at_once.setattr(samplers.TrainSampler, "loss_of", lambda self, step: torch.tensor(float("nan")))
         with refused("learning_rate", "at step 1", "NaN"):
             learned_by(case)
     monkeypatch.setattr(samplers, "KEPT_EVERY", 1)
-    sound, losses = samplers.LearnSampler.loss_of, []
+    sound, losses = samplers.TrainSampler.loss_of, []
 
     def loss_of(self, step):
         losses.append(step)
         return sound(self, step) * (float("nan") if step == 2 else 1)
 
-    monkeypatch.setattr(samplers.LearnSampler, "loss_of", loss_of)
+    monkeypatch.setattr(samplers.TrainSampler, "loss_of", loss_of)
     concept = learned_by(case, steps=10)
     assert losses == [0, 1, 2] and concept.settings["steps"] == "2"
     assert "at step 3" in messages() and "2 steps is kept" in messages()
@@ -360,7 +360,7 @@ def test_photos_come_from_the_hosts_own_dataset_and_losses_go_into_its_plot(case
 
 @pytest.mark.oldest
 def test_what_cannot_be_learned_from_is_refused(case):
-    with refused("Learn Concept", "images", "only 72 × 63 pixels"):
+    with refused("Train Concept", "images", "only 72 × 63 pixels"):
         learned_by(case, images=torch.zeros(1, 63, 72, 3))
     with refused("noun", "empty"):
         learned_by(case, noun=" ")
@@ -374,7 +374,7 @@ def test_what_cannot_be_learned_from_is_refused(case):
         learned_by(case, noun="a " * 80)
     with refused("noun", "is too long", "75 tokens"):
         learned_by(case, noun="a " * 72)
-    with refused("Learn Concept", "'model'", "flow-matching"):
+    with refused("Train Concept", "'model'", "flow-matching"):
         graph, flow = Graph(), copy.copy(case)
         flow.model = graph.run(model=graph.add("ModelSamplingSD3", model=case.model, shift=3.0))["model"]
         learned_by(flow)
@@ -463,7 +463,7 @@ def test_files_that_are_no_concepts_are_refused(case):
     with refused("Load Concept", "cut.safetensors is damaged, cut short"):
         load("cut.safetensors")
     (folder / "other.safetensors").write_bytes(safetensors.torch.save({"x": torch.zeros(1)}))
-    with refused("no learned concept"):
+    with refused("is not a trained concept"):
         load("other.safetensors")
     concept = learned(case.model, "dog", 1)
     layer = next(iter(concept.features))
@@ -670,7 +670,7 @@ def test_what_learning_goes_on_from_is_held_against_the_model(case):
     for state in states:
         graph = Graph()
         own = graph.given(first._replace(state=state))
-        with refused("Learn Concept, input 'learned'", "does not fit this model"):
+        with refused("Train Concept, input 'learned'", "does not fit this model"):
             graph.run(x=learn(graph, case.model, case.clip, learned=own, rank=1, steps=3))
 
 

@@ -9,7 +9,6 @@ import torch
 from comfy_host import Graph, output, pack_module, refused
 from conductor_graph import conductor
 from pictures import mask_batch
-from small_models import LAYOUTS, comfy_model, diffusers_unet, small_clip
 
 pytestmark = pytest.mark.oldest
 LAYERS = (
@@ -17,31 +16,6 @@ LAYERS = (
     "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0",
 )
 TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
-
-
-@pytest.fixture(scope="module")
-def unet():
-    return diffusers_unet(LAYOUTS["SD 1.x"])
-
-
-@pytest.fixture(scope="module")
-def model(unet):
-    return comfy_model(LAYOUTS["SD 1.x"], unet)
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return small_clip("SD 1.x")
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """models/loras"""
-    import folder_paths
-
-    _, endings = folder_paths.folder_names_and_paths["loras"]
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], endings))
-    return tmp_path
 
 
 def random(*shape: int, seed: int) -> torch.Tensor:
@@ -140,7 +114,7 @@ def test_a_lora_that_fits_in_part_says_so(unet, model, clip, folder, messages):
     for name in [x for x in own if "no_such" not in x]:
         del own[name]
     safetensors.torch.save_file(own, folder / "none.safetensors")
-    with refused("Concept LoRA", "'lora_name'", "none.safetensors changes nothing of this model"):
+    with refused("Concept LoRA", "'lora_name'", "none.safetensors does not change this model"):
         conduct(model, prompts("none.safetensors", clip))
 
 
@@ -280,7 +254,7 @@ def test_half_characters_in_names_are_refused_and_written_out(clip, folder):
         prompts("half.pth", clip)
     check_name = pack_module("common.checks").check_name
     with pytest.raises(Exception, match=r"\\ud800") as error:
-        check_name("Learn Concept", "name", "a\ud800")
+        check_name("Train Concept", "name", "a\ud800")
     str(error.value).encode()
 
 

@@ -106,7 +106,7 @@ def test_sam(folders):
     segmenter = load("PnPMixSamLoader", "sam_vit_b.pth")
     assert same_weights(segmenter.model, weights)
     assert segmenter.patcher.model_size() == sum(x.nbytes for x in weights.values())
-    stops("PnPMixGroundingDinoLoader", "sam_vit_b.pth", "no Grounding DINO")
+    stops("PnPMixGroundingDinoLoader", "sam_vit_b.pth", "not a Grounding DINO")
     for folder in ("sams", "grounding-dino"):
         (folders[folder] / "sam_vit_b.pth").unlink()
 
@@ -334,7 +334,7 @@ def test_an_upscaler_is_no_inpainting_model(folders):
     from spandrel.architectures.SPAN import SPAN
 
     torch.save(SPAN(num_in_ch=3, num_out_ch=3, upscale=2).state_dict(), folders["inpaint"] / "upscaler.pth")
-    stops("PnPMixInpaintModelLoader", "upscaler.pth", "SPAN", "no inpainting model", "big-lama.pt")
+    stops("PnPMixInpaintModelLoader", "upscaler.pth", "SPAN", "not an inpainting model", "big-lama.pt")
     (folders["inpaint"] / "upscaler.pth").unlink()
 
 
@@ -410,7 +410,7 @@ def test_text_encoder_from_a_hugging_face_cache_or_an_error_that_says_what_to_pu
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     shutil.rmtree(folders["bert-base-uncased"])
     address = "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt"
-    missing = "list of its words", f"vocab.txt: {address}", str(folders["bert-base-uncased"])
+    missing = "its vocabulary", f"vocab.txt: {address}", str(folders["bert-base-uncased"])
     stops("PnPMixGroundingDinoLoader", "d.safetensors", *missing)
     (tmp_path / "models--google-bert--bert-base-uncased" / "refs").mkdir(parents=True)
     (tmp_path / "models--google-bert--bert-base-uncased" / "refs" / "main").write_text("0" * 40)

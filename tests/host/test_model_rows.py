@@ -95,7 +95,7 @@ def test_prompts_of_their_own_are_stacked_once_for_all_steps(model, monkeypatch)
 
 
 def test_conditionings_go_to_the_device_before_the_first_step(model):
-    guider = pack_module("mixer.samplers").RowGuider(model, conditioning(1), conditioning(2), 1.0)
+    guider = pack_module("mixer.guider").RowGuider(model, conditioning(1), conditioning(2), 1.0)
     guider.conds = {"positive": [{"model_conds": model.model.extra_conds(**condition(1))}]}
     guider.bring_conditionings(torch.device("meta"))
     (entry,) = guider.conds["positive"]
@@ -176,17 +176,17 @@ def test_memory_is_pinned_where_the_host_holds_copies_that_nobody_waits_for_to_b
     assert len(pinned) == pins
 
 
-def test_cells_follow_the_device_that_computes():
+def test_tokens_follow_the_device_that_computes():
     """By the `.to` that hosts with several GPUs call on patches; the others keep theirs."""
-    patches, types = pack_module("mixer.patches"), pack_module("common.types")
+    attention, types = pack_module("mixer.hooks.unet_attention"), pack_module("common.types")
     grid, here = (12, 16), torch.tensor([1, 2])
     area = (*grid, 0, 0)
-    appearance, cells = types.Appearance(0.15, "all", 0, 1), {area: {grid: [None, (here, here)]}}
-    patch = patches.ObjectAttention(appearance, cells, grid, {}, patches.plain_attention)
+    appearance, tokens = types.Appearance(0.15, "all", 0, 1), {area: {grid: [None, (here, here)]}}
+    patch = attention.ObjectAttention(appearance, tokens, grid, {}, attention.plain_attention)
     moved = patch.to(torch.device("meta"))
-    none, pair = moved.cells[area][grid]
+    none, pair = moved.tokens[area][grid]
     assert none is None and all(x.device.type == "meta" for x in pair)
-    assert patch.cells[area][grid][1][0].device.type == "cpu"
+    assert patch.tokens[area][grid][1][0].device.type == "cpu"
     assert patch.to(torch.float16) is patch
 
 

@@ -12,8 +12,10 @@ import packages  # noqa: F401 makes the next ones known
 from demo.loras import FOLDER
 from cli import graphs, methods
 from cli.drawn import draw_jobs
-from cli.jobs import Job, Work, read_table
+from cli.jobs import read_table
+from cli.tasks import Task
 from cli.variants import OTHER_METHODS, change
+from cli.work import Work
 
 # isort: on
 from comfy_host import Graph
@@ -52,8 +54,8 @@ def test_the_graph_of_each_row_is_valid_in_this_comfyui(variant, tmp_path):
     paths = [tmp_path / f"{k}.png" for k in range(5)]
     for k, path in enumerate(paths):
         Image.new("RGB", (64, 64), (k, 0, 0)).save(path)
-    files = dict(loras=("a.safetensors", "b.safetensors"), learned=("c.safetensors", "d.safetensors"))
-    job = Job(paths[0], tuple(paths[1:3]), ("dog", "cat"), masks=tuple(paths[3:]), **files)
+    files = dict(loras=("a.safetensors", "b.safetensors"), trained=("c.safetensors", "d.safetensors"))
+    job = Task(scene=paths[0], concepts=paths[1:3], objects=("dog", "cat"), target_masks=paths[3:], **files)
     work = methods.work_of(job, variant.steps, variant.template, lambda prompt: change(variant, prompt))
     send(work)
     for node in work.prompt.values():
@@ -75,10 +77,10 @@ def test_a_row_gives_a_picture_with_the_demo_model(name, tmp_path):
     """Its own LoRAs and learned concepts, in the fewest steps."""
     (variant,) = (x for x in OTHER_METHODS if x.name == name)
     table = draw_jobs(tmp_path, 1)
-    drawn = read_table(table, Job(None, (), ()))[0]
+    drawn = read_table(table, Task)[0]
     words = ("cup", "star") if variant.needs == "loras" else ("cup", "fish")
     files = {variant.needs: tuple(f"demo model: {word}.safetensors" for word in words)}
-    job = drawn._replace(words=words, prompt=", ".join((*words, "meadow")), **files)
+    job = drawn.model_copy(update={"objects": words, "prompt": ", ".join((*words, "meadow")), **files})
     work = methods.work_of(job, 4, variant.template, lambda prompt: change(variant, prompt))
     graphs.for_demo_model(work.prompt)
     few = {"PnPMixLayoutReference": {"steps": 4}, "PnPMixMaskRefinement": {"updates": 1, "restarts": 2}}

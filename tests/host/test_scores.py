@@ -122,11 +122,11 @@ def box(side: int, top: int, left: int, height: int, width: int) -> torch.Tensor
     return mask
 
 
-def by_hand(picture: torch.Tensor, top: int, left: int, height: int, width: int, colour) -> torch.Tensor:
-    """The box in the middle of a square of the colour, whose side is the box's longer one."""
+def by_hand(picture: torch.Tensor, top: int, left: int, height: int, width: int, color) -> torch.Tensor:
+    """The box in the middle of a square of the color, whose side is the box's longer one."""
     side = max(height, width)
     square = Image.new("RGB", (side, side))
-    square = torch.from_numpy(np.asarray(square).astype(np.float32)) + torch.tensor(colour)
+    square = torch.from_numpy(np.asarray(square).astype(np.float32)) + torch.tensor(color)
     y, x = (side - height) // 2, (side - width) // 2
     square[y : y + height, x : x + width] = picture[top : top + height, left : left + width]
     return square
@@ -166,7 +166,7 @@ def test_one_mask_is_for_all_pictures_and_a_smaller_one_is_scaled(encoder):
     assert "resized from 50 x 50 to 150 x 150" in result["report"]
 
 
-def test_without_an_encoder_colours_are_compared():
+def test_without_an_encoder_colors_are_compared():
     red, blue = torch.zeros(1, 40, 40, 3), torch.zeros(1, 40, 40, 3)
     red[..., 0], blue[..., 2] = 1, 1
     half = torch.cat([red[:, :20], blue[:, :20]], 1)
@@ -175,8 +175,8 @@ def test_without_an_encoder_colours_are_compared():
     upper = torch.zeros(1, 40, 40)
     upper[:, :20] = 1
     result = run("PnPMixImageSimilarity", images=half, references=red, mask=upper)
-    assert result["score"] == pytest.approx(1), "what is not under the mask has no colour"
-    assert result["report"].startswith("Colours 1.000")
+    assert result["score"] == pytest.approx(1), "what is not under the mask has no color"
+    assert result["report"].startswith("Colors 1.000")
 
 
 def test_a_picture_alone_has_the_value_that_it_has_in_a_batch(encoder):
@@ -186,11 +186,11 @@ def test_a_picture_alone_has_the_value_that_it_has_in_a_batch(encoder):
         assert alone["score"] == pytest.approx(float(together[k]), abs=1e-6)
 
 
-@pytest.mark.parametrize("name, at_fault", [("mask", "picture 2"), ("reference_mask", "picture 1")])
+@pytest.mark.parametrize("name, at_fault", [("mask", "image 2"), ("reference_mask", "image 1")])
 def test_a_mask_that_misses_its_picture_is_refused(encoder, name, at_fault):
     masks = torch.cat([box(SIDE, 5, 5, 20, 20), torch.zeros(1, SIDE, SIDE)])
     inputs = dict(images=photos(2), references=photos(1), encoder=encoder)
-    with refused("Image Similarity", f"'{name}'", at_fault, "white"):
+    with refused("Image Similarity", f"'{name}'", at_fault, "Paint"):
         run("PnPMixImageSimilarity", **inputs, **{name: masks if name == "mask" else masks[1:]})
 
 
@@ -243,7 +243,7 @@ def test_a_text_encoder_without_projection_is_refused(clip, encoder, tmp_path):
     layer = without.cond_stage_model.clip_l.transformer.text_projection
     for left_behind in (torch.zeros(64, 64), torch.eye(64), torch.full((64, 64), torch.nan)):
         layer.weight = torch.nn.Parameter(left_behind, requires_grad=False)
-        with refused("Text Similarity", "'clip'", "no projection", "Load CLIP"):
+        with refused("Text Similarity", "'clip'", "no text projection", "Load CLIP"):
             run("PnPMixTextSimilarity", images=photos(1), text=TEXT, clip=without, encoder=encoder)
 
 
@@ -251,7 +251,7 @@ def test_the_demos_table_of_words_is_no_clip(encoder):
     graph = Graph()
     words = output(graph.add("PnPMixDemoModel"), 1)
     link = graph.add("PnPMixTextSimilarity", images=photos(1), text="cup", clip=words, encoder=encoder)
-    with refused("Text Similarity", "'clip'", "no projection"):
+    with refused("Text Similarity", "'clip'", "no text projection"):
         graph.run(score=link)
 
 
@@ -340,7 +340,7 @@ def test_segsim_is_the_papers_algorithm_for_each_picture_of_a_batch(detector_of,
     for k, found in enumerate((own(2, LEFT, RIGHT), own(3, WIDE))):
         concepts = [sum(best(x, found) for x in of_concept) / len(of_concept) for of_concept in references]
         assert values_of(result, "SegSim")[k] == pytest.approx(sum(concepts) / 2, abs=1e-4)
-        assert f"Picture {k + 1}: dog {concepts[0]:.3f}, cat {concepts[1]:.3f}" in result["report"]
+        assert f"Image {k + 1}: dog {concepts[0]:.3f}, cat {concepts[1]:.3f}" in result["report"]
     assert result["score"] == pytest.approx(sum(values_of(result, "SegSim")) / 2)
     assert values_of(result, "Omission") == [0, 1], "no cat in the second"
     assert "found 1 of 1 dog, 0 of 1 cat" in result["report"]
@@ -362,7 +362,7 @@ def test_nothing_found_counts_zero_and_says_where(detector_of, segmenter, encode
     nowhere = detector_of([], [({"dog": 0.7}, LEFT)], [])
     result = segsim(pictures[2:], concepts, nowhere, segmenter, encoder)
     assert result["score"] == 0 and values_of(result, "Omission") == [1]
-    assert "Warning: no 'dog' found in picture 1 of concept 1" in result["report"]
+    assert "Warning: no 'dog' found in image 1 of concept 1" in result["report"]
 
 
 def test_segsim_without_words_concepts_or_pictures_is_refused(detector_of, segmenter, encoder):
@@ -429,9 +429,9 @@ def test_backgrounds_that_cannot_be_compared_are_refused():
     original = photos(2, 96)
     with refused("Background Kept", "'original'", "96 x 96", "90 x 96", "Paste Back"):
         kept(images=original[:, :, :90], original=original)
-    with refused("Background Kept", "'original'", "batch of 2", "3 pictures"):
+    with refused("Background Kept", "'original'", "batch of 2", "3 images"):
         kept(images=photos(3, 96), original=original)
-    with refused("Background Kept", "'mask'", "whole picture"):
+    with refused("Background Kept", "'mask'", "whole image"):
         kept(images=original, original=original, mask=torch.ones(1, 96, 96))
 
 
@@ -441,7 +441,7 @@ def test_where_lpips_is_not_installed_the_report_says_so(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *x: None if name == "lpips" else find(name, *x))
     result = kept(images=photos(1, 96), original=photos(1, 96))
-    assert "LPIPS left out: the package lpips is not installed." in result["report"]
+    assert "LPIPS is left out: the package lpips is not installed." in result["report"]
     assert [x.name for x in result["scores"]] == ["PSNR, dB", "SSIM"]
 
 
@@ -457,9 +457,9 @@ def measured(name: str, *values: float, better: bool = True):
     return [pack_module("metrics.scores").Measured(name, values, better)]
 
 
-def bar(picture: torch.Tensor, colour: str) -> int:
-    """How many pixels wide the bar of a colour is."""
-    rgb = torch.tensor([int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)])
+def bar(picture: torch.Tensor, color: str) -> int:
+    """How many pixels wide the bar of a color is."""
+    rgb = torch.tensor([int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)])
     return int(((picture - rgb).abs().amax(-1) < 0.01).any(0).sum())
 
 
@@ -477,7 +477,7 @@ def test_plot_shows_several_measures_and_numbers_pictures_without_names():
     one, three = (plot(Graph(), measured("SSIM", 0.5, 1.0), "", **x) for x in ({}, more))
     assert three["image"].shape[1] > 2.5 * one["image"].shape[1]
     assert three["table"].splitlines()[0] == "|  | SSIM ▲ | LPIPS ▼ | PSNR ▲ |"
-    assert "| picture 2 | 1.000 | 0.200 | 40.000 |" in three["table"]
+    assert "| image 2 | 1.000 | 0.200 | 40.000 |" in three["table"]
 
 
 def test_plot_of_more_names_than_pictures_or_an_uneven_number_is_refused():
@@ -507,6 +507,6 @@ def test_the_template_compares_its_variants():
     results = graph.run(plot=[plot, 0], table=[plot, 1], pictures=pictures)
     header, _, *rows = results["table"].splitlines()
     assert [row.split("|")[1].strip() for row in rows] == prompt[plot]["inputs"]["names"].splitlines()
-    assert all(name in header for name in ("Colours 1", "Colours 2", "PSNR", "SSIM"))
+    assert all(name in header for name in ("Colors 1", "Colors 2", "PSNR", "SSIM"))
     assert all("| 100.0 |" in row for row in rows), "every variant keeps the background"
     assert not torch.equal(results["pictures"][0], results["pictures"][1]) and results["plot"].shape[-1] == 3

@@ -100,5 +100,5 @@ def test_conducting_reads_the_model_once_and_keeps_it_no_longer_than_the_graph(m
 
 
 def test_a_model_that_cannot_be_read_again(models):
-    with refused("Learn Concept", "model", "--disable-dynamic-vram"):
+    with refused("Train Concept", "model", "--disable-dynamic-vram"):
         learned_by(streamed(models[0]), small_clip("SD 1.x"))

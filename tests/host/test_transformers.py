@@ -68,14 +68,13 @@ def graph_result(
     guidance=None,
     own=None,
     common=None,
-    noise_shift=0.0,
     **settings,
 ) -> torch.Tensor:
     """Output and references of the nodes, (1 + concepts, C, H, W)."""
     graph, link = Graph(), None
     latents = [encoded(family, seed, cells) for seed in range(3 + concepts)]
     common = prompts(family) | (common or {})
-    schedule = dict(steps=STEPS, skip_steps=SKIP, scheduler="simple", noise_shift=noise_shift)
+    schedule = dict(steps=STEPS, skip_steps=SKIP, scheduler="simple")
     inversion = invert(graph, model, latent=latents[0], cfg=2.0, **schedule, **common)
     for k in range(concepts):
         more = {"object_mask": torch.from_numpy(blob(family, 2 - k % 2, cells))[None]} if k in object_only else {}
@@ -176,7 +175,7 @@ def test_families_agree_with_the_equations_and_are_left_as_they_were(family):
     [
         dict(concepts=1, object_only=(0,), guidance=dict(position="kept")),
         dict(cells=(5, 7), object_only=(0, 1), guidance=dict(layers="decoder")),
-        dict(swap_guidance=1.0, guidance=dict(alpha=0.6), noise_shift=0.6, clip_residual=True),
+        dict(swap_guidance=1.0, guidance=dict(alpha=0.6)),
         dict(object_only=(0, 1), guidance=dict(adain=True)),
     ],
     ids=str,
@@ -340,7 +339,7 @@ def test_guidance_that_looks_at_more_than_one_row_or_call_is_the_same_where_pict
 
     together = graph_result(family, guided(), **settings)
     assert relative_error(together, graph_result(family, model_of(family), **settings)) > 1e-3
-    monkeypatch.setattr(pack_module("mixer.samplers").RowGuider, "is_apart", lambda self, k: True)
+    monkeypatch.setattr(pack_module("mixer.hooks.own_prompts"), "cannot_share", lambda own, common: True)
     assert relative_error(graph_result(family, guided(), **settings), together) < 1e-5
 
 
@@ -500,14 +499,16 @@ def test_one_row_outside_start_and_end(calls):
 @pytest.mark.oldest
 @pytest.mark.parametrize("family, cfg", [("Flux.1", 1.0), ("SD 3.5", 3.0)])
 def test_what_is_kept_of_pictures_read_apart_is_known_before(monkeypatch, family, cfg):
-    joint_attention, kept, estimates = pack_module("mixer.joint_attention").JointAttention, [], []
-    take, estimate = joint_attention.take, joint_attention.bytes_of_a_picture
+    module, kept, estimates = pack_module("mixer.hooks.joint_attention"), [], []
+    joint_attention = module.JointAttention
+    read, estimate = joint_attention.read_pictures, joint_attention.bytes_of_a_picture
 
-    def watch(self, *arguments, **options):
-        kept.append(sum(x.key.nbytes + x.value.nbytes for found in self.kept.values() for x in found))
-        return take(self, *arguments, **options)
+    def watch(self, call, options, like):
+        found = options[module.PICTURES].found.values()
+        kept.append(sum(x.key.nbytes + x.value.nbytes for pictures in found for x in pictures))
+        return read(self, call, options, like)
 
-    monkeypatch.setattr(joint_attention, "take", watch)
+    monkeypatch.setattr(joint_attention, "read_pictures", watch)
     monkeypatch.setattr(
         joint_attention,
         "bytes_of_a_picture",
@@ -520,10 +521,10 @@ def test_what_is_kept_of_pictures_read_apart_is_known_before(monkeypatch, family
 
 @pytest.mark.oldest
 def test_pictures_read_apart_take_turns_where_there_is_room_for_one(monkeypatch, calls):
-    samplers, own = pack_module("mixer.samplers"), {1: conditioning("Flux.1", 3, tokens=40)}
+    prompts, own = pack_module("mixer.hooks.own_prompts"), {1: conditioning("Flux.1", 3, tokens=40)}
     together = graph_result("Flux.1", model_of("Flux.1"), own=own)
     calls.clear()
-    monkeypatch.setattr(samplers, "place_for_some", lambda size, guider, device: (device, 1))
+    monkeypatch.setattr(prompts, "place_for_some", lambda size, guider, device: (device, 1))
     in_turn = graph_result("Flux.1", model_of("Flux.1"), own=own)
     assert calls == [4, 4] + [1, 2, 1, 2] * (STEPS - SKIP)
     assert relative_error(in_turn, together) < 1e-4
@@ -576,7 +577,7 @@ def test_where_pictures_read_apart_could_not_be_told_apart_they_are_refused(monk
     if fault == "combined":
         common["positive"] = prompts(family)["positive"] + conditioning(family, 5)
     else:
-        monkeypatch.setattr(pack_module("mixer.samplers"), "is_compiled", lambda model: True)
+        monkeypatch.setattr(pack_module("mixer.hooks.own_prompts"), "is_compiled", lambda model: True)
     with refused("Mask Noise Mixer", "'concepts'", fault, "same number of tokens"):
         graph_result(family, model_of(family), own={0: conditioning(family, 3, tokens=40)}, common=common)
 

@@ -236,23 +236,23 @@ class ConceptConductor:
 
 def k_means(points: np.ndarray, k: int, restarts: int) -> tuple[np.ndarray, float]:
     """Labels of the best run, from the same random points as the pack starts from, and how far from a tie the closest
-    decision on the way to them was: a point between two centres, or the best run before the second best."""
+    decision on the way to them was: a point between two centers, or the best run before the second best."""
     chosen = torch.rand(restarts, len(points), generator=torch.Generator().manual_seed(123)).topk(k).indices.numpy()
-    centres = [points[x].copy() for x in chosen]
+    centers = [points[x].copy() for x in chosen]
     margins = np.full(restarts, np.inf)
     for _ in range(100):
         shifts = []
         for r in range(restarts):
-            distances = ((points[:, None] - centres[r][None]) ** 2).sum(-1)
+            distances = ((points[:, None] - centers[r][None]) ** 2).sum(-1)
             labels = distances.argmin(1)
             first, second = np.sort(distances, 1)[:, :2].T
             margins[r] = min(margins[r], (1 - first / second).min())
-            moved = np.stack([points[labels == j].mean(0) if (labels == j).any() else centres[r][j] for j in range(k)])
-            shifts.append(np.linalg.norm(moved - centres[r], axis=-1).mean())
-            centres[r] = moved
+            moved = np.stack([points[labels == j].mean(0) if (labels == j).any() else centers[r][j] for j in range(k)])
+            shifts.append(np.linalg.norm(moved - centers[r], axis=-1).mean())
+            centers[r] = moved
         if max(shifts) < 1e-4:
             break
-    distances = [((points[:, None] - own[None]) ** 2).sum(-1) for own in centres]
+    distances = [((points[:, None] - own[None]) ** 2).sum(-1) for own in centers]
     inertias = np.array([x.min(1).sum() for x in distances])
     best, labels = inertias.argmin(), [x.argmin(1) for x in distances]
     partition = labels[best][:, None] == labels[best]
@@ -263,8 +263,8 @@ def k_means(points: np.ndarray, k: int, restarts: int) -> tuple[np.ndarray, floa
 def triangle(length: int, target: int) -> np.ndarray:
     """(target, length) weights of linear interpolation that averages where it shrinks."""
     scale = length / target
-    centres = (np.arange(target) + 0.5) * scale
-    distance = np.abs(np.arange(length)[None] + 0.5 - centres[:, None]) / max(scale, 1)
+    centers = (np.arange(target) + 0.5) * scale
+    distance = np.abs(np.arange(length)[None] + 0.5 - centers[:, None]) / max(scale, 1)
     weights = np.clip(1 - distance, 0, None)
     return weights / weights.sum(1, keepdims=True)
 

@@ -111,8 +111,7 @@ class FlowPnPMix(PnPMix):
     def trajectory(self, x0, seed):
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn((len(self.timesteps), *x0.shape[1:]), generator=generator)
-        shift = self.noise_shift
-        shown = [(1 - shift) * now + shift * then for now, then in map(self.levels, range(len(self.timesteps)))]
+        shown = [self.levels(i)[0] for i in range(len(self.timesteps))]
         return [*((1 - s) * x0 + s * noise[i : i + 1] for i, s in enumerate(shown)), x0]
 
     def eps(self, x, i, prompt, mode="off", reading=None):
@@ -154,12 +153,12 @@ class FlowPnPMix(PnPMix):
         if not concept.object_only:
             return None
         rows, columns = self.tokens(shape)
-        sets, centres = [], []
+        sets, centers = [], []
         for mask in (concept.mask, concept.object_mask):
             share = self.shares(mask, rows, columns)
             chosen = share >= min(0.5, share.max())
             y, x = chosen.reshape(rows, columns).nonzero()
             sets.append(torch.tensor(chosen))
-            centres.append(((y.min() + y.max()) / 2, (x.min() + x.max()) / 2))
-        distance = tuple(round(float(a - b)) for a, b in zip(*centres, strict=True))
+            centers.append(((y.min() + y.max()) / 2, (x.min() + x.max()) / 2))
+        distance = tuple(round(float(a - b)) for a, b in zip(*centers, strict=True))
         return Reading(*sets, distance)

@@ -99,12 +99,12 @@ class Graph:
         scale = int(100 * min(WINDOW[0] / width, WINDOW[1] / height, 1)) / 100
         return {"scale": scale, "offset": [round(MARGIN[0] / scale - left), round(MARGIN[1] / scale - top)]}
 
-    def group(self, title: str, colour: str, *nodes: Node) -> None:
+    def group(self, title: str, color: str, *nodes: Node) -> None:
         """Round the nodes."""
         left, top = (min(node.data["pos"][k] for node in nodes) for k in (0, 1))
         right, bottom = (max(node.data["pos"][k] + node.data["size"][k] for node in nodes) for k in (0, 1))
         box = [left - 10, top - 62, right - left + 20, bottom - top + 72]
-        entry = {"id": len(self.groups) + 1, "title": title, "bounding": box, "color": colour}
+        entry = {"id": len(self.groups) + 1, "title": title, "bounding": box, "color": color}
         self.groups.append(entry | {"font_size": 20, "flags": {}})
 
     def wire(self) -> list[tuple]:

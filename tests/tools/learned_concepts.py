@@ -20,7 +20,7 @@ def learned(model, noun: str, seed: int, tokens: int = 2, **fields):
     }
     own = dict(features=features, name=noun, noun=noun, family=checks.model_family(model), checkpoint="a.safetensors")
     own |= dict(fingerprint=layers.fingerprint(model), settings={})
-    return types.LearnedConcept(**{**own, **fields})
+    return types.TrainedConcept(**{**own, **fields})
 
 
 def diffusers_names(model) -> dict[str, str]:
@@ -69,11 +69,11 @@ def samples(graph: Graph, *links: list) -> list[torch.Tensor]:
 
 
 class Vae:
-    """Cells of 8 × 8 pixels, their mean colour and a fourth channel."""
+    """Cells of 8 × 8 pixels, their mean color and a fourth channel."""
 
     def encode(self, pixels):
-        colour = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
-        return torch.cat([colour, colour.mean(1, keepdim=True)], 1)
+        color = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
+        return torch.cat([color, color.mean(1, keepdim=True)], 1)
 
 
 def photos(count: int = 2, size: int = 64, seed: int = 0) -> torch.Tensor:

@@ -102,9 +102,7 @@ class PnPMix:
     feather: int = 0
     overlap: str = "shared"
     adain: bool = False
-    noise_shift: float = 0.0  # share of the way to the next level at which the model is shown everything
     constant_guidance: bool = False
-    clip_residual: bool = False
     notes: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -139,9 +137,7 @@ class PnPMix:
         noise = torch.randn((len(self.timesteps), *x0.shape[1:]), generator=generator)
         noisy = []
         for i in range(len(self.timesteps)):
-            now, then = self.levels(i)
-            told, next_one = math.sqrt(1 / now - 1), math.sqrt(1 / then - 1)  # noise to signal
-            now = 1 / (1 + ((1 - self.noise_shift) * told + self.noise_shift * next_one) ** 2)
+            now, _ = self.levels(i)
             noisy.append(math.sqrt(now) * x0 + math.sqrt(1 - now) * noise[i : i + 1])
         return [*noisy, x0]
 
@@ -220,7 +216,7 @@ class PnPMix:
         box[top : ys.max() + self.expand + 1, left : xs.max() + self.expand + 1] = 1
         return torch.tensor(self.cells(box, shape) >= 0.5, dtype=torch.float32)
 
-    def normalise(self, x, mask, target, target_mask):
+    def normalize(self, x, mask, target, target_mask):
         """AdaIN of what the mask weighs in x, channel by channel."""
         x = x.clone()
         for channel in range(x.shape[1]):
@@ -246,14 +242,6 @@ class PnPMix:
         return starts and (self.end_percent >= 1 or t >= (1 - self.end_percent) * 999)
 
     # The method
-
-    def shortened(self, residual, mask, i):
-        """What is left of a residual where the mask is: in the last step 15.5 long for 4 × 64² numbers at most."""
-        if not self.clip_residual or i < len(self.timesteps) - 1:
-            return residual
-        numbers = residual.shape[1] * float(mask.sum())
-        norm, longest = float((residual**2 * mask).sum()) ** 0.5, 15.5 * math.sqrt(numbers / 16384)
-        return torch.where(mask > 0, residual * (1 - mask) + residual * mask * min(1, longest / norm), residual)
 
     def run(self, background, concepts: list[OracleConcept], inpainted=None):
         """Output (1, C, H, W) and branches, one a concept."""
@@ -294,21 +282,18 @@ class PnPMix:
             mixed = eps_back[i] * (1 - sum(masks))  # eq. 3.4
             for eps, mask in zip(eps_branches, masks, strict=True):
                 mixed = mixed + eps * mask
-            own = residuals[i]
-            for mask in masks:
-                own = own + self.shortened(residuals[i], mask, i) - residuals[i]
-            output = self.mean(output, mixed, i) + own
+            output = self.mean(output, mixed, i) + residuals[i]
             if self.adain and self.is_guided(i):
                 for k in range(len(concepts)):  # masks are disjoint where this is used
-                    output = self.normalise(output, masks[k], personal[k][i + 1], own_objects[k])
+                    output = self.normalize(output, masks[k], personal[k][i + 1], own_objects[k])
 
             for k in range(len(concepts)):
                 eps = eps_branches[k]
                 if self.mix_branches:
                     eps = eps * masks[k] + eps_back[i] * (1 - masks[k])
-                branches[k] = self.mean(branches[k], eps, i) + self.shortened(residuals[i], masks[k], i)
+                branches[k] = self.mean(branches[k], eps, i) + residuals[i]
                 if self.adain and self.is_guided(i):
-                    branches[k] = self.normalise(branches[k], masks[k], personal[k][i + 1], own_objects[k])
+                    branches[k] = self.normalize(branches[k], masks[k], personal[k][i + 1], own_objects[k])
                 if self.beta is not None:  # eq. 3.5
                     outside = self.beta * inpaint[i + 1]
                     if self.outside == "blended":

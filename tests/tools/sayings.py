@@ -53,7 +53,8 @@ def is_silent(tree: ast.AST) -> bool:
 
 def said_by_nodes() -> set[str]:
     """The sentences among them."""
-    return {x for x in strings_of_nodes() if re.search(r"[a-z]\w* [\w{]", x) and re.search(r"\.$|[a-z]: ", x)}
+    sentences = (x for x in strings_of_nodes() if re.search(r"[a-z]\w* [\w{]", x) and re.search(r"\.$|[a-z]: ", x))
+    return {x for x in sentences if "->" not in x}  # shapes, as einops takes them
 
 
 def said_by_templates() -> set[str]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from graph_files import Graph, Output, Subgraph
 from workflow_files import graphs
 
-FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"  # what a group's colour says
+FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"  # what a group's color says
 SD, SDXL = 512, 1024  # sides of the part that the model works on, in pixels
 FINDERS = {
     "words": [("detector", "PNPMIX_DETECTOR"), ("segmenter", "PNPMIX_SEGMENTER")],

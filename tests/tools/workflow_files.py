@@ -8,8 +8,10 @@ from cli.graphs import FINDERS, SIDE, SMALL, add_level, levels, links, subgraphs
 # isort: on
 from comfy_host import PACK
 
-FOLDER, API, LIBRARY = graphs.TEMPLATES, graphs.TEMPLATES / "api", PACK / "subgraphs"
-EARLIER = PACK / "tests" / "data" / "workflows"  # what earlier versions shipped, and people have saved
+FOLDER, LIBRARY = graphs.TEMPLATES, PACK / "subgraphs"
+# Of what earlier versions shipped and people saved: each node with the inputs and values that it had, in the fewest
+# graphs that run: two concepts, the demo model, and a scene that is picked
+EARLIER = PACK / "tests" / "data" / "workflows"
 TEMPLATES, BLUEPRINTS, OLD_WORKFLOWS = (
     sorted(path.stem for path in folder.glob("*.json")) for folder in (FOLDER, LIBRARY, EARLIER)
 )

@@ -17,7 +17,6 @@ INVERSION = {"steps": 4, "skip_steps": 1, "cfg": 1.0, "scheduler": "sgm_uniform"
 HINTS = f"""- 4 steps, of which 3 are taken, sgm_uniform and *cfg* 1 in **DDPM Invert**: what such a LoRA is made for. \
 {UNTRIED}
 - Finer: *steps* 8, *skip_steps* 2. Without the LoRA: *steps* 50, *skip_steps* 16, ddim_uniform.
-- Grainy inside the masks: *clip_residual* of **Mask Noise Mixer**.
 """
 
 

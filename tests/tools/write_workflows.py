@@ -1,5 +1,4 @@
-"""Writes the templates, also as the server takes them, and the blueprints: workflows/*.json, workflows/api/*.json and
-subgraphs/*.json.
+"""Writes the templates and the blueprints: workflows/*.json and subgraphs/*.json.
 
 python tests/tools/write_workflows.py, with the Python of the newest ComfyUI, which COMFYUI_DIR names.
 """
@@ -30,7 +29,7 @@ from template_models import (
     add_places,
     loaders,
 )
-from workflow_files import API, FOLDER, LIBRARY, SIDE, graphs, to_api
+from workflow_files import FOLDER, LIBRARY, SIDE
 from write_few_steps_workflows import FEW_STEPS_KINDS
 from write_flow_workflows import FLOW_KINDS, flow_demo, flow_note
 from write_learn_workflows import learn_templates
@@ -486,7 +485,6 @@ def write_all(info: dict) -> None:
         templates |= {name: photo_template(info, 2, kind.side, kind=kind) for name, kind in kinds.items()}
     for name, data in templates.items():
         write(FOLDER / f"{name}.json", data)
-        write(API / f"{name.removesuffix('.app')}.json", graphs.with_full_titles(to_api(data), data))
     for count in (1, 2, 3):
         write(LIBRARY / f"{THINGS[count].capitalize()} of yours into a photo with PnP-MIX.json", blueprint(info, count))
 

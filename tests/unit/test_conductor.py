@@ -96,9 +96,9 @@ def test_k_means_finds_what_scipy_finds(clusters):
     points = np.concatenate([rng.normal(3 * k, 0.5, (20, 5)) for k in range(4)]).astype(np.float32)
     _, inertia = k_means(torch.from_numpy(points), clusters, restarts=20)
     best = min(
-        ((points - centres[labels]) ** 2).sum()
+        ((points - centers[labels]) ** 2).sum()
         for seed in range(20)
-        for centres, labels in [scipy.cluster.vq.kmeans2(points, clusters, minit="++", seed=seed)]
+        for centers, labels in [scipy.cluster.vq.kmeans2(points, clusters, minit="++", seed=seed)]
     )
     assert float(inertia) == pytest.approx(best, rel=1e-4)
 

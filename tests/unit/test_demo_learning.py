@@ -6,7 +6,6 @@ import demo.__main__
 import numpy as np
 import pytest
 import torch
-from benchmarks.latexblend import RESULTS, read, table
 from demo.concepts import load_concept
 from demo.diffusers_host import Settings, empty, invert, load_model
 from demo.learning import mix_learned, slots_of
@@ -15,8 +14,6 @@ from demo.own_things import LOOKS, photographed
 from demo.scenes import Look, Scene, Thing, draw_scene
 from PIL import Image
 from pnpmix.latexblend.bank import from_tensors
-
-from comfy_host import PACK
 
 
 def test_the_command_learns_and_draws(tmp_path, monkeypatch, capsys):
@@ -52,12 +49,6 @@ def test_an_empty_word_before_each_noun_makes_room_for_its_identifier():
     assert phrases[0] == phrases[2] == [0]
     with pytest.raises(ValueError, match="no star"):
         slots_of(parse("cup"), ["star"])
-
-
-@pytest.mark.parametrize("file", ["latexblend.json", "latexblend-4e-3.json"])
-def test_the_page_shows_the_measured_table(file):
-    page = PACK / "benchmarks" / "latexblend.md"
-    assert table(read(RESULTS.with_name(file))) in page.read_text(encoding="utf-8")
 
 
 def test_in_pnp_mix_what_was_learned_of_one_thing_changes_nothing_of_another():

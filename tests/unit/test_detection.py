@@ -163,7 +163,7 @@ def test_objects_come_from_left_to_right_whatever_their_score(tokenizer):
         assert [x.score for x in objects] == pytest.approx([0.5, 0.9], abs=1e-5)
 
 
-def test_words_that_were_recognised_are_the_label(tokenizer):
+def test_words_that_were_recognized_are_the_label(tokenizer):
     (cup,), _ = found(tokenizer, "red cup", ({"red": 0.4, "cup": 0.6}, LEFT))
     assert cup.phrase == "red cup"
     (cup,), _ = found(tokenizer, "red cup", ({"red": 0.2, "cup": 0.6}, LEFT))
@@ -309,7 +309,7 @@ def test_wrong_checkpoints_say_what_is_wrong(published, bert_folder, tmp_path):
     weights = published.state_dict()
     stem = "backbone.0.patch_embed.proj.weight"
     for given in ({"conv.weight": torch.zeros(1)}, {stem: torch.tensor(96.0)}, {stem: torch.zeros(97, 3, 4, 4)}):
-        with pytest.raises(ValueError, match="no Grounding DINO"):
+        with pytest.raises(ValueError, match="not a Grounding DINO"):
             load(given, bert_folder)
     with pytest.raises(ValueError, match="1 weights are missing, such as '.*text_projection.weight'"):
         load(without(weights, "feat_map.weight"), bert_folder)

@@ -7,21 +7,18 @@ import re
 from pathlib import Path
 
 import pytest
-from cli import evaluate, methods, papers, scores
-from cli.evaluate import Evaluated, Made
-from cli.jobs import BadTable, Job, JobFailed, work_of
+from cli import evaluate, methods, scores
+from cli.errors import BadTable, JobFailed, ServerEnded
 from cli.report import page, write_report
-from cli.server import ServerEnded
-from cli.tasks import pictures_of, read_tasks
+from cli.tasks import Evaluated, Made, Task, images_of, read_tasks
 from cli.variants import OTHER_METHODS, ROWS, change, for_demo
+from cli.work import work_of
 from PIL import Image
 
-NOTHING = Job(None, (), ())
 
-
-def save_picture(path: Path, colour: str = "red", size: int = 64) -> Path:
+def save_picture(path: Path, color: str = "red", size: int = 64) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (size, size), colour).save(path)
+    Image.new("RGB", (size, size), color).save(path)
     return path
 
 
@@ -57,45 +54,34 @@ def customconcept101(tmp_path) -> Path:
     return source
 
 
-def made_from(kind: str, source: Path, folder: Path, *options: str) -> list[Job]:
+def made_from(kind: str, source: Path, folder: Path, *options: str) -> list[Task]:
     assert evaluate.main(["--make", kind, str(source), "--tasks", str(folder), *options]) == 0
-    return read_tasks(folder, NOTHING)
+    return read_tasks(folder)
 
 
 def test_tasks_are_made_from_dreambooths_pictures_and_unos_pairs(dreambooth, tmp_path):
     tasks = made_from("dreambench", dreambooth, tmp_path / "tasks", "--limit", "3")
     assert [task.prompt[-1] for task in tasks] == ["0", "2", "4"], "spread over all pairs"
     task = tasks[0]
-    assert task.scene is None and task.words == ("dog", "can") and task.name == "001 dog6+can"
-    assert [path.resolve().parent.name for path in task.things] == ["dog6", "can"]
-    assert [path.name for path in pictures_of(task.references[0])] == ["00.jpg", "01.jpg", "02.jpg"]
+    assert task.scene is None and task.objects == ("dog", "can") and task.name == "001 dog6+can"
+    assert [path.resolve().parent.name for path in task.concepts] == ["dog6", "can"]
+    assert [path.name for path in images_of(task.references[0])] == ["00.jpg", "01.jpg", "02.jpg"]
 
 
 def test_tasks_are_made_from_customconcept101(customconcept101, tmp_path):
     tasks = made_from("customconcept101", customconcept101, tmp_path / "tasks")
     assert [task.prompt for task in tasks] == ["a dog beside a cup", "cup under the dog"]
-    assert all(path.name == "a.jpg" for task in tasks for path in task.things), "the first of each folder"
-
-
-@pytest.mark.parametrize(
-    "content", ["{", "{}", "[1]", '[{"prompt": "a"}]', '[{"prompt": "a", "image_paths": ["x/y"]}]']
-)
-def test_a_data_set_that_is_not_as_published_is_refused(tmp_path, capsys, content):
-    source = tmp_path / "pairs.json"
-    source.write_text(content)
-    for kind in ("dreambench", "customconcept101"):
-        assert evaluate.main(["--make", kind, str(source), "--tasks", str(tmp_path / "tasks")]) == 2
-        assert str(tmp_path) in capsys.readouterr().out and not (tmp_path / "tasks").exists()
+    assert all(path.name == "a.jpg" for task in tasks for path in task.concepts), "the first of each folder"
 
 
 def test_a_folder_without_its_table_or_pictures_is_refused(tmp_path, capsys):
     assert evaluate.main(["--tasks", str(tmp_path)]) == 2
     assert f"no tasks.csv in {tmp_path}" in capsys.readouterr().out
-    with pytest.raises(JobFailed, match="no picture in"):
-        pictures_of(tmp_path)
-    (tmp_path / "tasks.csv").write_text("scene,things\na,b")
-    with pytest.raises(BadTable, match="lacks the columns: words"):
-        read_tasks(tmp_path, NOTHING)
+    with pytest.raises(JobFailed, match="no image in"):
+        images_of(tmp_path)
+    (tmp_path / "tasks.csv").write_text("scene,concepts\na,b")
+    with pytest.raises(BadTable, match="lacks the columns: objects"):
+        read_tasks(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -117,24 +103,31 @@ def test_options_that_do_not_go_together_are_refused(capsys, arguments, said):
 
 
 @pytest.fixture
-def job(tmp_path) -> Job:
+def job(tmp_path) -> Task:
     """Two pictures have the same name."""
     dog, cat = (save_picture(tmp_path / x / "it.png", x) for x in ("red", "blue"))
     masks = [save_picture(tmp_path / f"{k}.png", "white" if k == 0 else "black") for k in range(4)]
     scene = save_picture(tmp_path / "scene.png", "green")
-    return Job(scene, (dog, cat), ("cup", "fish"), "cup, fish", masks=tuple(masks[:2]), object_masks=tuple(masks[2:]))
+    return Task(
+        scene=scene, concepts=(dog, cat), objects=("cup", "fish"), prompt="cup, fish",
+        target_masks=masks[:2], object_masks=masks[2:],
+    )  # fmt: skip
 
 
-def graph_of(job: Job, row: str) -> dict[str, list[dict]]:
+def changed(task: Task, **fields) -> Task:
+    return task.model_copy(update=fields)
+
+
+def graph_of(job: Task, row: str) -> dict[str, list[dict]]:
     (variant,) = (x for x in ROWS if x.name.startswith(row))
     found: dict[str, list[dict]] = {}
-    work = work_of(job._replace(steps=variant.steps), False, lambda prompt: change(variant, prompt))
+    work = work_of(changed(job, steps=variant.steps), False, lambda prompt: change(variant, prompt))
     for node in work.prompt.values():
         found.setdefault(node["class_type"], []).append(node["inputs"])
     return found
 
 
-def test_two_pictures_of_one_name_stay_apart(job):
+def test_two_images_of_one_name_stay_apart(job):
     names = [name for name in work_of(job).files if name.startswith("it-")]
     assert len(names) == len(set(names)) == 2
 
@@ -155,33 +148,33 @@ def test_the_rows_are_the_ablation_of_the_paper(job):
         assert all("object_mask" not in concept for concept in row["PnPMixConcept"])
     ours = graph_of(job, "the templates")
     assert ours["PnPMixAppearance"][0]["adain"] and all("object_mask" in x for x in ours["PnPMixConcept"])
-    names = {work_of(job._replace(steps=x.steps), False, lambda p, x=x: change(x, p)).output for x in ROWS}
+    names = {work_of(changed(job, steps=x.steps), False, lambda p, x=x: change(x, p)).output for x in ROWS}
     assert len(names) == len(ROWS), "no row overwrites another"
     assert all(for_demo(x).steps < x.steps for x in ROWS)
 
 
 def test_scores_of_the_background_are_of_what_lies_outside_the_masks(job):
-    own = job._replace(masks=(job.masks[1], job.masks[1]))  # black: nothing is covered
-    same = scores.of_background(own, scores.read_picture(job.scene))
+    own = changed(job, target_masks=(job.target_masks[1], job.target_masks[1]))  # black: nothing is covered
+    same = scores.of_background(own, scores.read_image(job.scene))
     assert same["psnr"] == pytest.approx(100) and same["ssim"] == pytest.approx(1)
-    assert scores.of_background(own, scores.read_picture(job.things[0]))["psnr"] < 10
-    assert scores.of_background(job, scores.read_picture(job.scene)) == {}, "the masks leave nothing"
+    assert scores.of_background(own, scores.read_image(job.concepts[0]))["psnr"] < 10
+    assert scores.of_background(job, scores.read_image(job.scene)) == {}, "the masks leave nothing"
 
 
 def test_the_page_is_one_file_with_every_picture_the_intervals_and_the_papers_tables(job, tmp_path):
     rows = ROWS[-2:]
     path = save_picture(tmp_path / "made.png", "purple", 640)
     results = [
-        Evaluated(job._replace(name=f"<task {k}>"), {x.name: Made(path, {"fidelity": 0.2 + 0.2 * k}) for x in rows}, {})
+        Evaluated(changed(job, name=f"<task {k}>"), {x.name: Made(path, {"fidelity": 0.2 + 0.2 * k}) for x in rows}, {})
         for k in range(3)
     ]
-    broken = Evaluated(job._replace(name="half"), {rows[0].name: Made(path, {"fidelity": 0.9})}, {rows[1].name: "why"})
-    written = page(rows, [*results, broken, Evaluated(NOTHING, {}, {"": "row 9: gone"})], {"date": "today"})
+    broken = Evaluated(changed(job, name="half"), {rows[0].name: Made(path, {"fidelity": 0.9})}, {rows[1].name: "why"})
+    written = page(rows, [*results, broken, Evaluated(None, {}, {"": "row 9: gone"})], {"date": "today"})
     said = html.unescape(re.sub(r"<[^>]*>", " ", re.sub(r"<style>.*?</style>", "", written, flags=re.DOTALL)))
     assert "0.400 ± 0.497" in said, "of 0.2, 0.4 and 0.6: Student's t of two degrees of freedom"
     assert "over 3 tasks" in said and "2 tasks are left out" in said
     assert f"{rows[1].name}: why" in said and "row 9: gone" in said and "<task 1>" in said
-    assert papers.REMARK in said and all(cell in said for x in papers.TABLES for row in x.rows for cell in row)
+    assert "not comparable" in said and "0.6542" in said, "the papers' tables"
     assert written.count("<img") == 4 * 5 + 7, "scene, things, masks and results of each"
     assert set(re.findall(r'src="([^:]*:[^,]*),', written)) == {"data:image/png;base64", "data:image/jpeg;base64"}
     assert "http" not in written.replace("https", "http").split("<h2>What the papers")[0], "nothing is fetched"
@@ -206,8 +199,8 @@ def test_no_text_of_a_task_or_a_fault_is_html_in_the_page(job, tmp_path):
     def written(said: str) -> Elements:
         rows = [ROWS[0]._replace(name=f"row {said}"), ROWS[1]]
         made = {rows[0].name: Made(job.scene, {"fidelity": 0.5})}
-        own = job._replace(name=said, prompt=said, words=(said, said))
-        results = [Evaluated(own, made, {said: said}), Evaluated(NOTHING, {}, {"": said})]
+        own = changed(job, name=said, prompt=said, objects=(said, said))
+        results = [Evaluated(own, made, {said: said}), Evaluated(None, {}, {"": said})]
         return Elements(write_report(tmp_path, rows, results, {said: said}).read_text(encoding="utf-8"))
 
     said = "'\"><img src=x onerror=alert(1)><script>alert(2)</script>&amp;\ud800"
@@ -219,10 +212,10 @@ def test_no_text_of_a_task_or_a_fault_is_html_in_the_page(job, tmp_path):
 def test_tasks_of_the_same_name_are_all_in_the_report(job, tmp_path):
     names, row = ["dog", "dog (2)", "dog", "dog", ""], ROWS[0]
     results = [
-        Evaluated(job._replace(name=name), {row.name: Made(job.scene, {"fidelity": k / 8})}, {})
+        Evaluated(changed(job, name=name), {row.name: Made(job.scene, {"fidelity": k / 8})}, {})
         for k, name in enumerate(names)
     ]
-    nothing = [Evaluated(NOTHING, {}, {"": "why"})] * 2
+    nothing = [Evaluated(None, {}, {"": "why"})] * 2
     text = write_report(tmp_path, [row], [*results, *nothing], {}).read_text(encoding="utf-8")
     tasks = json.loads((tmp_path / "scores.json").read_text())["tasks"]
     found = {name: x[row.name]["fidelity"] for name, x in tasks.items() if x}
@@ -234,10 +227,10 @@ def test_tasks_of_the_same_name_are_all_in_the_report(job, tmp_path):
 # Rows of the other methods
 
 
-def graph_of_other(job: Job, row: str, **changed) -> dict[str, list[dict]]:
+def graph_of_other(job: Task, row: str, **fields) -> dict[str, list[dict]]:
     (variant,) = (x for x in OTHER_METHODS if x.name == row)
-    given = dict(loras=("a.safetensors", "b.safetensors"), learned=("c.safetensors", "d.safetensors"))
-    own, found = job._replace(**given | changed), {}
+    given = dict(loras=("a.safetensors", "b.safetensors"), trained=("c.safetensors", "d.safetensors"))
+    own, found = changed(job, **given | fields), {}
     work = methods.work_of(own, variant.steps, variant.template, lambda prompt: change(variant, prompt))
     for node in work.prompt.values():
         found.setdefault(node["class_type"], []).append(node["inputs"])
@@ -246,8 +239,8 @@ def graph_of_other(job: Job, row: str, **changed) -> dict[str, list[dict]]:
 
 
 def test_concept_conductors_rows_leave_out_what_their_names_say(job):
-    job = job._replace(prompt="a cup and a fish in a room", seed=5, checkpoint="mine.safetensors")
-    whole = graph_of_other(job, "Concept Conductor", called=("sks cup", "fish"))
+    job = changed(job, prompt="a cup and a fish in a room", seed=5, checkpoint="mine.safetensors")
+    whole = graph_of_other(job, "Concept Conductor", trigger_words=("sks cup", "fish"))
     assert [x["lora_name"] for x in whole["PnPMixConceptLora"]] == ["a.safetensors", "b.safetensors"]
     texts = [x["text"] for x in whole["PnPMixConceptLora"]]
     assert texts == ["a sks cup and a sks cup in a room", "a fish and a fish in a room"]
@@ -265,7 +258,7 @@ def test_concept_conductors_rows_leave_out_what_their_names_say(job):
 
 
 def test_loras_are_merged_by_comfyuis_own_loader_under_the_names_that_they_were_taught(job):
-    row = graph_of_other(job, "LoRAs merged", called=("sks cup", "red fish"))
+    row = graph_of_other(job, "LoRAs merged", trigger_words=("sks cup", "red fish"))
     assert [x["lora_name"] for x in row["LoraLoader"]] == ["a.safetensors", "b.safetensors"]
     assert "sks cup, red fish" in [x["text"] for x in row["CLIPTextEncode"]]
     assert not any(kind.startswith("PnPMix") for kind in row)
@@ -293,27 +286,23 @@ def test_a_task_that_does_not_fit_another_method_is_refused(job, tmp_path, row):
     Image.new("RGB", (64, 32)).save(wide)
     with pytest.raises(JobFailed, match="64 x 32 pixels"):
         graph_of_other(job, row, scene=wide)
-    with pytest.raises(JobFailed, match="for two things, not for 1"):
-        graph_of_other(job, row, things=job.things[:1])
+    with pytest.raises(JobFailed, match="for two concepts, not for 1"):
+        graph_of_other(job, row, concepts=job.concepts[:1])
 
 
 def test_a_folder_of_tasks_names_loras_and_learned_concepts(tmp_path):
     for name in ("a", "b"):
         save_picture(tmp_path / f"{name}.png")
-    header, cells = "things,words,loras,called,learned", "a.png|b.png,dog|cat,x.safetensors|y.safetensors,sks dog|cat,"
+    header, cells = (
+        "concepts,objects,loras,trigger words,trained",
+        "a.png|b.png,dog|cat,x.safetensors|y.safetensors,sks dog|cat,",
+    )
     (tmp_path / "tasks.csv").write_text(f"{header}\n{cells}\n")
-    (job,) = read_tasks(tmp_path, NOTHING)
-    assert job.loras == ("x.safetensors", "y.safetensors") and job.called == ("sks dog", "cat") and job.learned == ()
+    (job,) = read_tasks(tmp_path)
+    assert job.loras == ("x.safetensors", "y.safetensors")
+    assert job.trigger_words == ("sks dog", "cat") and job.trained == ()
     (tmp_path / "tasks.csv").write_text(f"{header}\n{cells.replace('|y.safetensors', '')}\n")
-    assert "1 loras" in str(read_tasks(tmp_path, NOTHING)[0])
-
-
-def test_the_page_has_a_method_where_a_task_has_its_files(job, tmp_path):
-    (conductor,) = (x for x in OTHER_METHODS if x.name == "Concept Conductor")
-    made = Made(job.scene, {"clip_i": 0.5})
-    results = [Evaluated(job._replace(loras=("a", "b")), {x.name: made for x in (ROWS[0], conductor)}, {})]
-    written = page([ROWS[0], conductor], results, {})
-    assert written.count("Concept Conductor, 200 steps") and "0.500" in written
+    assert "1 loras" in str(read_tasks(tmp_path)[0])
 
 
 def test_segsim_compares_every_reference_of_a_concept(job, tmp_path):
@@ -321,20 +310,14 @@ def test_segsim_compares_every_reference_of_a_concept(job, tmp_path):
     folder = tmp_path / "own"
     for name in ("a", "b", "c"):
         save_picture(folder / f"{name}.png")
-    sent, prompt = [], {}
+    prompt = {}
 
     class Server:
-        def check_files(self, prompt):
-            pass
-
-        def send(self, name, path):
-            sent.append(path)
-
-        def run(self, graph, workflow):
+        def run(self, graph, files):
             prompt.update(graph)
             return {node: {"text": ["0.25"]} for node in graph}
 
-    own = job._replace(references=(folder, job.things[1]))
+    own = changed(job, references=(folder, job.concepts[1]))
     encoders = scores.Encoders("clip.safetensors", "dino.safetensors", "", True)
     assert scores.by_encoders(own, job.scene, encoders, Server())["segsim"] == 0.25
     kinds = {}
@@ -349,16 +332,21 @@ def test_a_server_that_stops_in_the_middle_costs_one_picture_and_is_started_agai
     """And a file that is no picture costs its own task alone."""
     broken = tmp_path / "broken.png"
     broken.write_text("no picture")
-    columns = {"scene": job.scene, "masks": job.masks, "object masks": job.object_masks, "words": job.words}
+    columns = {
+        "scene": job.scene,
+        "target masks": job.target_masks,
+        "object masks": job.object_masks,
+        "objects": job.objects,
+    }
     cells = ["|".join(map(str, x)) if isinstance(x, tuple) else str(x) for x in columns.values()]
-    rows = [",".join([*cells, f"{thing}|{job.things[1]}", name]) for thing, name in (
-        (job.things[0], "one"), (broken, "two"), (job.things[1], "three"),
+    rows = [",".join([*cells, f"{thing}|{job.concepts[1]}", name]) for thing, name in (
+        (job.concepts[0], "one"), (broken, "two"), (job.concepts[1], "three"),
     )]  # fmt: skip
-    (tmp_path / "tasks.csv").write_text("\n".join([",".join([*columns, "things", "name"]), *rows]))
+    (tmp_path / "tasks.csv").write_text("\n".join([",".join([*columns, "concepts", "name"]), *rows]))
     content, calls, restarts = job.scene.read_bytes(), [], []
 
     class Server:
-        def pictures(self, *_):
+        def images(self, *_):
             calls.append(1)
             if len(calls) == 1:
                 raise ServerEnded("ComfyUI has ended while it worked.")
@@ -375,7 +363,7 @@ def test_a_server_that_stops_in_the_middle_costs_one_picture_and_is_started_agai
     server = Server()
     first, second, third = evaluate.evaluate(options, lambda: server)
     assert len(restarts) == 1 and "has ended" in next(iter(first.faults.values()))
-    assert "no picture that can be read" in next(iter(second.faults.values()))
+    assert "no image that can be read" in next(iter(second.faults.values()))
     assert len(third.made) == 1 and len(calls) == 2
     again = evaluate.evaluate(options, lambda: server)
     assert [len(x.made) for x in again] == [1, 0, 1] and len(calls) == 3, "what is there is not made again"
@@ -399,7 +387,7 @@ def test_what_an_interrupted_run_left_is_done_again(job, tmp_path, notes, monkey
     """Notes that are damaged, and pictures that are."""
     options, _ = evaluate.read_options(["--tasks", str(tmp_path), "--output", str(tmp_path / "made")])
     content = job.scene.read_bytes()
-    monkeypatch.setattr(evaluate, "picture_of", lambda work, server, watch: content)
+    monkeypatch.setattr(evaluate, "image_of", lambda work, server, watch: content)
 
     def make() -> tuple[Made, bool]:
         return evaluate.make(job, ROWS[0], options, lambda: None)
@@ -424,15 +412,23 @@ def test_what_an_interrupted_run_left_is_done_again(job, tmp_path, notes, monkey
 
 @pytest.mark.parametrize(
     "content",
-    ["[" * 100_000, '[{"prompt": 3, "image_paths": []}]', '[{"prompt": "a", "image_paths": "text"}]', "null",
-     '["\\ud800"]',     '[[{"class_prompt": "a", "instance_data_dir": "b"}]]', '[[1, 2, 3]]', '[[{}, {}, {}]]', "\xff"],
+    ["{", "[" * 100_000, "null", "{}", "[1]", '["\\ud800"]', "\xff", '[{"prompt": "a"}]', '[[1, 2, 3]]',
+     '[[{}, {}, {}]]', '[{"prompt": 3, "image_paths": []}]', '[{"prompt": "a", "image_paths": "text"}]',
+     '[[{"class_prompt": "a", "instance_data_dir": "b"}]]'],
 )  # fmt: skip
-def test_a_data_set_of_other_types_is_refused(tmp_path, capsys, content):
+def test_a_data_set_that_is_not_as_published_is_refused(tmp_path, capsys, content):
     source = tmp_path / "pairs.json"
     source.write_text(content, encoding="latin-1")
     for kind in ("dreambench", "customconcept101"):
         assert evaluate.main(["--make", kind, str(source), "--tasks", str(tmp_path / "tasks")]) == 2
-        assert "not as it is published: entry" in capsys.readouterr().out
+        assert "not as it is published: entry" in capsys.readouterr().out and not (tmp_path / "tasks").exists()
+
+
+def test_a_data_set_that_lacks_its_files_is_refused(tmp_path, capsys):
+    source = tmp_path / "pairs.json"
+    source.write_text('[{"prompt": "a", "image_paths": ["x/y"]}]')
+    assert evaluate.main(["--make", "dreambench", str(source), "--tasks", str(tmp_path / "tasks")]) == 2
+    assert f"{tmp_path / 'prompts_and_classes.txt'} cannot be read" in capsys.readouterr().out
 
 
 def test_no_prompt_of_a_data_set_is_followed_as_a_format(customconcept101, tmp_path):

@@ -103,7 +103,7 @@ def test_image_given_is_not_altered():
 
 
 class Recorder(torch.nn.Module):
-    """An inpainting model, its own descriptor, that fills with grey and remembers the sizes it saw."""
+    """An inpainting model, its own descriptor, that fills with gray and remembers the sizes it saw."""
 
     def __init__(self):
         super().__init__()

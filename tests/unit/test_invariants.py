@@ -4,16 +4,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pnpmix.masks import cell_weights, changed_pixels, expanded_box_mask, share_overlaps
+from pnpmix.masks import changed_pixels, expanded_box_mask, share_overlaps, token_weights
 from pnpmix.mixer.dilution import Dilution
 from pnpmix.mixer.inversion import ddpm_invert, edit_friendly_trajectory
-from pnpmix.mixer.sampling import Rows, sample_pnp_mix
+from pnpmix.mixer.sampling import BatchRows, sample_pnp_mix
 
 RATIO, CHANNELS, STEPS = 8, 3, 4
 SIGMAS = torch.tensor([9.0, 4.0, 1.5, 0.3, 0.0])
 
 
-def toy_denoise(x, sigma, rows: Rows | None = None):
+def toy_denoise(x, sigma, rows: BatchRows | None = None):
     """A nonlinear model whose swap rows depend on the personal rows, as guided attention makes them."""
     sigma = sigma.view(-1, 1, 1, 1)
     mean = x.mean((1, 2, 3), keepdim=True)
@@ -26,7 +26,7 @@ def toy_denoise(x, sigma, rows: Rows | None = None):
     return denoised
 
 
-def overflowing(x, sigma, rows: Rows):
+def overflowing(x, sigma, rows: BatchRows):
     """Half precision: infinite in the left column, which no mask holds."""
     denoised = toy_denoise(x, sigma, rows).clone()
     denoised[..., 0] = torch.tensor([torch.inf, -torch.inf]).repeat(-(-x.shape[-2] // 2))[: x.shape[-2]]
@@ -43,7 +43,7 @@ def test_what_overflows_outside_the_masks_stays_outside(outside):
     )
     inversion = ddpm_invert(toy_denoise, back[-1], SIGMAS, 0)
     given = (inversion, torch.stack(concepts, 1), masks, [True] * STEPS)
-    more = dict(dilution=Dilution(inpaint, masks, 0.8, outside), object_masks=own, clip_residual=True)
+    more = dict(dilution=Dilution(inpaint, masks, 0.8, outside), object_masks=own)
     for ours, expected in zip(
         sample_pnp_mix(overflowing, *given, **more), sample_pnp_mix(toy_denoise, *given, **more), strict=True
     ):
@@ -70,7 +70,7 @@ def options(draw):
         dict(
             guided=draw(st.lists(st.booleans(), min_size=STEPS, max_size=STEPS)),
             swap_guidance=draw(st.sampled_from([1.0, 2.0, 3.5])),
-            mix_branches=draw(st.booleans()),
+            mix_references=draw(st.booleans()),
             concepts_per_call=draw(st.integers(1, 4)),
         ),
         draw(st.sampled_from([None, "scaled", "blended"])),
@@ -84,7 +84,7 @@ def stack(tensors, grid):
 
 def run(scene, chosen, order=None, feather=0):
     seed, grid, pixels = scene
-    given_options, outside, normalised = chosen
+    given_options, outside, normalized = chosen
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.randn(len(pixels) + 2, CHANNELS, *grid, generator=generator)
     background, inpainted, *own = pictures
@@ -92,14 +92,14 @@ def run(scene, chosen, order=None, feather=0):
     inversion = ddpm_invert(toy_denoise, background, SIGMAS, seed=0, timesteps_per_call=3)
 
     # two that cover exactly half of a cell both claim it
-    masks = share_overlaps(stack([cell_weights(pixels[k], grid, feather) for k in order], grid))
+    masks = share_overlaps(stack([token_weights(pixels[k], grid, feather) for k in order], grid))
     personal = [edit_friendly_trajectory(own[k], SIGMAS, seed=1 + k) for k in order]
     personal = torch.stack(personal, 1) if personal else torch.zeros(STEPS + 1, 0, CHANNELS, *grid)
     dilution = None
     if outside is not None:
         boxes = stack([expanded_box_mask(pixels[k], grid, expand=4) for k in order], grid)
         dilution = Dilution(edit_friendly_trajectory(inpainted, SIGMAS, seed=0), boxes, 0.8, outside)
-    object_masks = torch.ones(len(order), 1, *grid) if normalised else None
+    object_masks = torch.ones(len(order), 1, *grid) if normalized else None
     output, branches = sample_pnp_mix(
         toy_denoise, inversion, personal, masks, dilution=dilution, object_masks=object_masks, **given_options
     )

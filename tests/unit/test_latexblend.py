@@ -84,7 +84,7 @@ def test_a_bad_loss_is_named_by_its_step():
 
 
 def test_a_learning_rate_that_is_too_high_is_found_out():
-    """Far beyond what Learn Concept takes, whose highest, 1, leaves its losses finite."""
+    """Far beyond what Train Concept takes, whose highest, 1, leaves its losses finite."""
     x, seen = torch.ones(3), []
     with pytest.raises(training.Diverged) as error:
         training.fit({"x": x}, lambda step: (x**2).sum(), range(9), 1e25, callback=lambda *told: seen.append(told))
@@ -102,7 +102,7 @@ def test_views_are_photo_where_the_mask_says_so():
 
 
 @pytest.mark.parametrize("top, left, side", [(0, 0, 160), (8, 16, 160), (13, 21, 170), (342, 341, 170), (3, 100, 306)])
-def test_what_the_vae_mixes_with_the_grey_is_not_learned(top, left, side):
+def test_what_the_vae_mixes_with_the_gray_is_not_learned(top, left, side):
     """The latent tokens that the authors' code counts as photo, by its expression."""
     mask = torch.zeros(512, 512)
     mask[top : top + side, left : left + side] = 1

@@ -7,11 +7,11 @@ import pytest
 import scipy.ndimage
 import torch
 from pnpmix.batching import in_groups
-from pnpmix.masks import cell_weights, covered_cells, expanded_box_mask, gaussian_blur, share_overlaps, to_image_size
+from pnpmix.masks import covered_tokens, expanded_box_mask, gaussian_blur, share_overlaps, to_image_size, token_weights
 from pnpmix.mixer.attention import attend_to_objects, guided_appearance_attention
 from pnpmix.mixer.dilution import Dilution, background_dilution
 from pnpmix.mixer.inversion import Inversion, ddpm_invert, edit_friendly_trajectory
-from pnpmix.mixer.mixing import mix_branch_noise, mix_noise
+from pnpmix.mixer.mixing import mix_noise, mix_reference_noise
 from pnpmix.mixer.sampling import roles_needed, sample_pnp_mix
 from pnpmix.schedule import (
     added_noise,
@@ -134,9 +134,9 @@ def test_targets_read_nothing_but_their_concepts_object():
 def test_an_object_always_has_a_cell():
     mask = torch.zeros(16, 16)
     mask[:8, :8], mask[8:11, 8:10] = 1, 1
-    assert covered_cells(mask, (2, 2)).tolist() == [0]
+    assert covered_tokens(mask, (2, 2)).tolist() == [0]
     mask[:8, :8] = 0
-    assert covered_cells(mask, (2, 2)).tolist() == [3], "the most covered one"
+    assert covered_tokens(mask, (2, 2)).tolist() == [3], "the most covered one"
 
 
 def test_linear_projections_make_inputs_as_good_as_keys_and_values():
@@ -166,7 +166,7 @@ def test_noise_of_each_region_comes_from_its_own_branch():
     back, refs = torch.full((1, 1, 3), 9.0), torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 1, 3)
     masks = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.25, 0.0]]).view(2, 1, 1, 3)
     assert mix_noise(back, refs, masks).flatten().tolist() == [1, 0.25 * 2 + 0.75 * 9, 9]
-    assert mix_branch_noise(back, refs, masks)[0].flatten().tolist() == [1, 9, 9]
+    assert mix_reference_noise(back, refs, masks)[0].flatten().tolist() == [1, 9, 9]
 
 
 def test_dilution_scales_or_blends_outside_the_box():
@@ -181,7 +181,7 @@ def test_a_cell_belongs_to_the_object_that_covers_half_of_it():
     mask = torch.zeros(16, 16)
     mask[:8, :4] = 1  # half of the first cell
     mask[8:, :3] = 1  # less
-    assert cell_weights(mask, (2, 2)).tolist() == [[1, 0], [0, 0]]
+    assert token_weights(mask, (2, 2)).tolist() == [[1, 0], [0, 0]]
 
 
 def test_box_is_grown_and_clipped_in_pixels():
@@ -199,7 +199,7 @@ def test_feather_is_a_gaussian_of_half_the_width():
     expected = scipy.ndimage.gaussian_filter(mask.double().numpy(), 6.0, mode="nearest")
     np.testing.assert_allclose(gaussian_blur(mask, 6.0).numpy(), expected, atol=1e-5)
     cells = expected.reshape(8, 8, 8, 8).mean((1, 3))
-    np.testing.assert_allclose(cell_weights(mask, (8, 8), feather=12).numpy(), cells, atol=1e-5)
+    np.testing.assert_allclose(token_weights(mask, (8, 8), feather=12).numpy(), cells, atol=1e-5)
 
 
 def test_overlapping_masks_share_and_others_stay():

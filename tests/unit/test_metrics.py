@@ -8,7 +8,7 @@ import skimage
 import torch
 from pnpmix.metrics.background import lpips_network, psnr, ssim
 from pnpmix.metrics.segsim import count_subjects, omission, redundancy, segsim
-from pnpmix.metrics.similarity import colour_similarity, image_similarity, one_vector, regional_crop, text_similarity
+from pnpmix.metrics.similarity import color_similarity, image_similarity, one_vector, regional_crop, text_similarity
 from pnpmix.metrics.statistics import (
     Measured,
     by_variant,
@@ -74,7 +74,7 @@ def test_what_changes_under_the_mask_does_not_count():
 
 
 def test_a_mask_that_leaves_no_background_is_refused():
-    with pytest.raises(ValueError, match="whole picture"):
+    with pytest.raises(ValueError, match="whole image"):
         psnr(photo(), photo(), torch.ones(60, 80))
     with pytest.raises(ValueError, match="11 pixels"):
         ssim(photo(), photo(), torch.nn.functional.pad(torch.ones(50, 70), (5, 5, 5, 5)))
@@ -110,11 +110,11 @@ def test_an_encoder_that_gives_tokens_is_read_by_their_mean():
 
 
 def test_a_region_is_the_masks_box_in_a_square_and_the_encoders_mean_everywhere_else():
-    colour = (0.1, 0.5, 0.9)
-    square = regional_crop(photo(), ellipse(), colour)
+    color = (0.1, 0.5, 0.9)
+    square = regional_crop(photo(), ellipse(), color)
     assert square.shape == (35, 35, 3), "the ellipse is 35 pixels wide and 27 high"
-    expected = np.tile(np.float32(colour), (35, 35, 1))
-    object_only = np.where(ellipse().numpy()[..., None] > 0, photo().numpy(), np.float32(colour))
+    expected = np.tile(np.float32(color), (35, 35, 1))
+    object_only = np.where(ellipse().numpy()[..., None] > 0, photo().numpy(), np.float32(color))
     expected[4:31] = object_only[17:44, 13:48]
     assert np.array_equal(square.numpy(), expected)
 
@@ -183,7 +183,7 @@ def test_report_says_mean_interval_and_each_value():
     assert report(Measured("SSIM", (0.25,))) == "SSIM 0.250"
     values = (0.8, 0.9, 1.0)
     half = stats.t.ppf(0.975, 2) * np.std(values, ddof=1) / 3**0.5
-    words = f"SSIM 0.900 ± {half:.3f} (3 pictures, 95 % interval): 0.800, 0.900, 1.000"
+    words = f"SSIM 0.900 ± {half:.3f} (3 images, 95 % interval): 0.800, 0.900, 1.000"
     assert report(Measured("SSIM", values)) == words
 
 
@@ -198,15 +198,15 @@ def test_table_has_a_row_for_each_variant_with_its_pictures_means():
 
 
 def test_measures_of_one_name_are_numbered():
-    same, other = Measured("Colours", (0.5,)), Measured("SSIM", (1.0,))
-    assert [x.name for x in distinct([same, other, same])] == ["Colours 1", "SSIM", "Colours 2"]
+    same, other = Measured("Colors", (0.5,)), Measured("SSIM", (1.0,))
+    assert [x.name for x in distinct([same, other, same])] == ["Colors 1", "SSIM", "Colors 2"]
 
 
-def test_colours_are_compared_by_the_intersection_of_their_histograms():
+def test_colors_are_compared_by_the_intersection_of_their_histograms():
     a, b = random(500, 3).sigmoid(), random(400, 3, seed=1).sigmoid()
     histograms = [np.histogramdd(x.numpy(), bins=8, range=[(0, 1)] * 3)[0] / len(x) for x in (a, b)]
-    assert colour_similarity(a, b) == pytest.approx(np.minimum(*histograms).sum(), abs=1e-6)
-    assert colour_similarity(a, a) == pytest.approx(1)
+    assert color_similarity(a, b) == pytest.approx(np.minimum(*histograms).sum(), abs=1e-6)
+    assert color_similarity(a, a) == pytest.approx(1)
 
 
 def test_lpips_without_its_files_says_what_is_missing_and_downloads_nothing(tmp_path, monkeypatch):

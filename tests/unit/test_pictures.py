@@ -5,8 +5,18 @@ import sys
 
 import numpy as np
 import pytest
-from cli.pictures import Sent, changed_share, decode, frames, is_cut_out, mask_of, profile_of, with_profile
-from cli.server import JobFailed
+from cli.errors import JobFailed
+from cli.pictures import (
+    InputFile,
+    add_file,
+    changed_share,
+    decode,
+    frames,
+    is_cut_out,
+    mask_of,
+    profile_of,
+    with_profile,
+)
 from PIL import Image, ImageCms
 
 GRADIENT = np.stack(np.broadcast_arrays(np.arange(48)[:, None] * 5, np.arange(32) * 8, 90), -1).astype(np.uint8)
@@ -34,13 +44,13 @@ def test_every_orientation_stands_upright(tmp_path, orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     stored.save(tmp_path / "photo.png", exif=exif)
-    assert np.array_equal(opened(Sent(tmp_path / "photo.png").encode()), GRADIENT)
+    assert np.array_equal(opened(InputFile(tmp_path / "photo.png").encode()), GRADIENT)
 
 
 def test_sixteen_bits_of_gray_keep_their_brightness(tmp_path):
     gray = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
     Image.fromarray(gray).save(tmp_path / "scan.png")
-    assert np.array_equal(opened(Sent(tmp_path / "scan.png").encode())[..., 0], gray // 257)
+    assert np.array_equal(opened(InputFile(tmp_path / "scan.png").encode())[..., 0], gray // 257)
 
 
 def test_the_scenes_numbers_stay_and_objects_are_converted_to_its_profile(tmp_path):
@@ -48,11 +58,11 @@ def test_the_scenes_numbers_stay_and_objects_are_converted_to_its_profile(tmp_pa
     red = np.full((8, 8, 3), (200, 30, 30), np.uint8)
     Image.fromarray(red).save(tmp_path / "scene.png", icc_profile=profile)
     Image.fromarray(red).save(tmp_path / "thing.png")
-    assert np.array_equal(opened(Sent(tmp_path / "scene.png", profile=profile).encode()), red)
-    thing = opened(Sent(tmp_path / "thing.png", profile=profile).encode())
+    assert np.array_equal(opened(InputFile(tmp_path / "scene.png", profile=profile).encode()), red)
+    thing = opened(InputFile(tmp_path / "thing.png", profile=profile).encode())
     assert thing[0, 0, 1] > 150 > thing[0, 0, 0], "what is red is the second number there"
-    assert np.array_equal(opened(Sent(tmp_path / "thing.png").encode()), red)
-    assert Sent(tmp_path / "thing.png").name() != Sent(tmp_path / "thing.png", profile=profile).name()
+    assert np.array_equal(opened(InputFile(tmp_path / "thing.png").encode()), red)
+    assert add_file({}, tmp_path / "thing.png") != add_file({}, tmp_path / "thing.png", profile=profile)
 
 
 def test_the_result_says_that_its_colors_are_the_scenes(tmp_path):
@@ -71,7 +81,7 @@ def test_a_cut_out_brings_its_object_mask(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "mug.png")
     Image.fromarray(GRADIENT).save(tmp_path / "photo.png")
     assert is_cut_out(tmp_path / "mug.png") and not is_cut_out(tmp_path / "photo.png")
-    assert np.array_equal(opened(Sent(tmp_path / "mug.png", "alpha").encode()), pixels[..., 3])
+    assert np.array_equal(opened(InputFile(tmp_path / "mug.png", "alpha").encode()), pixels[..., 3])
 
 
 def test_a_mask_is_a_white_shape_on_black_or_on_nothing(tmp_path):

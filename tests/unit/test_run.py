@@ -119,16 +119,16 @@ def test_the_pack_is_linked_once_and_never_over_another_copy(home):
         functions()["link_pack"](comfyui)
 
 
-def test_commands_without_the_editor_run_in_comfyuis_python_and_in_the_users_folder(home):
+def test_commands_of_the_command_line_run_in_comfyuis_python_and_in_the_users_folder(home):
     """Paths are relative to where the user is; the pack's own folder `nodes` is not what ComfyUI imports."""
     code = (
-        "import runpy, sys; start = runpy.run_path(sys.argv[1])['without_editor'];"
+        "import runpy, sys; start = runpy.run_path(sys.argv[1])['command_line'];"
         "start.__globals__['prepare'] = lambda: (sys.argv[2], sys.executable, ['--cpu']);"
         "sys.exit(start(sys.argv[3], sys.argv[4:]))"
     )
     (home / "table.csv").write_text("scene,seed\n")
     for command, option, file, fault in (
-        ("blend", "--table", "table.csv", "table.csv lacks the columns: things, words"),
+        ("blend", "--table", "table.csv", "table.csv lacks the columns: concepts, objects"),
         ("evaluate", "--tasks", "here", "no tasks.csv in here"),
     ):
         line = [sys.executable, "-c", code, str(PACK / "run.py"), str(home), command, option, file]

@@ -74,11 +74,11 @@ def test_weights_are_not_made_up_only_to_be_replaced():
 
 def test_wrong_checkpoints_say_what_is_wrong():
     weights = small_sam().state_dict()
-    with pytest.raises(ValueError, match="no Segment Anything model"):
+    with pytest.raises(ValueError, match="not a Segment Anything model"):
         build_sam({"conv.weight": torch.zeros(1)})
-    with pytest.raises(ValueError, match="no Segment Anything model"):
+    with pytest.raises(ValueError, match="not a Segment Anything model"):
         build_sam({"image_encoder.pos_embed": torch.tensor(768.0)})
-    with pytest.raises(ValueError, match="no Segment Anything model"):
+    with pytest.raises(ValueError, match="not a Segment Anything model"):
         build_sam(weights)  # 32 wide
     with torch.device("meta"):
         weights = sam_model_registry["vit_b"]().state_dict()

@@ -1,0 +1,250 @@
+"""One run of the mixer: the node's decisions, what follows once the model is loaded, and the sampler that steps."""
+
+from dataclasses import dataclass
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.samplers
+import latent_preview
+import torch
+from torch import Tensor
+
+from ...pnpmix.mixer.dilution import Dilution
+from ...pnpmix.mixer.inversion import Inversion, edit_friendly_trajectory
+from ...pnpmix.mixer.sampling import BatchRows, roles_needed, sample_pnp_mix
+from ...pnpmix.schedule import NoisePath
+from ..common.beside import kept_beside
+from ..common.checks import check_predictions
+from ..common.hooks import Hook, installed
+from ..common.memory import is_oom, pinned, place_for, room_for, rows_that_fit
+from ..common.types import APPEARANCE, DILUTION, Appearance, InpaintedBackground
+from .checks import NODE, check_caching, is_compiled
+from .families import family_of, joint_blocks, noise_path
+from .guider import RowGuider
+from .hooks import areas_of, hooked
+from .hooks.controlnet_hints import ControlNetHints
+from .hooks.feature_cache import FeatureCache, dependencies
+from .hooks.joint_attention import JointAttention
+from .hooks.output_caches import CACHE, ForeignCaches, HostCaches, attention_layers
+from .hooks.own_prompts import OwnPrompts, PromptsApart, is_apart, room_apart
+from .hooks.trained_concepts import TrainedConcepts, each_to_its_own
+from .hooks.unet_attention import UNetAttention
+from .masks import Targets
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What the node decides, on the CPU, before the model is loaded."""
+
+    inversion: Inversion
+    targets: Targets
+    guided: list[bool]  # for each step, whether appearance is guided
+    adain: bool
+    features: FeatureCache | None
+    swap_guidance: float
+    mix_reference_noise: bool
+    falling_guidance: bool
+
+    @property
+    def rows_a_concept(self) -> int:
+        """Counts the batch rows of a concept in a model call, at most."""
+        return len(roles_needed(any(self.guided), self.swap_guidance))
+
+
+@dataclass(frozen=True)
+class Run:
+    """All of one run, on the device: nothing is decided after this."""
+
+    mix: Mix
+    inversion: Inversion
+    personal: Tensor  # (N + 1, n, C, H, W) trajectories of the concepts' pictures
+    dilution: Dilution | None
+    masks: Tensor  # (n, 1, h, w)
+    object_masks: Tensor | None  # the same; None: no AdaIN
+    path: NoisePath
+    options: dict  # the model options of all calls
+    hooks: list[Hook]
+    concepts_per_call: int
+
+
+def decide(
+    model,
+    inversion: Inversion,
+    targets: Targets,
+    positive: list,
+    negative: list,
+    cfg: float,
+    keep_personal: bool,
+    **settings,
+) -> Mix:
+    """Returns what the inputs of the node mean for a run; `settings` are those of a `Mix` that it takes as they are.
+
+    Raises:
+        BadInput: features are to be cached, and cannot be.
+    """
+    appearance: Appearance | None = model.model_options.get(APPEARANCE)
+    guided, features = guided_steps(appearance, model, inversion.sigmas), None
+    if keep_personal and any(guided):
+        features = cache_beside(inversion, model, targets.concepts, positive, negative, cfg, sum(guided))
+    adain = appearance is not None and appearance.adain
+    return Mix(inversion, targets, guided, adain, features, **settings)
+
+
+def guided_steps(appearance: Appearance | None, model, sigmas: Tensor) -> list[bool]:
+    """Says for each step whether appearance is guided."""
+    if appearance is None:
+        return [False] * (len(sigmas) - 1)
+    percents = (appearance.start_percent, appearance.end_percent)
+    sampling = model.get_model_object("model_sampling")
+    start, end = (float(sampling.percent_to_sigma(percent)) for percent in percents)
+    return [end <= sigma <= start for sigma in sigmas[:-1].tolist()]
+
+
+def cache_beside(inversion: Inversion, model, concepts, positive, negative, cfg, steps: int) -> FeatureCache:
+    """Returns a cache for `steps` guided steps, with what is of use from earlier runs with this inversion."""
+    check_caching(model, [positive, negative, *(concept.positive for concept in concepts)])
+    made_with = dependencies(model, concepts, positive, negative, cfg, inversion)
+    return FeatureCache(made_with, steps * len(concepts), kept_beside(inversion.eps).values())
+
+
+def guider_of(targets: Targets, model, positive: list, negative: list, cfg: float) -> RowGuider:
+    """Returns the guider of a run, with the concepts' own prompts."""
+    concepts = targets.concepts
+    own = [None if concept.positive is positive else concept.positive for concept in concepts]
+    return RowGuider(model, each_to_its_own(positive, concepts), negative, cfg, own)
+
+
+def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, shape: torch.Size) -> Run:
+    """Returns all of a run, once the model is loaded.
+
+    Args:
+        shape: (C, H, W) or (C, 1, H, W) of a latent, as the model takes it.
+    """
+    model, device, concepts = guider.inner_model, sigmas.device, mix.targets.concepts
+    guider.bring_conditionings(device)
+    path = noise_path(model.model_sampling)
+    # of the scene also its predictions, and the clean plate
+    place = place_for(len(concepts) + 3, mix.inversion.trajectory, guider, device)
+    stored, eps = (pinned(x.to(place), device) for x in (mix.inversion.trajectory, mix.inversion.eps))
+    inversion = Inversion(sigmas, stored, eps, mix.inversion.seed)
+
+    def trajectory(latent: Tensor, seed: int) -> Tensor:
+        x0 = guider.flat(model.process_latent_in(guider.framed(latent.to(place))))[0]
+        return edit_friendly_trajectory(x0, sigmas.to(place), seed, path)
+
+    options = comfy.model_patcher.create_model_options_clone(model_options)
+    fit = max(1, rows_that_fit(guider, shape) // mix.rows_a_concept)
+    height, width = shape[-2:]
+    hooks, concepts_per_call = hooks_of(mix, guider, options, (height, width), device, fit)
+    options = installed(hooks, options)
+    inpainted: InpaintedBackground | None = options.get(DILUTION)
+    dilution = None
+    if inpainted is not None:
+        # with the scene's own noise, so that the two agree wherever inpainting changed nothing
+        inpaint = pinned(trajectory(inpainted.latent, inversion.seed), device)
+        dilution = Dilution(inpaint, mix.targets.boxes.to(device), inpainted.beta, inpainted.outside)
+    object_masks = mix.targets.object_masks
+    personal = torch.stack([trajectory(x.latent, x.seed) for x in concepts], dim=1)
+    return Run(
+        mix=mix,
+        inversion=inversion,
+        personal=pinned(personal, device),
+        dilution=dilution,
+        masks=mix.targets.shared.to(device),
+        object_masks=object_masks.to(device) if mix.adain and object_masks is not None else None,
+        path=path,
+        options=options,
+        hooks=hooks,
+        concepts_per_call=concepts_per_call,
+    )
+
+
+def hooks_of(
+    mix: Mix, guider: RowGuider, options: dict, grid: tuple[int, int], device: torch.device, fit: int
+) -> tuple[list[Hook], int]:
+    """Returns the hooks of a run, the outermost first, and how many concepts may share a call beside them.
+
+    Args:
+        options: the model options without the hooks.
+        grid: height and width of the latent.
+        fit: how many concepts may share a call as far as the model's own memory goes.
+    """
+    model, conds, concepts = guider.inner_model, guider.conds, mix.targets.concepts
+    family, appearance = family_of(model), options.get(APPEARANCE)
+    prompts = OwnPrompts(conds)
+    shared: list[Hook] = [TrainedConcepts(conds), ControlNetHints()]
+    cached = CACHE in options["transformer_options"]
+    counted = not cached and not is_compiled(guider.model_patcher)
+    if cached:
+        shared.append(HostCaches(model.model_sampling))
+    if mix.features is not None:
+        shared.insert(0, mix.features)
+    what = (concepts, grid, device, areas_of(conds, grid))
+    if family is None:
+        layers = attention_layers(model.diffusion_model) if counted else 0
+        attention = [] if appearance is None else [UNetAttention(model.diffusion_model, appearance, *what)]
+        return [*shared, ForeignCaches(layers, patched=True), *attention, prompts], fit
+    if appearance is None:
+        return [*shared, ForeignCaches(0, patched=False), prompts], fit
+    layers = joint_blocks(model.diffusion_model, family) if counted else 0
+    joint = JointAttention(guider.model_patcher, family, appearance, *what)
+    inner = [*shared, ForeignCaches(layers, patched=False), joint]
+    apart = [concept for k, concept in enumerate(concepts) if is_apart(conds, k)]
+    if not apart:
+        return [*inner, prompts], fit
+    place, count = room_apart(joint, guider, apart, device)
+    return [PromptsApart(prompts, inner, place)], min(fit, count)
+
+
+class MixSampler(comfy.samplers.Sampler):
+    """PnP-MIX as a sampler of ComfyUI: the result's row 0 is the output, the others are the reference latents."""
+
+    def __init__(self, mix: Mix):
+        self.mix = mix
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
+    ):
+        guider, seed, steps = model_wrap, extra_args["seed"], len(sigmas) - 1
+        mix, run = self.mix, prepare(self.mix, guider, sigmas, extra_args["model_options"], noise.shape[1:])
+
+        def denoise(x: Tensor, sigma: Tensor, rows: BatchRows) -> Tensor:
+            def call(options: dict) -> Tensor:
+                return guider(x, sigma, model_options=options, seed=seed)
+
+            return hooked(run.hooks, call, rows)(run.options)
+
+        def preview(step: int, output: Tensor, references: Tensor) -> None:
+            side_by_side = guider.framed(torch.cat([output, *references], dim=-1)[None])  # previews show row 0 only
+            callback(step, side_by_side, side_by_side, steps)
+
+        output, references = sample_pnp_mix(
+            denoise,
+            run.inversion,
+            run.personal,
+            run.masks,
+            mix.guided,
+            mix.swap_guidance,
+            mix.mix_reference_noise,
+            run.dilution,
+            run.object_masks,
+            concepts_per_call=run.concepts_per_call,
+            callback=preview,
+            is_oom=is_oom,
+            path=run.path,
+            falling_guidance=mix.falling_guidance,
+            cached=mix.features.has if mix.features else lambda step, concepts: False,
+        )
+        return guider.framed(torch.cat([output[None], references]))
+
+
+def sample(mix: Mix, guider: RowGuider) -> Tensor:
+    """Runs the mixer and returns the result (1 + n, C, H, W), or (1 + n, C, 1, H, W): the output and the references."""
+    model, inversion = guider.model_patcher, mix.inversion
+    rows, count = mix.rows_a_concept, len(mix.targets.concepts)
+    empty = guider.framed(torch.zeros(1, *inversion.eps.shape[1:]))
+    noise = room_for(model, rows * count, rows, empty.shape[1:])
+    callback = latent_preview.prepare_callback(model, len(inversion.eps))
+    result = guider.sample(noise, empty, MixSampler(mix), inversion.sigmas, callback=callback, seed=inversion.seed)
+    check_predictions(NODE, result)
+    return result.to(comfy.model_management.intermediate_device())
