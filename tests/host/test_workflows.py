@@ -670,7 +670,7 @@ def test_a_blueprint_gives_the_picture_of_its_template():
         prompt[key] = {"class_type": "LoadImage", "inputs": {}, "_meta": {"title": None}}
     widgets = widget_values(read(name)["nodes"][0])
     assert set(widgets) == {
-        "picture 1 replaces", "picture 2 replaces", "prompt", "seed", "Grounding DINO", "SAM", "side of the part",
+        "picture 1 replaces", "picture 2 replaces", "prompt", "seed", "Grounding DINO", "SAM", "working size (px)",
     }  # fmt: skip
     given = loaded | pictures | widgets
     gives = add_level(prompt, subgraph, {}, "1:", [given[end["name"]] for end in subgraph["inputs"]])

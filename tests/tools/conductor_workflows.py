@@ -39,13 +39,13 @@ def demo_template(info: dict) -> dict:
     graph.note(NOTE, [-340, -32], [310, 700])
     loaded = graph.add("PnPMixDemoModel", "", [0, 0], [250, 110])
     scene = graph.add("PnPMixDemoScene", "The layout", [0, 170], [250, 330], seed=SEED, concepts=2)
-    graph.group("Comes with the pack", FILES, loaded, scene)
+    graph.group("Included in the pack", FILES, loaded, scene)
     model, clip, vae = (loaded[k] for k in range(3))
     worded = graph.add_subgraph(wording, [300, 0], [240, 130], clip=clip, vae=vae, layout=scene[0])
     steps = [(step, {"clip": clip, "where it goes": scene[4 + k]}) for k, step in enumerate(concepts)]
     nodes = add_chain(graph, steps, [300, 190], 210, [240, 150])
     chain = {"concepts": nodes[-1][0]}
-    graph.group("Words and concepts", YOURS, worded, *nodes)
+    graph.group("Prompt and concepts", YOURS, worded, *nodes)
     positive, negative, layout = (worded[k] for k in range(3))
     reference = graph.add(
         "PnPMixLayoutReference", "", [590, 0], [260, 180], model=model, positive=positive, latent=layout,
@@ -58,7 +58,7 @@ def demo_template(info: dict) -> dict:
     refined = graph.add(
         "PnPMixMaskRefinement", "", [590, 460], [260, 200], model=aligned[0], **SETTINGS["PnPMixMaskRefinement"],
     )  # fmt: skip
-    graph.group("The layout's part", YOURS, reference, aligned, refined)
+    graph.group("Layout", YOURS, reference, aligned, refined)
     conductor = graph.add(
         "PnPMixConductor", "", [900, 0], [290, 480], model=refined[0], positive=positive, negative=negative,
         latent=layout, **SETTINGS["PnPMixConductor"], **chain,
@@ -82,7 +82,7 @@ def add_chain(
 
 
 def words_and_layout(info: dict) -> Subgraph:
-    graph = Subgraph(info, "Words and layout", 1)
+    graph = Subgraph(info, "Prompt and layout", 1)
     clip, vae, layout = graph.input("clip", "CLIP"), graph.input("vae", "VAE"), graph.input("layout", "IMAGE")
     words = graph.input("prompt", "STRING", ", ".join((*THINGS, PLACE)))
     graph.output("positive", graph.add("CLIPTextEncode", "The whole picture", text=words, clip=clip)[0])
@@ -185,7 +185,7 @@ def conduct(
     photo, where = (graph.input("photo", "IMAGE"), graph.input("where it goes", "MASK")) if into_photo else (None, None)
     if fits:
         layout, photo = (
-            graph.add("ImageScale", "In the model's size", image=x, **square(side))[0] for x in (layout, photo)
+            graph.add("ImageScale", "At the model's size", image=x, **square(side))[0] for x in (layout, photo)
         )
     words, seed = graph.input("prompt", "STRING", prompt), graph.input("seed", "INT", 0)
     positive = graph.add("CLIPTextEncode", "The whole picture", text=words, clip=clip)[0]
@@ -193,7 +193,7 @@ def conduct(
     reference = graph.add("VAEEncode", "Layout", pixels=layout, vae=vae)[0]
     if into_photo:
         begun = graph.add("VAEEncode", "Your photo", pixels=photo, vae=vae)[0]
-        begun = graph.add("SetLatentNoiseMask", "What may change", samples=begun, mask=where)[0]
+        begun = graph.add("SetLatentNoiseMask", "Editable area", samples=begun, mask=where)[0]
     else:
         begun = graph.add("EmptyLatentImage", "Size and number", width=side, height=side)[0]
     own = FOR_SDXL if side == SDXL else {"alignment": {}, "refinement": {}}
@@ -212,14 +212,14 @@ def conduct(
     graph.output("look inside", graph.add("ImageBatch", "Look inside", image1=layout, image2=drawn)[0])
     if more:
         graph.output("latent", conductor[0])
-        first = graph.add("ImageFromBatch", "Of the first concept", image=drawn, batch_index=0, length=1)[0]
+        first = graph.add("ImageFromBatch", "First concept", image=drawn, batch_index=0, length=1)[0]
         graph.output("where 1 goes", graph.add("ImageToMask", "Its mask", image=first, channel="red")[0])
     return graph
 
 
 def fitted(info: dict, number: int, names: list[str], side: int) -> Subgraph:
     """Pictures, cropped and scaled to the square that the model works on; masks beside them likewise."""
-    graph = Subgraph(info, "In the model's size", number)
+    graph = Subgraph(info, "At the model's size", number)
     for name in names:
         picture = graph.input(name, "IMAGE")
         graph.output(name, graph.add("ImageScale", name.capitalize(), image=picture, **square(side))[0])
@@ -257,7 +257,7 @@ def layout_template(info: dict) -> dict:
 def finish(graph: Graph, loaded, mixing: Subgraph, subgraphs: list[Subgraph], x: int, **ends: Output) -> dict:
     ends = {"model": loaded[0], "clip": loaded[1], "vae": loaded[2]} | ends
     mixed = graph.add_subgraph(mixing, [x, 0], [270, 300], **ends)
-    graph.group("3 · In words", YOURS, mixed)
+    graph.group("3 · Prompt", YOURS, mixed)
     add_results(graph, mixed, x + 320)
     return workflow(graph, subgraphs)
 
@@ -300,7 +300,7 @@ def added_template(info: dict, side: int) -> dict:
     graph.note(added_note(side), [0, -32], [310, 800])
     loaded = add_checkpoint(graph, side)
     photo = graph.add("LoadImage", "Your photo", [360, 200], [250, 270], image=PICTURE)
-    layout = graph.add("LoadImage", f"The same with any {noun}: paint it", [360, 500], [250, 270], image=PICTURE)
+    layout = graph.add("LoadImage", f"Photo with a pasted {noun}: paint it", [360, 500], [250, 270], image=PICTURE)
     graph.group("1 · Your photo, and the layout", YOURS, photo, layout)
     scaled = graph.add_subgraph(sizing, [660, 300], [280, 80], photo=photo[0], layout=layout[0])
     node = graph.add_subgraph(own, [660, 0], [280, 160], clip=loaded[1], **{"where it goes": layout[1]})
@@ -342,7 +342,7 @@ def trained_template(info: dict) -> dict:
     wanted = {f"photo {k}": node[0] for k, node in enumerate(taught, 1)}
     graph.group("1 · Your photos", YOURS, *taught)
     photo = graph.add("LoadImage", "Your photo", [360, 620], [315, 330], image=PICTURE)
-    layout = graph.add("LoadImage", f"The same with any {noun}: paint it", [695, 620], [315, 330], image=PICTURE)
+    layout = graph.add("LoadImage", f"Photo with a pasted {noun}: paint it", [695, 620], [315, 330], image=PICTURE)
     graph.group("2 · Your photo, and the layout", YOURS, photo, layout)
     trained = graph.add_subgraph(learning, [1060, 0], [290, 220], **ends, **wanted)
     graph.group("Train", YOURS, trained)
@@ -351,45 +351,47 @@ def trained_template(info: dict) -> dict:
     graph.group("3 · Your concept", YOURS, node)
     given = {"layout": layout[0], "photo": photo[0], "concepts": node[0], **where}
     mixed = graph.add_subgraph(mixing, [1060, 590], [290, 310], **ends, **given)
-    graph.group("4 · In words", YOURS, mixed)
+    graph.group("4 · Prompt", YOURS, mixed)
     add_results(graph, mixed, 1400)
     return workflow(graph, [learning, own, mixing])
 
 
 # --- Notes
 
-ANY = "; any {} checkpoint does"
-COMMON = """- The files *your_…* are no download: choose your own LoRAs, of the checkpoint's family. ED-LoRAs of the \
-authors' code work too.
-- In *picture in its words* every similar thing is named by **this** LoRA's words, "sks dog" here.
-- Inside **Conduct** the defaults are the paper's: *steps* 200, a *Layout Reference* of 999 steps, which is kept until \
-the layout changes. *steps* 50 and 250 are a quick look.
-- Ctrl+B on **Layout Alignment** or **Mask Refinement** inside **Conduct** shows what it does.
-- Too little like the LoRA: raise *strength* of **Concept LoRA**, inside the concept.
+ANY = "; any {} checkpoint works"
+TRIGGER = """In *picture in its words* write a prompt with the LoRA's trigger words for **every** animal, e.g. a \
+photo of a sks dog and a sks dog on a beach."""
+COMMON = f"""- The files *your_…* cannot be downloaded: choose your own LoRAs of the checkpoint's family. ED-LoRAs of \
+the authors' code work too.
+- {TRIGGER}
+- **Conduct** uses the settings of the paper: *steps* 200, and 999 steps in **Layout Reference**, whose result is \
+reused until the layout changes. For a quick preview set *steps* to 50 and 250.
+- Bypass (Ctrl+B) **Layout Alignment** or **Mask Refinement** inside **Conduct** to see its effect.
+- Not enough like the LoRA: raise *strength* of **Concept LoRA** inside the concept's subgraph.
 """
 
 
 def layout_note(painted: bool) -> str:
     file = listed(SD15) + ANY.format("SD 1.x")
     if painted:
-        first = """1. **Layout**: the same picture in both, square, with an ordinary dog and an ordinary cat. \
-Right-click, **Open in MaskEditor**, and paint the dog in one and the cat in the other."""
+        first = """1. **Layout**: load the same square picture of any dog and any cat in both nodes. Right-click, \
+**Open in MaskEditor**, and paint the dog in one and the cat in the other."""
     else:
-        first = "1. **Layout**: any picture with an ordinary dog and an ordinary cat. Its middle square is taken."
+        first = "1. **Layout**: any picture of a dog and a cat. It is cropped to its center square."
         finders = [file for _, (_, _, file) in loaders(SD, "words")[1:]]
         file = "\n".join([file, listed(finders[0]), BERT, listed(finders[1])])
     return f"""# Two LoRA concepts in one new picture{", masks by hand" if painted else ""}
 
-The layout says where things are, your LoRAs what they look like; everything else is drawn anew.
+The layout image sets the positions of the objects, and your LoRAs set their look. Everything else is generated.
 
-**What is green is yours to fill in**
+**Fill in the nodes in the green groups**
 {first}
-2. **Your concepts**: for each a *LoRA*, and the picture in its words.
-3. **Conduct**: the picture in plain words, and a seed.
+2. **Your concepts**: a *LoRA* for each, and a prompt with its trigger words.
+3. **Conduct**: a plain prompt, and a seed.
 
-Then **Run**. **Look inside** shows the layout and the masks as they were refined.
+Then **Run**. **Look inside** shows the layout and the refined masks.
 
-**Files, once**
+**Files to download once**
 {file}
 
 {COMMON}"""
@@ -399,17 +401,17 @@ def added_note(side: int) -> str:
     file, kind = (CHECKPOINTS[SDXL], "SDXL") if side == SDXL else (SD15, "SD 1.x")
     return f"""# A concept added to your photo
 
-A thing that the photo does not hold, with the look of your LoRA. Outside the grown mask every pixel stays.
+Adds an object with the look of your LoRA to a photo. Pixels outside the expanded mask are unchanged.
 
-**What is green is yours to fill in**
-1. **Your photo**: square, or its middle square is taken. **The layout**: the same photo with any dog pasted onto it, \
-as rough as you like. Right-click, **Open in MaskEditor**, and paint the dog. To replace a dog, load the photo in both.
-2. **Your concept**: a *LoRA*, and the picture in its words.
-3. **Conduct**: the picture in plain words, and a seed.
+**Fill in the nodes in the green groups**
+1. **Your photo** is cropped to its center square. **Photo with a pasted dog**: the same photo with any dog roughly \
+pasted into it. Right-click, **Open in MaskEditor**, and paint the dog. To replace a dog, load your photo in both nodes.
+2. **Your concept**: a *LoRA*, and a prompt with its trigger words.
+3. **Conduct**: a plain prompt, and a seed.
 
-Then **Run**. **Look inside** shows the layout and the mask as it was refined.
+Then **Run**. **Look inside** shows the layout and the refined mask.
 
-**File, once**
+**File to download once**
 {listed(file)}{ANY.format(kind)}
 
 {COMMON}"""
@@ -417,37 +419,37 @@ Then **Run**. **Look inside** shows the layout and the mask as it was refined.
 
 TRAINED_NOTE = f"""# A LoRA trained from your photos, added to a photo
 
-ComfyUI's own **Train LoRA** makes the LoRA, in this graph. It needs a newer ComfyUI than 0.3.64, and a graphics card.
+ComfyUI's **Train LoRA** trains the LoRA in this graph. It needs a newer ComfyUI than 0.3.64, and a GPU.
 
-**What is green is yours to fill in**
-1. **Photos** of your dog, and what they show, with a rare word: "sks". Select **Your dog**, **Conduct**, **Finished \
-picture** and **Look inside**, mute them (Ctrl+M) and run: the LoRA is in *output/loras*, where ComfyUI finds it.
-2. **Your photo**, and the same with any dog pasted onto it, as rough as you like. Right-click, **Open in \
-MaskEditor**, and paint the dog.
-3. **Your dog**: press R, unmute all, choose the *LoRA*.
-4. **Conduct**: the picture in plain words, and a seed. Run again: it does not train again.
+**Fill in the nodes in the green groups**
+1. **Photos** of your dog, and a caption with a rare trigger word, "sks". Select **Your dog**, **Conduct**, **Finished \
+picture** and **Look inside**, mute them (Ctrl+M) and run. The LoRA is saved to *output/loras*, where ComfyUI finds it.
+2. **Your photo**, and the same photo with any dog roughly pasted into it. Right-click, **Open in MaskEditor**, and \
+paint the dog.
+3. **Your dog**: press R, unmute all nodes, and choose the *LoRA*.
+4. **Conduct**: a plain prompt, and a seed. Run again; the LoRA is not trained again.
 
-**File, once**
+**File to download once**
 {listed(SD15)}{ANY.format("SD 1.x")}
 
-- Too little like the photos: more *steps* or *learning_rate* in **Train**, more photos. Nobody has trained with this \
-template on a real checkpoint yet; the settings are a start.
-- In *picture in its words* every similar thing is named by **this** LoRA's words, "sks dog" here.
-- With two LoRAs: **Conductor 2**.
+- Not enough like the photos: raise *steps* or *learning_rate* in **Train**, or use more photos. These settings are a \
+starting point: this template has not been run with a real checkpoint yet.
+- {TRIGGER}
+- For two LoRAs use **Conductor 2**.
 """
 
 NOTE = """# Several LoRA concepts in one new picture
 
-Press **Run**: everything comes with the pack, and it takes a minute or two, on a CPU too.
+Press **Run**. Everything is included in the pack, and it takes one to two minutes on a CPU.
 
-**Demo Scene** draws the layout: an ordinary cup and an ordinary star. Each **Concept LoRA** has weights that give its \
-thing a look that no word of the demo model means: a cup brown above and lime below, a magenta star, teal inside. \
-**Conductor** draws a new picture in that layout, in the LoRAs' looks. So small a model manages this \
-in part: looks arrive in patches, and now and then a thing is too many.
+**Demo Scene** draws the layout: a plain cup and a plain star. Each **Concept LoRA** gives its object a look that no \
+word of the demo model describes: a cup that is brown above and lime below, and a magenta star that is teal inside. \
+**Conductor** generates a new image in that layout with the LoRAs' looks. So small a model succeeds only in part: the \
+looks are patchy, and sometimes one object too many appears.
 
-- Another *seed* in **Conductor**: another picture with the same layout. Not every seed comes out well.
-- Ctrl+B on **Layout Alignment** or **Mask Refinement** shows what it does.
-- In **Your cup** and **Your star** every similar thing is named by the concept's word: "cup, cup, meadow".
-- With a real checkpoint the defaults are the paper's: *steps* 200, *cfg* 7.5, *weight* 0. Here the steps are few, \
-so each pulls harder: *weight* 150.
+- Change *seed* in **Conductor** for another image with the same layout. Not every seed gives a good result.
+- Bypass (Ctrl+B) **Layout Alignment** or **Mask Refinement** to see its effect.
+- The prompts in **Your cup** and **Your star** use the concept's word for every object: "cup, cup, meadow".
+- With a real checkpoint use the defaults, which are the settings of the paper: *steps* 200, *cfg* 7.5, *weight* 0 \
+(auto). The demo has few steps, so it needs a larger *weight*, 150.
 """

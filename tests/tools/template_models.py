@@ -10,7 +10,7 @@ FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"  # what a group's color s
 SD, SDXL = 512, 1024  # sides of the part that the model works on, in pixels
 FINDERS = {
     "words": [("detector", "PNPMIX_DETECTOR"), ("segmenter", "PNPMIX_SEGMENTER")],
-    "sam3": [("SAM 3", "MODEL"), ("its words", "CLIP")],
+    "sam3": [("SAM 3", "MODEL"), ("SAM 3 text encoder", "CLIP")],
 }
 
 
@@ -54,7 +54,7 @@ SAM3 = download(
 
 
 BERT = (
-    "- its words: **vocab.txt** in models/bert-base-uncased: "
+    "- **vocab.txt** (tokenizer of Grounding DINO) in models/bert-base-uncased: "
     f"[download]({FACE}google-bert/bert-base-uncased/resolve/main/vocab.txt)"
 )
 
@@ -77,7 +77,7 @@ def add_loaders(graph: Graph, files: list[tuple[str, str, dict, Output]]) -> lis
 def add_finding(graph: Graph, pictures: list[tuple[str, Output]], words: Output, finder: list[Output]) -> list[Output]:
     """The mask of what the words name, in each of the (title, picture)."""
     if finder[0].kind == "MODEL":  # SAM 3 and its text encoder
-        asked = graph.add("CLIPTextEncode", "What to find", text=words, clip=finder[1])
+        asked = graph.add("CLIPTextEncode", "Object to find", text=words, clip=finder[1])
         return [
             graph.add("SAM3_Detect", title, image=picture, model=finder[0], conditioning=asked[0])[0]
             for title, picture in pictures
@@ -98,7 +98,7 @@ def add_places(graph: Graph, photo: Output, words: list[Output], finder: list[Ou
         ]
     every = words[0]
     for word in words[1:]:
-        every = graph.add("StringConcatenate", "All words", string_a=every, string_b=word, delimiter=" . ")[0]
+        every = graph.add("StringConcatenate", "All objects", string_a=every, string_b=word, delimiter=" . ")[0]
     given = {"image": photo, "detector": finder[0], "segmenter": finder[1], "prompt": every, "pick": "in order"}
     return [graph.add("PnPMixGroundedMask", title, number=k, **given)[0] for k, title in enumerate(titles, 1)]
 
@@ -116,7 +116,7 @@ class Kind(NamedTuple):
 
 
 PLAIN = Kind()
-UNTRIED = "The settings are a start and no measurement: nobody has run this template with these weights yet."
+UNTRIED = "These settings are a starting point: this template has not been run with these weights yet."
 
 
 def asked(graph: Subgraph, label: str, kind: str, name: str, file: dict, **inputs) -> list[Output]:

@@ -14,9 +14,9 @@ LIGHTNING = download(
     FACE + "ByteDance/SDXL-Lightning/resolve/main/sdxl_lightning_4step_lora.safetensors",
 )
 INVERSION = {"steps": 4, "skip_steps": 1, "cfg": 1.0, "scheduler": "sgm_uniform"}
-HINTS = f"""- 4 steps, of which 3 are taken, sgm_uniform and *cfg* 1 in **DDPM Invert**: what such a LoRA is made for. \
+HINTS = f"""- Made for such a LoRA: 4 steps, of which 1 is skipped, sgm_uniform and *cfg* 1 in **DDPM Invert**. \
 {UNTRIED}
-- Finer: *steps* 8, *skip_steps* 2. Without the LoRA: *steps* 50, *skip_steps* 16, ddim_uniform.
+- For finer results: *steps* 8, *skip_steps* 2. Without the LoRA: *steps* 50, *skip_steps* 16, ddim_uniform.
 """
 
 
@@ -31,9 +31,9 @@ def few_steps(name: str, side: int, checkpoint: dict, lora: dict, **more: str) -
 
 FEW_STEPS_KINDS = {
     "Few steps 1 Two things with SD 1.5 and an LCM LoRA": few_steps(
-        "SD 1.5", SD, SD15, LCM, v1="; any SD 1.5 checkpoint does", pytorch=", LCM LoRA"
+        "SD 1.5", SD, SD15, LCM, v1="; any SD 1.5 checkpoint works", pytorch=", LCM LoRA"
     ),
     "Few steps 2 Two things with SDXL Lightning": few_steps(
-        "SDXL", SDXL, CHECKPOINTS[SDXL], LIGHTNING, sd_xl="; any SDXL checkpoint does"
+        "SDXL", SDXL, CHECKPOINTS[SDXL], LIGHTNING, sd_xl="; any SDXL checkpoint works"
     ),
 }

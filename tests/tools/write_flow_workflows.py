@@ -27,15 +27,14 @@ def flow_demo(template: dict, note: str) -> dict:
 def flow_note() -> str:
     return """# A transformer, without downloads
 
-Press **Run**: the same as **1 Try it without downloads**, with a small transformer in the layout of Flux, which comes \
-with the pack, in the place of the UNet.
+Press **Run**. This is **1 Try it without downloads** with a small transformer like Flux, which is included in the \
+pack, instead of the UNet.
 
-- **DDPM Invert** takes the *scheduler* simple and fewer *steps*, as flow-matching models need.
-- Each **Concept** has its *object_mask*: a transformer knows where it looks, and *position* target of **Guided \
-Appearance Attention** shows it your object at the scene's place. Set it to *kept* to see what happens without.
+- Flow-matching models need the *scheduler* simple in **DDPM Invert**, and fewer *steps*.
+- Transformers use positional embeddings, so each **Concept** needs its *object_mask*: *position* target of **Guided \
+Appearance Attention** moves your object to the target mask. Set it to *kept* to see the difference.
 
-The model has learnt less than the UNet of template 1, so that shapes and patterns come out rougher. It knows the same \
-words.
+This model was trained less than the UNet of template 1, so shapes and patterns are rougher. It knows the same words.
 """
 
 
@@ -75,7 +74,7 @@ Z_IMAGE = [
     FLUX_VAE,
 ]
 STEPS = {"steps": 28, "skip_steps": 9, "scheduler": "simple"}
-HINTS = f"""- 28 steps, of which 9 are skipped, and the *scheduler* simple in **DDPM Invert**. {UNTRIED}
+HINTS = f"""- **DDPM Invert** uses 28 steps, of which 9 are skipped, and the *scheduler* simple. {UNTRIED}
 """
 
 
@@ -108,8 +107,8 @@ FLOW_KINDS = {
         listed(*FLUX),
         STEPS | {"cfg": 1.0},
         (1.0, 3.5),
-        HINTS + "- Flux.1 dev takes its guidance from the prompt: 1 for inverting, 3.5 for mixing in the two "
-        "**FluxGuidance**; *cfg* stays 1.\n",
+        HINTS + "- Flux.1 dev uses distilled guidance: the two **FluxGuidance** nodes set 1 for the inversion and "
+        "3.5 for the mixer. Keep *cfg* at 1.\n",
     ),
     "Flow 3 Two things with Qwen-Image": Kind(
         " with Qwen-Image",
@@ -125,6 +124,6 @@ FLOW_KINDS = {
         with_one_encoder(Z_IMAGE, "lumina2", 3.0),
         listed(*Z_IMAGE),
         STEPS,
-        hints=HINTS + "- Older ComfyUI, such as 0.3.64, does not know Z-Image.\n",
+        hints=HINTS + "- Z-Image needs a newer ComfyUI than 0.3.64.\n",
     ),
 }

@@ -41,7 +41,9 @@ def add_blended(
         concepts = {
             "concepts": graph.add("PnPMixBlendConcept", f"Concept {k + 1}", learned=concept, **where, **concepts)[0]
         }
-    blended = graph.add("PnPMixBlend", model=model, clip=clip, text=text, **concepts, **settings)
+    blended = graph.add(
+        "PnPMixBlend", "Prompt with concepts", model=model, clip=clip, text=text, **concepts, **settings
+    )
     return blended[0], blended[1]
 
 
@@ -63,7 +65,7 @@ def blend(info: dict, count: int, regions: bool, prompt: str, number: int = 2) -
 
 def try_it(info: dict) -> Subgraph:
     """The demo model's picture with the concept, and with the plain word."""
-    graph = Subgraph(info, "With it and without it", 1)
+    graph = Subgraph(info, "With and without the concept", 1)
     model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
     size, learned = graph.input("picture of the size", "IMAGE"), graph.input("learned", "PNPMIX_LEARNED")
     other = graph.input("another", "PNPMIX_LEARNED")
@@ -72,7 +74,7 @@ def try_it(info: dict) -> Subgraph:
     # this model settles what things look like in the first steps
     patched, positive = add_blended(graph, model, clip, [learned], [], text, start_percent=0.0)
     patched_both, both = add_blended(graph, model, clip, [learned, other], [], text_both, start_percent=0.0)
-    plain = graph.add("CLIPTextEncode", "The plain words", text=text, clip=clip)[0]
+    plain = graph.add("CLIPTextEncode", "Plain prompt", text=text, clip=clip)[0]
     negative = graph.add("CLIPTextEncode", "Not in it", text="", clip=clip)[0]
     encoded = graph.add("VAEEncode", "Size", pixels=size, vae=vae)[0]
     empty = graph.add("LatentMultiply", "Empty", samples=encoded, multiplier=0.0)[0]
@@ -103,22 +105,22 @@ def demo_template(info: dict) -> dict:
     graph.note(DEMO_NOTE, [0, -32], [310, 742])
     loaded = graph.add("PnPMixDemoModel", "", [360, 0], [250, 110])
     scene = graph.add("PnPMixDemoScene", "", [360, 170], [250, 360], seed=SCENE, concepts=1, photos=5)
-    other = graph.add("PnPMixLoadConcept", "Another, learned before", [360, 600], [250, 90], file=OTHER_FILE)
-    graph.group("Comes with the pack", FILES, loaded, scene, other)
+    other = graph.add("PnPMixLoadConcept", "Another trained concept", [360, 600], [250, 90], file=OTHER_FILE)
+    graph.group("Included in the pack", FILES, loaded, scene, other)
     model, clip, vae = (loaded[k] for k in range(3))
     learning = graph.add(
         "PnPMixTrainConcept", "", [660, 0], [300, 590], model=model, clip=clip, vae=vae, images=scene[1], noun=NOUN,
         steps=300, learning_rate=2e-3, resolution=64, augment=False, dtype="fp32", checkpointing=False,
     )  # fmt: skip
-    graph.group("Learn", YOURS, learning)
+    graph.group("Train", YOURS, learning)
     ends = {"model": model, "clip": clip, "vae": vae, "learned": learning[0], "picture of the size": scene[0]}
     ends |= {"another": other[0]}
     tried = graph.add_subgraph(trying, [1010, 0], [250, 300], **ends)
     graph.group("Blend", YOURS, tried)
     losses = graph.add("PreviewImage", "Loss of each step", [1010, 380], [250, 290], images=learning[1])
-    save = graph.add("SaveImage", "With what was learned", [1310, 0], [300, 230], images=tried[0])
+    save = graph.add("SaveImage", "With the trained concept", [1310, 0], [300, 230], images=tried[0])
     both = graph.add("PreviewImage", "With both", [1310, 280], [300, 210], images=tried[2])
-    plain = graph.add("PreviewImage", "The plain words", [1310, 540], [300, 210], images=tried[1])
+    plain = graph.add("PreviewImage", "Plain prompt", [1310, 540], [300, 210], images=tried[1])
     graph.group("Finished pictures", RESULT, save, plain, both)
     del losses
     return workflow(graph, [trying])
@@ -146,13 +148,13 @@ def learn_template(info: dict) -> dict:
     learning = graph.add(
         "PnPMixTrainConcept", "", [870, 0], [300, 600], model=model, clip=clip, vae=vae, images=together[0], noun="dog"
     )
-    graph.group("2 · What it is", YOURS, learning)
+    graph.group("2 · Train", YOURS, learning)
     saved = graph.add("PnPMixSaveConcept", "", [1220, 0], [260, 90], learned=learning[0], filename_prefix="dog")
     ends = {"model": model, "clip": clip, "vae": vae, "concept 1": saved[0]}
     mixed = graph.add_subgraph(mixing, [1220, 160], [260, 190], **ends)
     losses = graph.add("PreviewImage", "Loss of each step", [1220, 410], [260, 290], images=learning[1])
-    graph.group("3 · Keep it, try it", YOURS, saved, mixed, losses)
-    save = graph.add("SaveImage", "With what was learned", [1530, 0], [300, 360], images=mixed[0])
+    graph.group("3 · Save and test", YOURS, saved, mixed, losses)
+    save = graph.add("SaveImage", "With the trained concept", [1530, 0], [300, 360], images=mixed[0])
     graph.group("Finished picture", RESULT, save)
     return workflow(graph, [batch, mixing])
 
@@ -174,11 +176,11 @@ def blend_template(info: dict, regions: bool) -> dict:
             graph.add("LoadImage", f"Paint where the {noun} goes", [right, 350 * k], [250, 300], image=PICTURE)
             for k, noun in enumerate(NOUNS)
         ]
-        graph.group("2 · Where they go", YOURS, *painted)
+        graph.group("2 · Target masks", YOURS, *painted)
         ends |= {f"where {k} goes": node[1] for k, node in enumerate(painted, 1)}
         right += 300
     mixed = graph.add_subgraph(mixing, [right, 0], [280, 250], **ends)
-    graph.group(f"{3 if regions else 2} · In words", YOURS, mixed)
+    graph.group(f"{3 if regions else 2} · Prompt", YOURS, mixed)
     save = graph.add("SaveImage", "Finished picture", [right + 330, 0], [420, 490], images=mixed[0])
     graph.group("Finished picture", RESULT, save)
     return workflow(graph, [mixing])
@@ -186,84 +188,85 @@ def blend_template(info: dict, regions: bool) -> dict:
 
 # --- Notes
 
-DEMO_NOTE = f"""# Learn a concept, without downloads
+DEMO_NOTE = f"""# Train a concept, without downloads
 
-Press **Run**: everything comes with the pack, and it takes one to two minutes on a CPU.
+Press **Run**. Everything is included in the pack, and it takes one to two minutes on a CPU.
 
-**Demo Scene** draws five photos of a cup with a look of its own. **Train Concept** learns it under the word {NOUN}, \
-without touching the model; the node shows the loss and a sample on the way. **Blend** then puts it into a new \
-picture: *{NOUN}, {PLACE}*. Below is what the plain words give, and beside it the cup together with a {OTHER} that was \
-learned before and comes with the pack as a file of 10 kB.
+**Demo Scene** draws five photos of a cup with a look of its own. **Train Concept** trains it for the word {NOUN}, \
+without changing the model; the node shows the loss and samples. **With and without the concept** then generates \
+*{NOUN}, {PLACE}* with the concept, with the plain prompt, and the cup together with a {OTHER}, a trained concept \
+that is included in the pack (10 kB).
 
-- Another *prompt* in **With it and without it**: the word {NOUN} and one of meadow, desert, sea, dusk, snow, room.
-- *steps* and *learning_rate* of **Train Concept**, and *start_percent* 0 inside **With it and without it**, are for \
-the tiny demo model. With a real checkpoint the defaults are the method's: 3000, 0.00002 and 0.1.
-- **Load Concept** also offers a ball and another cup.
-- **Save Concept** behind **Train Concept** keeps what was learned for any later graph.
+- Change *prompt* in **With and without the concept**: the word {NOUN} and one of meadow, desert, sea, dusk, snow, room.
+- *steps* and *learning_rate* of **Train Concept**, and *start_percent* 0 inside **With and without the concept**, \
+are for the tiny demo model. With a real checkpoint use the defaults: 3000, 0.00002 and 0.1.
+- **Load Concept** also lists a ball and another cup.
+- Add **Save Concept** after **Train Concept** to use the concept in other graphs.
 
-Then with your own photos: **Learn 2**, and **Learn 3** for two concepts in one picture.
+For your own photos use **Learn 2**, and **Learn 3** for two concepts in one image.
 """
 
-FILE_LINE = listed(CHECKPOINTS[SD], v2="; any SD 1.x, SD 2.x or SDXL checkpoint does")
+FILE_LINE = listed(CHECKPOINTS[SD], v2="; any SD 1.x, SD 2.x or SDXL checkpoint works")
 
-LEARN_NOTE = f"""# Learn a concept from your photos
+LEARN_NOTE = f"""# Train a concept from your photos
 
-Learned once, it is kept in a file of less than a megabyte, and any prompt can have it. The checkpoint stays as it is.
+A trained concept is a file of less than 1 MB, which any prompt can use. The checkpoint is not changed.
 
-**What is green is yours to fill in**
-1. **Your photos**: 3 to 5 of the same thing, in different places. They are cropped to the first one's shape here; \
-leave the others out by bypassing (Ctrl+B).
-2. **Train Concept**: *noun*, the word for it, such as dog.
-3. **Save Concept**: a name for the file. **Blend**: a prompt with the noun, to try it.
+**Fill in the nodes in the green groups**
+1. **Your photos**: 3 to 5 of the same object in different places. They are cropped to the shape of the first one. \
+Bypass (Ctrl+B) the nodes that you do not need.
+2. **Train Concept**: *noun*, the word for the object, such as dog.
+3. **Save Concept**: a file name. **Blend**: a prompt with the noun, to test the concept.
 
-Then **Run**. While it learns, the node shows the loss and samples.
+Then **Run**. During training the node shows the loss and samples.
 
-**File, once**
+**File to download once**
 {FILE_LINE}
 
-- With SDXL: *resolution* 1024 where memory allows, and 1024 in **Size and number** inside **Blend**.
-- Too little memory: *rank* 16, lower *resolution*.
-- Too little like the photos: more *steps*. Too much, also in pose and place: fewer.
-- *class_images*, pictures of other dogs, keep the word's own meaning; blending does not need them.
+- SDXL: set *resolution* to 1024 if memory allows, and **Size and number** inside **Blend** to 1024.
+- Out of memory: set *rank* to 16, or lower *resolution*.
+- Not enough like the photos: raise *steps*. Overfitted (same pose and place): lower *steps*.
+- *class_images*, pictures of other dogs, preserve the word's original meaning. Blending does not need them.
 
-Then **Learn 3**: two concepts in one picture.
+Continue with **Learn 3**: two concepts in one image.
 """
 
-BLEND_NOTE = f"""# Two learned concepts in one picture
+BLEND_NOTE = f"""# Two trained concepts in one image
 
-No further learning, and no more time than a plain picture takes.
+No further training, and sampling takes as long as with a plain prompt.
 
-**What is green is yours to fill in**
-1. **Your concepts**: files that **Learn 2** made; press R to refresh the lists. All of the checkpoint that is loaded.
-2. **Blend**: a prompt with the noun of each, and a seed.
+**Fill in the nodes in the green groups**
+1. **Your concepts**: files from **Learn 2**; press R to refresh the lists. All of them must have been trained on this \
+checkpoint.
+2. **Blend**: a prompt with the noun of each concept, and a seed.
 
 Then **Run**.
 
-**File, once**
+**File to download once**
 {FILE_LINE}
 
-- One is missing or both look alike: another *seed*; or **Blending Guidance** inside **Blend**, between **Blend** and \
-the sampler. Or say where each goes: **Learn 4**.
-- The layout is poor: raise *start_percent* of **Blend**, so that plain words decide for longer.
+- A concept is missing, or both look alike: try another *seed*. Or open the subgraph **Blend** and add **Blending \
+Guidance** between **Prompt with concepts** and the sampler. Or paint a mask for each: **Learn 4**.
+- The layout is poor: raise *start_percent* of **Prompt with concepts**, so that the plain words decide for longer.
 - Too much like the photos: lower *strength* of **Concept 1** or **Concept 2**.
-- A third: one more **Load Concept** and **Blend Concept**.
+- For a third concept add a **Load Concept** and a **Blend Concept**.
 """
 
-REGION_NOTE = f"""# Two learned concepts, each in its region
+REGION_NOTE = f"""# Two trained concepts, each in its region
 
-As **Learn 3**, and you paint where each may act.
+Like **Learn 3**, with a mask for each concept.
 
-**What is green is yours to fill in**
-1. **Your concepts**: files that **Learn 2** made; press R to refresh the lists.
-2. **Where they go**: load any square picture in both, right-click, **Open in MaskEditor**, and paint the place.
-3. **Blend**: a prompt with the noun of each, and a seed.
+**Fill in the nodes in the green groups**
+1. **Your concepts**: files from **Learn 2**; press R to refresh the lists.
+2. **Target masks**: load any square picture in both nodes, right-click, **Open in MaskEditor**, and paint the area.
+3. **Blend**: a prompt with the noun of each concept, and a seed.
 
 Then **Run**.
 
-**File, once**
+**File to download once**
 {FILE_LINE}
 
-- A concept reaches beyond its place: the plain word does, not the concept. Say where it is in the prompt too.
-- Freer: lower *region* of **Blend**.
-- Places may be larger than the things; they are where a concept is allowed, not its outline.
+- An object extends beyond its mask: this is the plain word, not the concept. Describe its position in the prompt too.
+- For more freedom lower *region* of **Prompt with concepts**.
+- A mask may be larger than the object: it limits the concept, but does not set its outline.
 """

@@ -5,7 +5,7 @@ from graph_files import Graph, Output, Subgraph, workflow
 FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"  # what a group's colour says
 SEED = 18  # its picture is among the best of 50 seeds
 VARIANTS = ["All parts", "Without Guided Appearance", "Without Background Dilution++"]
-PARTS = ["inversion", "concepts", "positive", "negative", "emptied scene"]  # what every variant takes
+PARTS = ["inversion", "concepts", "positive", "negative", "clean plate"]  # what every variant takes
 KINDS = ["PNPMIX_INVERSION", "PNPMIX_CONCEPTS", "CONDITIONING", "CONDITIONING", "LATENT"]
 THINGS = [("where {} goes", "MASK"), ("your picture {}", "IMAGE"), ("your object {}", "MASK")]
 
@@ -18,7 +18,8 @@ def prepare(info: dict) -> Subgraph:
     things = [[graph.input(name.format(k), kind) for name, kind in THINGS] for k in (1, 2)]
     prompt, seed = graph.input("prompt", "STRING", ""), graph.input("seed", "INT", 0)
     words = graph.add("PrimitiveString", "Prompt", value=prompt)[0]
-    every = graph.add("MaskComposite", "All things", destination=things[0][0], source=things[1][0], operation="add")[0]
+    both = dict(destination=things[0][0], source=things[1][0])
+    every = graph.add("MaskComposite", "All target masks", **both, operation="add")[0]
     emptied = graph.add("PnPMixInpaintBackground", image=photo, mask=every, expand=3, feather=1)[0]
     positive = graph.add("CLIPTextEncode", "Finished picture", text=words, clip=clip)[0]
     negative = graph.add("CLIPTextEncode", "Not in it", text="", clip=clip)[0]
@@ -33,7 +34,7 @@ def prepare(info: dict) -> Subgraph:
         chain = {} if concepts is None else {"concepts": concepts}
         inputs = dict(latent=latent, mask=where, object_mask=mask, seed=k)
         concepts = graph.add("PnPMixConcept", f"Your thing {k}", **inputs, **chain)[0]
-    around = graph.add("VAEEncode", "Emptied scene", pixels=emptied, vae=vae)[0]
+    around = graph.add("VAEEncode", "Clean plate", pixels=emptied, vae=vae)[0]
     for name, output in zip(PARTS, (inverted, concepts, positive, negative, around), strict=True):
         graph.output(name, output)
     return graph
@@ -66,9 +67,10 @@ def scores(info: dict) -> Subgraph:
     measured: list[Output] = []
     for k, (where, picture, own) in enumerate(things, 1):
         inputs = dict(images=batch, references=picture, mask=where, reference_mask=own)
-        measured.append(graph.add("PnPMixImageSimilarity", f"Look of thing {k}", **inputs)[2])
-    every = graph.add("MaskComposite", "All things", destination=things[0][0], source=things[1][0], operation="add")[0]
-    grown = graph.add("GrowMask", "With their rims", mask=every, expand=2, tapered_corners=False)[0]
+        measured.append(graph.add("PnPMixImageSimilarity", f"Look of object {k}", **inputs)[2])
+    both = dict(destination=things[0][0], source=things[1][0])
+    every = graph.add("MaskComposite", "All target masks", **both, operation="add")[0]
+    grown = graph.add("GrowMask", "With their borders", mask=every, expand=2, tapered_corners=False)[0]
     measured.append(graph.add("PnPMixBackgroundKept", images=batch, original=photo, mask=grown)[3])
     for name, output in zip(("pictures", "look 1", "look 2", "background"), (shown, *measured), strict=True):
         graph.output(name, output)
@@ -81,7 +83,7 @@ def compare_template(info: dict) -> dict:
     graph.note(NOTE, [0, -32], [300, 742])
     loaded = graph.add("PnPMixDemoModel", "", [350, 0], [230, 110])
     scene = graph.add("PnPMixDemoScene", "", [350, 170], [230, 330], seed=SEED, concepts=2)
-    graph.group("Comes with the pack", FILES, loaded, scene)
+    graph.group("Included in the pack", FILES, loaded, scene)
     model, clip, vae = (loaded[k] for k in range(3))
     things = {}
     for k in (1, 2):
@@ -104,24 +106,25 @@ def compare_template(info: dict) -> dict:
 
 NOTE = """# Compare variants
 
-Press **Run**: everything comes with the pack, and it takes one to three minutes on a CPU.
+Press **Run**. Everything is included in the pack, and it takes one to three minutes on a CPU.
 
 One scene is blended three times: with all parts of PnP-MIX, without **Guided Appearance Attention**, and without \
-**Background Dilution++**. What they share is prepared once.
+**Background Dilution++**. The shared steps run once.
 
 **Score Plot** shows a bar for each variant:
-- *Colours 1*, *Colours 2*: how far the colours of each thing are those of your picture. The demo needs no encoder for \
-this; with your own photos wire **Load CLIP Vision** to **Image Similarity** in **Scores**: then it is CLIP-I or DINO.
-- *PSNR*, *SSIM*: how much of the background stayed, 2 pixels and more away from the things. 100 dB and 1: all of \
-it, which PnP-MIX promises for every variant.
+- *Colours 1*, *Colours 2*: color similarity of each object to its concept image. The demo needs no encoder; for your \
+own photos connect **Load CLIP Vision** to **Image Similarity** in **Scores** to measure CLIP-I or DINO.
+- *PSNR*, *SSIM*: how much of the scene is unchanged, 2 pixels and more away from the objects. 100 dB and 1 mean \
+identical, as PnP-MIX guarantees for every variant.
 
 **Your own comparison**
-- Open a variant by the sign in its corner and change a setting, or bypass a node (Ctrl+B).
-- Write the names into **Score Plot**, a line for each, in the order of the batch in **Scores**.
-- One picture says little. With several pictures of each variant, one variant after another in the batch, the bars \
-are means, and a line shows their 95 % interval. Where two intervals overlap widely, do not choose by the numbers.
-- *Text Similarity* and *SegSim* go into the same plot.
+- Open a variant with the icon in its top-right corner (Nodes 2.0: Enter subgraph), and change a setting or bypass a \
+node (Ctrl+B).
+- Write the names into **Score Plot**, one line each, in the order of the batch in **Scores**.
+- A single image is not statistically meaningful. With several images of each variant, one variant after another in \
+the batch, the bars are means with 95 % confidence intervals. If two intervals overlap widely, measure more images.
+- *Text Similarity* and *SegSim* work in the same plot.
 
-Numbers of different encoders, scenes or papers are not comparable.
+Values of different encoders, scenes or papers are not comparable.
 """
 TEMPLATES = {"Score 1 Compare variants": compare_template}

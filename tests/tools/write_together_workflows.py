@@ -54,20 +54,20 @@ def photos(
     known = {"learned": graph.input("learned 1", "PNPMIX_LEARNED")} if learned else {}
     words = graph.input("prompt", "STRING", WORDS if small else PROMPT)
     seed = graph.input("seed", "INT", 0)
-    background = begun if into == "photo" else graph.add("VAEDecode", "Background", samples=begun, vae=vae)[0]
-    scene = begun if into == "latent" else graph.add("VAEEncode", "Background", pixels=begun, vae=vae)[0]
+    background = begun if into == "photo" else graph.add("VAEDecode", "Scene", samples=begun, vae=vae)[0]
+    scene = begun if into == "latent" else graph.add("VAEEncode", "Scene", pixels=begun, vae=vae)[0]
     every = things[0][0]
     for other in things[1:]:
-        every = graph.add("MaskComposite", "All things", destination=every, source=other[0], operation="add")[0]
+        every = graph.add("MaskComposite", "All target masks", destination=every, source=other[0], operation="add")[0]
     emptied = graph.add("PnPMixInpaintBackground", image=background, mask=every, **pixels["PnPMixInpaintBackground"])[0]
-    around = graph.add("VAEEncode", "Emptied background", pixels=emptied, vae=vae)[0]
+    around = graph.add("VAEEncode", "Clean plate", pixels=emptied, vae=vae)[0]
     positive, negative = add_words(graph, clip, words, "" if small else "blurry, distorted")
     settings = dict(seed=seed, steps=50, skip_steps=16, cfg=1.0)
     inverted = graph.add(
         "PnPMixDDPMInvert", model=model, positive=positive, negative=negative, latent=scene, **settings
     )[0]
     if learned:
-        named = graph.add("PnPMixBlendConcept", "Who thing 1 is", **known)[0]
+        named = graph.add("PnPMixBlendConcept", "Identity of object 1", **known)[0]
         blended = graph.add("PnPMixBlend", model=model, clip=clip, text=words, concepts=named, start_percent=0.0)
         model, positive = blended[0], blended[1]
     concepts: dict = {}
@@ -121,10 +121,10 @@ def conduct(info: dict, number: int, refined: bool = True) -> Subgraph:
 
 def one_of(info: dict, number: int) -> Subgraph:
     """The first mask of a batch."""
-    graph = Subgraph(info, "Where the cup came to be", number)
+    graph = Subgraph(info, "Mask of the cup", number)
     masks = graph.input("masks", "MASK")
     drawn = graph.add("MaskToImage", "Masks", mask=masks)[0]
-    first = graph.add("ImageFromBatch", "Of the first concept", image=drawn, batch_index=0, length=1)[0]
+    first = graph.add("ImageFromBatch", "First concept", image=drawn, batch_index=0, length=1)[0]
     graph.output("mask", graph.add("ImageToMask", "Its mask", image=first, channel="red")[0])
     return graph
 
@@ -135,7 +135,7 @@ def one_of(info: dict, number: int) -> Subgraph:
 def add_demo(graph: Graph, seed: int) -> tuple[dict[str, Output], Node]:
     loaded = graph.add("PnPMixDemoModel", "", [350, 0], [230, 110])
     scene = graph.add("PnPMixDemoScene", "", [350, 170], [230, 330], seed=seed, concepts=2)
-    graph.group("Comes with the pack", FILES, loaded, scene)
+    graph.group("Included in the pack", FILES, loaded, scene)
     return {name: loaded[k] for k, name in enumerate(ENDS)}, scene
 
 
@@ -161,7 +161,7 @@ def learned_template(info: dict) -> dict:
         "PnPMixTrainConcept", "", [630, 0], [290, 590], **ends, images=taught[1], noun=NOUN, steps=150,
         learning_rate=4e-3, resolution=64, augment=False, dtype="fp32", checkpointing=False,
     )  # fmt: skip
-    graph.group("Learn who the cup is", YOURS, learning)
+    graph.group("Train the cup", YOURS, learning)
     given = ends | things_of(scene, 2) | {"background": scene[0], "learned 1": learning[0], "prompt": scene[7]}
     mixed = graph.add_subgraph(mixing, [970, 0], [260, 360], **given)
     graph.group("Blend", YOURS, mixed)
@@ -207,7 +207,7 @@ def own_picture(info: dict, number: int, noun: str) -> Subgraph:
     picture = graph.input("picture", "IMAGE")
     finder = [graph.input("detector", "PNPMIX_DETECTOR"), graph.input("segmenter", "PNPMIX_SEGMENTER")]
     word = graph.input("what it is", "STRING", noun)
-    scaled = graph.add("ImageScale", "In the model's size", image=picture, **square(SD))[0]
+    scaled = graph.add("ImageScale", "At the model's size", image=picture, **square(SD))[0]
     (mask,) = add_finding(graph, [("In your picture", scaled)], word, finder)
     graph.output("your picture", scaled)
     graph.output("your object", mask)
@@ -235,7 +235,7 @@ def own_template(info: dict) -> dict:
     looked = graph.add_subgraph(looking, [660, 720], [280, 150], picture=photo[0], **found)
     ends = {name: loaded[k] for k, name in enumerate(ENDS)}
     drawn = graph.add_subgraph(conducting, [990, 0], [270, 300], **ends, layout=scaled[0], concepts=nodes[-1][0])
-    graph.group("3 · In words", YOURS, drawn)
+    graph.group("3 · Prompt", YOURS, drawn)
     thing = {"where 1 goes": drawn[3], "your picture 1": looked[0], "your object 1": looked[1]}
     mixed = graph.add_subgraph(mixing, [990, 390], [270, 290], **ends, **thing, background=drawn[2])
     graph.group("4 · Your photo", YOURS, mixed)
@@ -243,79 +243,78 @@ def own_template(info: dict) -> dict:
     return workflow(graph, [files, sizing, *concepts, conducting, looking, mixing])
 
 
-LEARNED_NOTE = """# A learned concept and a photo
+LEARNED_NOTE = """# A trained concept and a photo
 
-Press **Run**: everything comes with the pack, and it takes one to three minutes on a CPU.
+Press **Run**. Everything is included in the pack, and it takes one to three minutes on a CPU.
 
-**Train Concept** learns from five photos *who* the cup is (LaTexBlend). **Blend** puts it into the scene's cup, and \
-takes its *look* from your picture too (PnP-MIX). The other thing has a picture alone; nothing else changes.
+**Train Concept** trains the identity of the cup from five photos (LaTexBlend). **Blend** applies it to the cup in the \
+scene, together with the look of your picture (PnP-MIX). The other object has only a picture; nothing else changes.
 
-Two dials, in **Blend** (open it by the sign in its corner):
-- *strength* of **Blend Concept**: how far the word "cup" becomes what was learned. 0: the photo alone.
-- *alpha* of **Guided Appearance Attention**, *swap_guidance* of **Mask Noise Mixer**: how far the photo is followed. \
-Bypass the first (Ctrl+B): what was learned, alone.
+Two settings inside **Blend** (open it with the icon in its top-right corner; Nodes 2.0: Enter subgraph):
+- *strength* of **Blend Concept**: strength of the trained concept. 0: only the picture.
+- *alpha* of **Guided Appearance Attention**, *swap_guidance* of **Mask Noise Mixer**: strength of the picture. Bypass \
+the former (Ctrl+B) to see the trained concept alone.
 
-What was learned is wired twice: through **Blend** into the mixer's prompt, and into the cup's **Concept**. So it \
-acts in the rows of the cup alone: two identities cannot mix, and no row is added. On the tiny demo model it adds \
-little to the photo.
+The trained concept is connected twice: through **Blend** to the mixer's prompt, and to the cup's **Concept**. It \
+acts only in the cup's branch, so identities do not mix, and it costs no extra time. On the tiny demo model it adds \
+little.
 
 **Your own**
-- A checkpoint of SD 1.x, SD 2.x or SDXL, **Load Concept** instead of **Train Concept**, your photos, masks from \
-**Grounded Mask**; the prompt must have the concept's noun.
-- The prompt of **DDPM Invert** stays plain: the background is not to become the concept.
+- Use an SD 1.x, SD 2.x or SDXL checkpoint, **Load Concept** instead of **Train Concept**, your photos, and masks from \
+**Grounded Mask**. The prompt must contain the concept's noun.
+- Keep the plain prompt in **DDPM Invert**: the scene itself must not become the concept.
 """
 REFINED_NOTE = """# A photo into what LoRAs drew
 
-Press **Run**: everything comes with the pack, and it takes two to four minutes on a CPU.
+Press **Run**. Everything is included in the pack, and it takes two to four minutes on a CPU.
 
-**1** Concept Conductor draws a new picture in the layout of a scene: a cup and a star, each with a LoRA of its own.
+**1** Concept Conductor generates a new image in the layout of a scene: a cup and a star, each with its own LoRA.
 
-**2** PnP-MIX takes that picture as its background, as it is, without a trip through the VAE. The masks that Concept \
-Conductor gives say where the cup came to be, and your picture gives it its look. The star stays the LoRA's.
+**2** PnP-MIX uses the latent of that image as its scene, without passing it through the VAE. The target mask of the \
+cup comes from Concept Conductor, and its look from your picture. The star is unchanged.
 
-When a LoRA has the kind of a thing right and its details wrong, one photo of it does.
+Use this if a LoRA gets the kind of object right but its details wrong; one photo is enough.
 
-- The mask misses the cup: paint one over **What the LoRAs drew**, or find it by words with **Grounded Mask**.
-- Both things: a second **Concept** in **A photo into it**, with the second mask of the batch.
-- With a real checkpoint put **Mask Refinement** behind **Layout Alignment**, inside **Conduct**: then the same output \
-gives the refined masks. In the demo model's attention things cannot be told apart well enough, and here the masks are \
-those of the layout.
+- The mask misses the cup: paint one over **What the LoRAs drew**, or find it by text with **Grounded Mask**.
+- For both objects add a second **Concept** in **A photo into it**, with the second mask of the batch.
+- With a real checkpoint add **Mask Refinement** after **Layout Alignment** inside **Conduct** to get refined masks. \
+The demo model's attention does not separate objects well enough, so the masks of the layout are used here.
 """
 LAYOUT_NOTE = """# LoRAs in the layout of a blend
 
-Press **Run**: everything comes with the pack, and it takes two to four minutes on a CPU.
+Press **Run**. Everything is included in the pack, and it takes two to four minutes on a CPU.
 
-**1** PnP-MIX gives the things of a scene the look of your pictures.
+**1** PnP-MIX redraws the objects of a scene to look like your pictures.
 
-**2** Concept Conductor draws a new picture in the layout of that result: the blend is its layout picture, and what \
-its LoRAs know takes the places. Move or swap the masks, and another LoRA gets the place.
+**2** Concept Conductor generates a new image in the layout of that result, with an object of a LoRA in each mask. \
+Move or swap the masks to change the positions.
 
-The blend's latent goes straight in, without a trip through the VAE.
+The latent of the blend is used directly, without passing it through the VAE.
 
-- Less of the layout: lower *weight* or *end* of **Layout Alignment** in **Conduct**.
-- The demo model is tiny, and Concept Conductor is at its limit with it.
+- To follow the layout less, lower *weight* or *end* of **Layout Alignment** in **Conduct**.
+- The demo model is tiny, and Concept Conductor reaches its limits with it.
 """
 OWN_NOTE = f"""# Your photo into what your LoRAs drew
 
-Concept Conductor draws a new picture in the layout of another one, each thing by a LoRA of its own; then PnP-MIX \
-gives the first of them the look of your photo. When a LoRA has the kind of a thing right and its details wrong, one \
-photo of it does.
+Concept Conductor generates a new image in the layout of another one, with a LoRA for each object. Then PnP-MIX \
+redraws the first object to look like your photo. Use this if a LoRA gets the kind of object right but its details \
+wrong; one photo is enough.
 
-**Files**, once:
+**Files to download once**
 {listed(SD15, DINO, SAM)}
 {BERT}
 
-**Then**
-1. **Layout**: any picture with such things; **Your picture**: your own dog.
-2. In each **Your …**: your LoRA, what the thing is called in the layout, and the picture in the words that the LoRA \
-was taught, such as *a sks dog*.
-3. The picture in plain words, in both steps.
+**Fill in the nodes in the green groups**
+1. **Layout**: any picture of a dog and a cat. **Your picture of the dog**: your own dog.
+2. **Your dog**, **Your cat**: a *LoRA*, the name of the object in the layout, and a prompt with the LoRA's trigger \
+words, such as *a sks dog*.
+3. A plain prompt in both steps.
 
-**Run.** *What the LoRAs drew* shows the first step; the masks that it refined are the targets of the second.
+Then **Run**. **What the LoRAs drew** shows the first step; its refined masks are the target masks of the second step.
 
-- The mask misses the thing: paint one over **What the LoRAs drew**, or find it by words with **Grounded Mask**.
-- Both things: a second **Concept** in **A photo into it**, with the second mask of the batch.
-- More of the photo: *alpha* of **Guided Appearance Attention**, *swap_guidance* of **Mask Noise Mixer**.
+- The mask misses the object: paint one over **What the LoRAs drew**, or find it by text with **Grounded Mask**.
+- For both objects add a second **Concept** in **A photo into it**, with the second mask of the batch.
+- For more of the photo raise *alpha* of **Guided Appearance Attention** or *swap_guidance* of **Mask Noise Mixer**.
 
-Nobody has run this template with trained weights yet; its values are those of the two methods' own templates.
+This template has not been run with a real checkpoint yet; its settings are those of the templates of the two methods.
 """

@@ -46,18 +46,18 @@ DEMO_SEED = 18  # its picture is among the best of 50 seeds
 def add_part_of_photo(graph: Graph, photo: Output, masks: list[Output], side: int | Output):
     """The part round all masks: its picture, the masks in it, all of them as one, and where it came from."""
     size = graph.add("PrimitiveInt", SIDE, value=side)[0]
-    margin = graph.add("PrimitiveInt", "Room round the things, %", value=20)[0]
+    margin = graph.add("PrimitiveInt", "Margin around the objects, %", value=20)[0]
     settings = {"width": size, "height": size, "margin": margin, "mode": "around the object"}
     every = masks[0]
     for mask in masks[1:]:
-        every = graph.add("MaskComposite", "All things", destination=every, source=mask, operation="add")[0]
-    part = graph.add("PnPMixFitPicture", "The part of your photo", image=photo, mask=every, **settings)
+        every = graph.add("MaskComposite", "All target masks", destination=every, source=mask, operation="add")[0]
+    part = graph.add("PnPMixFitPicture", "Crop of your photo", image=photo, mask=every, **settings)
     if len(masks) == 1:
         return part[0], [part[1]], part[1], part[2]
     own = []
     for k, mask in enumerate(masks, 1):  # the same frame cuts each mask as if it were a picture
         drawn = graph.add("MaskToImage", f"Mask {k}", mask=mask)[0]
-        cut = graph.add("PnPMixFitPicture", f"Where {k} goes", image=drawn, mask=every, **settings)[0]
+        cut = graph.add("PnPMixFitPicture", f"Target mask {k}", image=drawn, mask=every, **settings)[0]
         own.append(graph.add("ImageToMask", f"Mask {k}", image=cut, channel="red")[0])
     return part[0], own, part[1], part[2]
 
@@ -76,7 +76,7 @@ def add_blend(graph: Graph, model, clip, vae, photo, things, prompt, seed, side,
         part, place = photo, {}
         every = wheres[0]
         for mask in wheres[1:]:
-            every = graph.add("MaskComposite", "All things", destination=every, source=mask, operation="add")[0]
+            every = graph.add("MaskComposite", "All target masks", destination=every, source=mask, operation="add")[0]
     else:
         part, wheres, every, origin = add_part_of_photo(graph, photo, wheres, side)
         place = {"place": origin}
@@ -97,7 +97,7 @@ def add_blend(graph: Graph, model, clip, vae, photo, things, prompt, seed, side,
         "PnPMixDDPMInvert", model=model, positive=described, negative=negative, latent=encoded, seed=seed,
         **kind.inversion,
     )[0]  # fmt: skip
-    around = graph.add("VAEEncode", "Emptied scene", pixels=emptied, vae=vae)[0]
+    around = graph.add("VAEEncode", "Clean plate", pixels=emptied, vae=vae)[0]
     model = graph.add("PnPMixAppearance", model=model, adain=True)[0]
     model = graph.add("PnPMixDilution", model=model, latent=around, expand=wide)[0]
     concepts = None
@@ -112,7 +112,7 @@ def add_blend(graph: Graph, model, clip, vae, photo, things, prompt, seed, side,
         "PnPMixSampler", model=model, inversion=inversion, concepts=concepts, positive=positive, negative=negative
     )
     decoded = graph.add("VAEDecode", samples=mixed[0], vae=vae)[0]
-    branches = graph.add("VAEDecode", "Each thing's branch", samples=mixed[1], vae=vae)[0]
+    branches = graph.add("VAEDecode", "Reference latents", samples=mixed[1], vae=vae)[0]
     rim = {"expand": 1, "feather": 1} if side is None else {}
     finished = graph.add("PnPMixPasteBack", original=photo, image=decoded, mask=mixed[2], **rim, **place)[0]
     shown = part
@@ -140,7 +140,8 @@ def thing(info: dict, k: int, finder: str) -> Subgraph:
     graph = Subgraph(info, f"Your thing {k}", k)
     picture = graph.input("your picture", "IMAGE")
     found_by = [graph.input(name, kind) for name, kind in FINDERS[finder]]
-    words = graph.add("PrimitiveString", "The word", value=graph.input("what it replaces", "STRING", WORDS[k - 1]))[0]
+    name = graph.input("what it replaces", "STRING", WORDS[k - 1])
+    words = graph.add("PrimitiveString", "Object name", value=name)[0]
     graph.output("your object", add_finding(graph, [("In your picture", picture)], words, found_by)[0])
     graph.output("word", words)
     return graph
@@ -214,7 +215,7 @@ def whole(info: dict, count: int) -> Subgraph:
     prompt, seed = graph.input("prompt", "STRING", prompt_for(count)), graph.input("seed", "INT", 0)
     _, *finding = loaders(SD, "words")
     files = [(*loader, graph.input(label, "COMBO", loader[2]["name"])) for label, loader in finding]
-    side = graph.input("side of the part", "INT", SD)
+    side = graph.input("working size (px)", "INT", SD)
     found_by = add_loaders(graph, files)
     wheres = add_places(graph, photo, words, found_by)
     for k, (where, picture, word) in enumerate(zip(wheres, pictures, words, strict=True), 1):
@@ -276,9 +277,9 @@ def photo_template(
         word["label"] = "replaces"  # what a narrow node has room for
         ends |= {f"word {k}": found[1], f"your picture {k}": picture[0], f"your object {k}": found[0]}
         rows += [picture, found]
-    graph.group("2 · Yours, and what each replaces", YOURS, *rows)
+    graph.group("2 · Your objects", YOURS, *rows)
     mixed = graph.add_subgraph(mixing, [BLEND_AT, 0], [230, 480], **ends)
-    graph.group("3 · In words" if not sampled else "3 · Blend", YOURS, mixed)
+    graph.group("3 · Prompt" if not sampled else "3 · Blend", YOURS, mixed)
     save = add_results(graph, mixed, RESULT_AT, wide=230)
     inputs = [(photo, "image"), *((x, "image") for x in rows[::2]), *((x, "what it replaces") for x in rows[1::2])]
     inputs += [(mixed, "prompt"), (mixed, "seed")]
@@ -303,14 +304,14 @@ def painted_template(info: dict) -> dict:
     name = CHECKPOINTS[SD]["name"]
     loaded = graph.add("CheckpointLoaderSimple", "", [310, 0], [270, 110], properties, ckpt_name=name)
     graph.group("Model file", FILES, loaded)
-    photo = graph.add("LoadImage", "Your photo: paint what is replaced", [310, 210], [270, 314], image=PICTURE)
+    photo = graph.add("LoadImage", "Your photo: paint the object to replace", [310, 210], [270, 314], image=PICTURE)
     graph.group("1 · Your photo", YOURS, photo)
-    picture = graph.add("LoadImage", "Your picture: paint your thing", [620, 0], [270, 314], image=PICTURE)
+    picture = graph.add("LoadImage", "Your picture: paint your object", [620, 0], [270, 314], image=PICTURE)
     graph.group("2 · Your picture", YOURS, picture)
     ends = {name: loaded[k] for k, name in enumerate(("model", "clip", "vae"))} | {"photo": photo[0]}
     ends |= {"where 1 goes": photo[1], "your picture 1": picture[0], "your object 1": picture[1]}
     mixed = graph.add_subgraph(mixing, [930, 0], [270, 400], **ends)
-    graph.group("3 · In words", YOURS, mixed)
+    graph.group("3 · Prompt", YOURS, mixed)
     add_results(graph, mixed, 1240)
     return workflow(graph, [mixing])
 
@@ -320,7 +321,7 @@ def demo_template(info: dict) -> dict:
     graph.note(demo_note(), [NOTE, -32], [300, 742])
     loaded = graph.add("PnPMixDemoModel", "", [350, 0], [250, 110])
     scene = graph.add("PnPMixDemoScene", "", [350, 170], [250, 330], seed=DEMO_SEED, concepts=2)
-    graph.group("In this pack", FILES, loaded, scene)
+    graph.group("Included in the pack", FILES, loaded, scene)
     ends = {name: loaded[k] for k, name in enumerate(("model", "clip", "vae"))}
     for k in (1, 2):
         ends |= {f"where {k} goes": scene[3 + k], f"your picture {k}": scene[k], f"your object {k}": scene[7 + k]}
@@ -342,7 +343,7 @@ def blueprint(info: dict, count: int) -> dict:
     graph, step = Graph(info), whole(info, count)
     graph.add_subgraph(step, [0, 0], [320, 500])
     extra = {
-        "BlueprintDescription": f"{THINGS[count].capitalize()} of yours into a photo, the rest of it untouched.",
+        "BlueprintDescription": f"{THINGS[count].capitalize()} of yours into a photo; the rest is unchanged.",
     }
     return workflow(graph, [step], extra)
 
@@ -359,60 +360,65 @@ def prompt_for(count: int) -> str:
 def file_list(side: int, finder: str, kind: Kind = PLAIN) -> str:
     lines = [kind.listed] if kind.listed else []
     for _, (_, _, file) in loaders(side, finder)[bool(kind.load) :]:
-        extra = f"; any {'SDXL' if side == SDXL else 'SD 1.x or 2.x'} checkpoint does" * (file == CHECKPOINTS[side])
-        extra += "; ViT-L and ViT-H outline finer" * (file == SAM)
+        extra = f"; any {'SDXL' if side == SDXL else 'SD 1.x or 2.x'} checkpoint works" * (file == CHECKPOINTS[side])
+        extra += "; ViT-L and ViT-H give finer outlines" * (file == SAM)
         lines.append(f"- **{file['name']}** in models/{file['directory']}: [download]({file['url']}){extra}")
         if file == DINO:
             lines.append(BERT)
     return "\n".join(lines)
 
 
-LOOKS = """- Look too weak: raise *swap_guidance* of **Mask Noise Mixer** or *alpha* of **Guided Appearance Attention**.
-- Shapes lost: raise *skip_steps* of **DDPM Invert**, set *layers* to decoder.
-- Looks mix: raise *beta*, lower *expand* of **Background Dilution++**.
-- Emptied place smeared: wire **Load Inpaint Model** with \
+LOOKS = """- The look is too weak: raise *swap_guidance* of **Mask Noise Mixer** or *alpha* of **Guided Appearance \
+Attention**.
+- Shapes are lost: raise *skip_steps* of **DDPM Invert**, or set *layers* of **Guided Appearance Attention** to \
+decoder.
+- Concepts mix: raise *beta* or lower *expand* of **Background Dilution++**.
+- The clean plate is smeared: connect **Load Inpaint Model** with \
 [big-lama.pt](https://github.com/Sanster/models/releases/download/add_big_lama/big-lama.pt) in models/inpaint to \
 **Inpaint Background**."""
 HINTS = f"""{LOOKS}
-- As many steps as the paper: *steps* 100, *skip_steps* 32 in **DDPM Invert**, twice the time. The plain paper: also \
-*cfg* 3.5 there, *adain* off in **Guided Appearance Attention** and *object_mask* of each **Concept** unwired."""
-INSIDE = "**To change more**, open a step by the sign in its corner. In **Blend**:"
-SIZES = """The model works on a part of the photo, {side} × {side} pixels, round all things; the finished picture is \
-the whole photo in its own size, with every pixel outside the grown masks as it was."""
+- Settings of the paper: *steps* 100, *skip_steps* 32 and *cfg* 3.5 in **DDPM Invert**, *adain* off in **Guided \
+Appearance Attention**, and *object_mask* of each **Concept** not connected. This takes longer."""
+OPEN = "with the icon in its top-right corner (Nodes 2.0: Enter subgraph)"
+INSIDE = f"**To change more**, open a subgraph {OPEN}. In **Blend**:"
+SIZES = """The model works on a crop of the photo around all objects, at {side} × {side} pixels. The result has the \
+size of the photo; pixels outside the expanded masks are unchanged."""
 
 
 def photo_note(count: int, side: int, finder: str, sampled: bool, kind: Kind = PLAIN) -> str:
     things = prompt_for(count).removeprefix("a photo of ").rsplit(" on a ", 1)[0]
     scene = "The scene" if sampled else "Your photo"
+    drawn = f"{'The dog is' if count == 1 else 'They are'} redrawn to look like yours"
     where = "a scene that you choose" if sampled else "your photo"
     title = f"# {THINGS[count].capitalize()} of yours in {where}{kind.name}"
     first = (
-        "1. Describe the scene in **Candidates for the scene**. Select **Finished picture** and **Look inside**, mute "
-        "them (Ctrl+M) and run: four candidates. Click one in **Choose the scene**, unmute, run again."
+        "1. **Candidates for the scene**: a prompt for the scene. Select **Finished picture** and **Look inside**, "
+        "mute them (Ctrl+M) and run to get four candidates. Click one in **Choose the scene**, unmute, and run again."
         if sampled
-        else f"1. **Your photo**: any size; it shows {things}."
+        else f"1. **Your photo**: any size, with {things} in it."
     )
-    last = "" if sampled else "\n4. **Blend**: the finished picture in words."
+    last = "" if sampled else "\n4. **Blend**: a prompt for the result."
     found = "*threshold* of **SAM3_Detect**" if finder == "sam3" else "*box_threshold*"
     return f"""{title}
 
-{scene} holds {things}. Each is drawn again with the look of yours, and nothing else changes.
+{scene} contains {things}. {drawn}; nothing else changes.
 
-**What is green is yours to fill in**
+**Fill in the nodes in the green groups**
 {first}
-2. **Your picture**: of each of your things one picture, any size.
-3. **Your thing**: one word for what it replaces.{last}
+2. **Your picture**: one picture per object, any size.
+3. **Your thing**: the name of the object in the scene to replace, such as dog.{last}
 
-Then **Run**. **Look inside** shows the part of the scene, the same emptied, your pictures as they are read, and each \
-thing's branch.
+Then **Run**. **Look inside** shows the crop, the crop with the objects removed (clean plate), your pictures after \
+cropping, and each object's reference latent.
 
-**Files, once**
+**Files to download once**
 {file_list(side, finder, kind)}
 
 {SIZES.format(side=side)}
 
-- Not found, or the wrong one: be more precise, such as: dog on the left. Or lower {found} in **Blend**.
-- Two of a kind: give both **Your thing** the same word. They take the two best, from left to right.
+- Not found, or the wrong object: be more specific, such as dog on the left, or lower {found} in **Blend**.
+- Two objects of a kind: use the same name in both **Your thing** nodes. The two best detections are used, from left \
+to right.
 
 {INSIDE}
 {kind.hints}{HINTS if kind == PLAIN else LOOKS}
@@ -422,18 +428,18 @@ thing's branch.
 def painted_note() -> str:
     return f"""# One thing of yours in your photo, masks by hand
 
-Only a checkpoint is needed: you paint the masks yourself.
+You paint the masks yourself, so this needs only a checkpoint.
 
-**What is green is yours to fill in**
-1. **Your photo**: load it, right-click, **Open in MaskEditor**, and paint over the thing that is replaced.
-2. **Your picture**: load it and paint over your thing in the same way.
-3. **Blend**: the finished picture in words.
+**Fill in the nodes in the green groups**
+1. **Your photo**: load it, right-click, **Open in MaskEditor**, and paint over the object to replace.
+2. **Your picture**: load it, and paint over your object in the same way.
+3. **Blend**: a prompt for the result.
 
-Then **Run**. For a second thing load the finished picture as your photo.
+Then **Run**. For a second object, load the result as your photo.
 
-**File, once**
+**File to download once**
 - **{CHECKPOINTS[SD]["name"]}** in models/checkpoints: [download]({CHECKPOINTS[SD]["url"]}); any SD 1.x or 2.x \
-checkpoint does
+checkpoint works
 
 {SIZES.format(side=SD)}
 
@@ -445,23 +451,24 @@ checkpoint does
 def demo_note() -> str:
     return """# Try it without downloads
 
-Press **Run**: everything comes with the pack, and it takes less than a minute, on a CPU too.
+Press **Run**. Everything is included in the pack, and it takes less than a minute, also on a CPU.
 
-**Demo Scene** draws a scene with two things, and two pictures of things with looks of their own. **Blend** draws the \
-scene's things again with these looks; nothing else changes. **Look inside** shows the scene, the same emptied, the \
-two pictures, and each thing's branch.
+**Demo Scene** draws a scene with two objects, and a concept image for each. **Blend** redraws the objects of the \
+scene to look like the concepts; nothing else changes. **Look inside** shows the scene, the clean plate, the two \
+concept images, and the reference latents.
 
-- Another *seed* in **Demo Scene**: another scene. Not every seed comes out as well as this one.
-- Open **Blend** by the sign in its corner: **Mask Noise Mixer** shows, while it runs, where each thing goes. Ctrl+B \
-on **Guided Appearance Attention** or **Background Dilution++** shows what it does.
-- The plain paper: *steps* 100, *skip_steps* 32, *cfg* 3.5 in **DDPM Invert**, *adain* off in **Guided Appearance \
-Attention**, and *object_mask* of each **Concept** unwired.
+- Change *seed* in **Demo Scene** for another scene. Not every seed gives a result as good as this one.
+- Open **Blend** with the icon in its top-right corner (Nodes 2.0: Enter subgraph). While it runs, **Mask Noise \
+Mixer** shows the target masks. Bypass (Ctrl+B) **Guided Appearance Attention** or **Background Dilution++** to see \
+its effect.
+- Settings of the paper: *steps* 100, *skip_steps* 32 and *cfg* 3.5 in **DDPM Invert**, *adain* off in **Guided \
+Appearance Attention**, and *object_mask* of each **Concept** not connected.
 
-**Load Demo Model** is a tiny diffusion model for such drawings, 64 × 64 pixels; the pictures here are enlarged. It \
-knows the shapes ball, box, cup, fish, heart, star; the looks striped, checkered, dotted in red, orange, yellow, \
+**Load Demo Model** is a tiny diffusion model for drawings of 64 × 64 pixels; the images here are enlarged. It knows \
+the shapes ball, box, cup, fish, heart, star; the patterns striped, checkered, dotted in red, orange, yellow, \
 green, blue, purple, white, black; the places meadow, desert, sea, dusk, snow, room.
 
-With your own photos: the templates **2** to **9**.
+For your own photos use the templates **2** to **9**.
 """
 
 
