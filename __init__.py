@@ -50,10 +50,13 @@ def nodes_of(part: str) -> list[type[io.ComfyNode]]:
 
 
 class PnPMixExtension(ComfyExtension):
+    """The pack as ComfyUI's V3 interface asks for it."""
+
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node for part in PARTS for node in nodes_of(part)]
 
 
 async def comfy_entrypoint() -> PnPMixExtension:
+    """Returns the extension; ComfyUI calls it."""
     return PnPMixExtension()

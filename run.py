@@ -221,7 +221,7 @@ def plan(hosts: list[Path], everything: bool) -> list[tuple[Path | None, list[Pa
 
 
 def run_tests(python: Path, options: list[str | Path], host: Path | None = None, left_out: Sequence[str] = ()) -> int:
-    """pytest's exit code."""
+    """Pytest's exit code."""
     # small tensors: one process a core is faster than one process with all cores
     variables = os.environ | {"OMP_NUM_THREADS": "1"} | ({"COMFYUI_DIR": str(host)} if host else {})
     variables.pop(
@@ -243,8 +243,8 @@ def test(options: list[str]) -> int:
     newest, has_host = pythons[-1], runs[-1][0] is not None
     if has_host and find_browser() is None:
         subprocess.run([newest, "-m", "playwright", "install", "chromium"], check=True)
-    checks = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"])
-    checked = [subprocess.run([newest, "-m", *check], cwd=PACK).returncode for check in checks]
+    checks = (["-m", "ruff", "check"], ["-m", "ruff", "format", "--check"], [TESTS / "tools" / "check_types.py"])
+    checked = [subprocess.run([newest, *check], cwd=PACK).returncode for check in checks]
 
     codes = []
     for python, (host, paths, left_out) in zip(pythons, runs, strict=True):

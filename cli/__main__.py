@@ -9,6 +9,7 @@ COMMANDS = {"blend": blend.main, "evaluate": evaluate.main}
 
 
 def stop(*_) -> None:
+    """Ends the command, as Ctrl+C does."""
     raise KeyboardInterrupt
 
 

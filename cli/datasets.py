@@ -69,8 +69,11 @@ def row(folder: Path, number: int, name: str, images: Sequence[Path], words: Seq
 
 
 def dreambench(source: Path, folder: Path) -> list[dict[str, str]]:
-    """Returns rows from UNO's dreambench_multiip.json: {"prompt", "image_paths"} each, the paths beside it, in
-    DreamBooth's folders `dataset/<subject>/`, whose `prompts_and_classes.txt` says what each subject is."""
+    """Returns rows from UNO's dreambench_multiip.json.
+
+    Each has {"prompt", "image_paths"}, the paths beside it, in DreamBooth's folders
+    `dataset/<subject>/`, whose `prompts_and_classes.txt` says what each subject is.
+    """
     rows = []
     for number, pair in enumerate(read_list(source, Pair), 1):
         images = [source.parent / path for path in pair.image_paths]

@@ -76,6 +76,7 @@ def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
 
 
 def rows_of(options: argparse.Namespace) -> list[Variant]:
+    """Returns the rows of the ablation and of other methods that the options choose."""
     rows = ROWS if options.demo else (*ROWS, *OTHER_METHODS)  # drawn tasks have no files of other methods
     chosen = [x for x in rows if not options.rows or any(part in x.name for part in options.rows)]
     return list(map(for_demo, chosen)) if options.demo else chosen
@@ -126,6 +127,7 @@ def completed(task: Task, folder: Path, server: Callable[[], Server]) -> Task:
 
 
 def image_of(work: Work, server: Server, watch: Callable[[], None] = lambda: None) -> bytes:
+    """Returns the one image that a graph saves, as a file's content."""
     (content,) = server.images(work.prompt, [work.save], work.files, work.workflow, watch)
     return content
 
@@ -178,6 +180,7 @@ def read_notes(path: Path) -> dict[str, float]:
 
 
 def is_image(path: Path) -> bool:
+    """Tells whether Pillow can read a file."""
     try:
         Image.open(path).load()
     except Exception:  # of a damaged file Pillow raises almost anything

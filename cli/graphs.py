@@ -24,6 +24,7 @@ SMALL = {
 
 
 def read(path: Path) -> dict:
+    """Reads a workflow."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -57,6 +58,7 @@ def widget_places(node: dict) -> dict[str, int]:
 
 
 def widget_values(node: dict) -> dict:
+    """Returns a node's widgets: name → value."""
     return {name: node["widgets_values"][at] for name, at in widget_places(node).items()}
 
 
@@ -72,6 +74,7 @@ def titled(workflow: dict, name: str) -> dict | None:
 
 
 def set_widget(node: dict, name: str, value) -> None:
+    """Sets a widget of a node by its name."""
     node["widgets_values"][widget_places(node)[name]] = value
 
 
@@ -134,8 +137,9 @@ def in_order(level: dict, wired: dict[int, tuple]) -> list[dict]:
 
 
 def api_graph(name: str) -> dict:
-    """Returns a template in API format, for programs: every node has a title, which begins with the subgraph's
-    where it is in one, such as "Your thing 1: In the photo".
+    """Returns a template in API format, for programs.
+
+    Every node has a title, which begins with its subgraph's, such as "Your thing 1: In the photo".
 
     Raises:
         FileNotFoundError: there is no such template.
@@ -147,6 +151,7 @@ def api_graph(name: str) -> dict:
 
 
 def with_full_titles(prompt: dict, workflow: dict) -> dict:
+    """Gives every node of a prompt its title, with those of the subgraphs around it."""
     around = {str(node["id"]): title(workflow, node) for node in workflow["nodes"]}
     named = {}
     for node_id, node in prompt.items():

@@ -35,6 +35,7 @@ def beside_table(path: Path, info: ValidationInfo) -> Path:
 
 
 def filled(text: str) -> str:
+    """Refuses an empty entry."""
     if not text:
         raise ValueError("one of them is empty")
     return text

@@ -52,6 +52,7 @@ def concept_prompt(task: Task, k: int) -> str:
 
 
 def fill_in(workflow: dict, title: str, task: Task) -> None:
+    """Fills the task's prompt and seed into the subgraph with a title."""
     for name, value in (("prompt", task.prompt or prompt_of(task.objects)), ("seed", task.seed)):
         graphs.set_widget(graphs.titled(workflow, title), name, value)
 

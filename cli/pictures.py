@@ -42,8 +42,7 @@ class InputFile(NamedTuple):
 def add_file(
     files: dict[str, InputFile], path: Path, content: Content = "picture", profile: bytes | None = None
 ) -> str:
-    """Adds a file to those that a graph loads, by its own name and what tells it from others of that name; returns what
-    ComfyUI's loaders call it.
+    """Adds a file to those that a graph loads, and returns its name for ComfyUI's loaders.
 
     Raises:
         JobFailed: it is not there, or is no image that can be read.
@@ -143,6 +142,7 @@ def is_cut_out(path: Path) -> bool:
 
 
 def frames(path: Path) -> int:
+    """Returns the number of frames of an image file."""
     with Image.open(path) as image:
         return getattr(image, "n_frames", 1)
 

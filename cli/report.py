@@ -33,6 +33,7 @@ def write_report(folder: Path, rows: Sequence[Variant], results: Sequence[Evalua
 
 
 def page(rows: Sequence[Variant], results: Sequence[Evaluated], about: dict[str, str]) -> str:
+    """Returns the page of an evaluation, as HTML."""
     measures = [name for name in COLUMNS if any(name in made.scores for x in results for made in x.made.values())]
     columns = [COLUMNS[name] for name in measures]
     # rows compare only over the tasks that every row has
@@ -58,6 +59,7 @@ def page(rows: Sequence[Variant], results: Sequence[Evaluated], about: dict[str,
 
 
 def mean(results: Sequence[Evaluated], row: Variant, measure: str) -> str:
+    """Formats the mean of a measure over the tasks, with its interval."""
     found = [x.made[row.name].scores for x in results]
     values = [scores[measure] for scores in found if measure in scores]
     return mean_with_interval(values, COLUMNS[measure].digits) if values else "–"
@@ -75,6 +77,7 @@ def names_of(results: Sequence[Evaluated]) -> list[str]:
 
 
 def figures_of(rows: Sequence[Variant], result: Evaluated) -> list[dict[str, str]]:
+    """Returns the figures of a task: its inputs, then each row's result."""
     task = result.task
     given = [("scene", task.scene), *zip(task.objects, task.concepts, strict=True)]
     given += [(f"mask of {word}", path) for word, path in zip(task.objects, task.target_masks, strict=True)]

@@ -23,6 +23,8 @@ from .work import read_template
 
 
 class Column(NamedTuple):
+    """A measure in the page's tables."""
+
     title: str
     says: str
     more_is_better: bool = True

@@ -60,54 +60,76 @@ class Refused(JobFailed):
 
 
 class System(BaseModel):
+    """The part of /system_stats about ComfyUI."""
+
     comfyui_version: str
     argv: list[str]
 
 
 class Device(BaseModel):
+    """A device in /system_stats."""
+
     name: str
     type: str
     torch_vram_total: int
 
 
 class Stats(BaseModel):
+    """The answer of /system_stats."""
+
     system: System
     devices: Annotated[list[Device], Field(min_length=1)]
 
 
 class Named(BaseModel):
+    """The answer of /upload/image."""
+
     name: str
 
 
 class Queued(BaseModel):
+    """The answer of /prompt."""
+
     prompt_id: str
 
 
 class Queue(BaseModel):
+    """The answer of /queue."""
+
     queue_running: list[list[Any]]
     queue_pending: list[list[Any]]
 
 
 class Status(BaseModel):
+    """The status of a run in /history."""
+
     status_str: str
     messages: list[tuple[str, dict[str, Any]]]
 
 
 class Done(BaseModel):
+    """A run in /history."""
+
     status: Status
     outputs: dict[str, dict[str, Any]]
 
 
 class Fault(BaseModel):
+    """An error in the answer of /prompt."""
+
     message: str
     details: str | None = None
 
 
 class NodeFaults(BaseModel):
+    """The errors of a node in the answer of /prompt."""
+
     errors: list[Fault]
 
 
 class Refusal(BaseModel):
+    """The answer of /prompt to a graph that is not valid."""
+
     error: Fault
     node_errors: dict[str, NodeFaults] | list = {}  # ComfyUI's empty one is a list
 
@@ -394,6 +416,7 @@ def comfyui_server(url: str | None, options: Sequence[str]) -> Iterator[Server]:
 
 
 def node_name(node_id: str, prompt: dict) -> str:
+    """Returns what messages call a node."""
     node = prompt.get(node_id, {})
     return node.get("_meta", {}).get("title") or node.get("class_type") or node_id
 

@@ -60,6 +60,7 @@ OTHER_METHODS = (
 
 
 def for_demo(variant: Variant) -> Variant:
+    """Returns a variant with the steps of the demo model."""
     return variant._replace(steps=DEMO_STEPS[variant.steps])
 
 

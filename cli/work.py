@@ -34,10 +34,12 @@ def finish(prompt: dict, files: dict[str, InputFile], name: str, **more) -> Work
 
 @cache
 def template_text(name: str) -> str:
+    """Returns the file of a template."""
     return (graphs.TEMPLATES / f"{name}.json").read_text(encoding="utf-8")
 
 
 def read_template(name: str) -> dict:
+    """Returns a template as a workflow."""
     return json.loads(template_text(name))
 
 
@@ -138,8 +140,10 @@ def finder(workflow: dict, prompt: dict, k: int, title: str) -> str:
 
 
 def masks_work(job: Job) -> tuple[dict, list[str], dict[str, InputFile]]:
-    """Returns a graph that finds the objects of a job, the ids of the nodes that save the target masks and then the
-    object masks, and the images that it loads."""
+    """Returns a graph that finds the objects of a job.
+
+    With it come the ids of the nodes that save the target masks, then the object masks, and the images that it loads.
+    """
     workflow, prompt, files = fill_in(job, demo=False)
     saves, needed = [], {}
     for title in (graphs.IN_SCENE, graphs.IN_PICTURE):
@@ -151,8 +155,7 @@ def masks_work(job: Job) -> tuple[dict, list[str], dict[str, InputFile]]:
 
 
 def scene_work(job: Job) -> Work:
-    """Returns a graph in which the checkpoint draws the scene, from the job's prompt and seed, in its template's
-    size."""
+    """Returns a graph in which the checkpoint generates the scene, from the job's prompt and seed."""
     workflow = read_template(job.template or BY_COUNT[len(job.concepts)])
     (side,) = (x for x in graphs.nodes_of(workflow, "PrimitiveInt") if x["title"] == graphs.SIDE)
     side = graphs.widget_values(side)["value"]

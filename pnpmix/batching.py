@@ -20,8 +20,10 @@ def in_groups(
 
     Args:
         is_oom: whether an error means that memory ran out; hosts know more such errors than torch's own.
+
     Returns:
         the concatenated results, and the group size that fitted.
+
     Raises:
         what `call` raises, where it is not for memory or a single item does not fit.
     """

@@ -59,6 +59,7 @@ def without_noisiest(sigmas: Tensor, steps: int, skip_steps: int) -> Tensor:
 
     Args:
         sigmas: (L + 1,) noise levels.
+
     Returns:
         (N + 1,), N = L - round(L * skip_steps / steps).
     """

@@ -138,8 +138,10 @@ def patcher_of(model: torch.nn.Module) -> ModelPatcher:
 
 
 def resident(node: str, patcher: ModelPatcher, name: str = "model") -> ModelPatcher:
-    """The same model, read again, with weights that stay where the host loads them: newer hosts stream them to a GPU in
-    a way that knows neither gradients nor LoRAs as hooks."""
+    """Returns the same model, read again, with weights that stay where the host loads them.
+
+    Newer hosts stream weights to a GPU in a way that knows neither gradients nor LoRAs as hooks.
+    """
     if not getattr(patcher, "is_dynamic", bool)():
         return patcher
     if patcher.cached_patcher_init is None:

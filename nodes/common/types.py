@@ -24,7 +24,7 @@ ReferencesType = io.Custom("PNPMIX_REFERENCES")
 ScoresType = io.Custom("PNPMIX_SCORES")  # list of pnpmix.metrics.statistics.Measured, of the same pictures
 LayoutType = io.Custom("PNPMIX_LAYOUT")
 ConductedType = io.Custom("PNPMIX_CONDUCTED")
-LearnedType = io.Custom("PNPMIX_LEARNED")
+TrainedType = io.Custom("PNPMIX_LEARNED")
 BlendType = io.Custom("PNPMIX_BLEND")
 
 
@@ -62,7 +62,7 @@ class Concept(NamedTuple):
     name: str
     object_mask: Tensor | None = None  # (h, w) of the object in the person's picture
     node_id: str | None = None  # of its node in the graph, which takes the concept's color
-    learned: "LearnedConcept | None" = None  # who it is, of the concepts that Blend puts into the mixer's prompt
+    learned: "TrainedConcept | None" = None  # who it is, of the concepts that Blend puts into the mixer's prompt
     title: str = ""  # of its node in the editor, where that is not the name
 
     @property
@@ -144,7 +144,7 @@ class ConceptFile(NamedTuple):
     changes_words: bool = False  # it brings words of its own, or changes the text encoder
 
 
-class LearnedConcept(NamedTuple):
+class TrainedConcept(NamedTuple):
     """PNPMIX_LEARNED: a concept as LaTexBlend keeps it, on the CPU."""
 
     features: Features
@@ -160,7 +160,7 @@ class LearnedConcept(NamedTuple):
 class BlendedConcept(NamedTuple):
     """One of PNPMIX_BLEND."""
 
-    learned: LearnedConcept
+    learned: TrainedConcept
     occurrence: int  # of the noun in the prompt, from 1
     strength: float
     mask: Tensor | None  # (h, w), where in the picture

@@ -6,7 +6,7 @@ from typing_extensions import override
 from ...pnpmix.latexblend.blending import Slot
 from ..common.checks import BadInput, check_choice, check_mask, check_model, check_numbers
 from ..common.messages import at_fault, show
-from ..common.types import CATEGORY, EXPERT, BlendedConcept, BlendType, LearnedConcept, LearnedType, schema
+from ..common.types import CATEGORY, EXPERT, BlendedConcept, BlendType, TrainedConcept, TrainedType, schema
 from .hooks import NODE, PLAN, Plan, install
 from .layers import check_fits, checkpoint_name, fingerprint
 from .words import left_out_of, place, write
@@ -25,7 +25,7 @@ class PnPMixBlendConcept(io.ComfyNode):
             category=CATEGORY,
             description="A trained concept, and the word of the prompt that it replaces. Chain one for each.",
             inputs=[
-                LearnedType.Input("learned", tooltip="From Train Concept or Load Concept."),
+                TrainedType.Input("learned", tooltip="From Train Concept or Load Concept."),
                 io.Int.Input(
                     "occurrence",
                     default=1,
@@ -56,7 +56,7 @@ class PnPMixBlendConcept(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, learned: LearnedConcept, occurrence, strength, mask=None, concepts=()) -> io.NodeOutput:
+    def execute(cls, learned: TrainedConcept, occurrence, strength, mask=None, concepts=()) -> io.NodeOutput:
         check_numbers("Blend Concept", occurrence=occurrence, strength=strength)
         if mask is not None:
             mask = check_mask(f"Blend Concept '{learned.name}'", "mask", mask, "Paint where the concept should be.")
@@ -142,7 +142,7 @@ class PnPMixBlend(io.ComfyNode):
             with at_fault(concept.node_id):
                 check_fits(f"Blend Concept '{concept.learned.name}'", "learned", concept.learned, model)
         with at_fault(concepts[-1].node_id):
-            chunks, firsts, _ = place(NODE, clip, text, concepts, slot)
+            chunks, firsts = place(NODE, clip, text, concepts, slot)
         messages = warnings(model, concepts, cls.hidden.prompt, cls.hidden.unique_id) + left_out_of(NODE, clip, text)
         show(NODE, cls.hidden.unique_id, messages)
         slots = [
@@ -158,7 +158,7 @@ class PnPMixBlend(io.ComfyNode):
         return io.NodeOutput(blended, positive)
 
 
-def length_of(learned: LearnedConcept) -> int:
+def length_of(learned: TrainedConcept) -> int:
     """Returns the tokens of a concept's slot, 1 + L."""
     return len(next(iter(learned.features.values()))[0])
 

@@ -24,7 +24,7 @@ from ..common.file_lists import model_files, path_of, validate
 from ..common.files import save_new
 from ..common.loading import CONCEPTS, reading
 from ..common.messages import show
-from ..common.types import CATEGORY, LearnedConcept, LearnedType, schema
+from ..common.types import CATEGORY, TrainedConcept, TrainedType, schema
 from .layers import checkpoint_name, cross_attentions, fingerprint, layer_widths
 from .samplers import encode_slot, rare_vector
 from .words import noun_ids
@@ -51,21 +51,21 @@ class PnPMixSaveConcept(io.ComfyNode):
             category=CATEGORY,
             description="Saves a trained concept to models/concepts, for any later graph.",
             inputs=[
-                LearnedType.Input("learned", tooltip="From Train Concept or Import Concept."),
+                TrainedType.Input("learned", tooltip="From Train Concept or Import Concept."),
                 io.String.Input(
                     "filename_prefix",
                     default="concept",
                     tooltip="Start of the file's name; a number follows. A / makes a folder.",
                 ),
             ],
-            outputs=[LearnedType.Output(display_name="learned", tooltip="The same, for Blend Concept.")],
+            outputs=[TrainedType.Output(display_name="learned", tooltip="The same, for Blend Concept.")],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     @override
-    def execute(cls, learned: LearnedConcept, filename_prefix: str) -> io.NodeOutput:
+    def execute(cls, learned: TrainedConcept, filename_prefix: str) -> io.NodeOutput:
         node = "Save Concept"
         folder = folder_paths.get_folder_paths(CONCEPTS)[0]
         try:
@@ -91,7 +91,7 @@ class PnPMixLoadConcept(io.ComfyNode):
             description="Loads a trained concept from models/concepts.",
             inputs=[file_choice("A file written by Save Concept. Press R to refresh the list.", ".safetensors")],
             outputs=[
-                LearnedType.Output(display_name="learned", tooltip="For Blend Concept, or to continue its training."),
+                TrainedType.Output(display_name="learned", tooltip="For Blend Concept, or to continue its training."),
                 io.String.Output(display_name="noun", tooltip="The word of a prompt that is replaced by the concept."),
             ],
         )
@@ -139,7 +139,7 @@ class PnPMixImportConcept(io.ComfyNode):
                     tooltip="The checkpoint that it was trained with, for trained weights (.bin). Unwired: SDXL.",
                 ),
             ],
-            outputs=[LearnedType.Output(display_name="learned", tooltip="For Save Concept or Blend Concept.")],
+            outputs=[TrainedType.Output(display_name="learned", tooltip="For Save Concept or Blend Concept.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
@@ -179,7 +179,7 @@ class PnPMixImportConcept(io.ComfyNode):
         settings = {"imported": os.path.basename(path)}
         name = name or os.path.splitext(os.path.basename(path))[0]
         origin = ("SDXL EPS", "", "") if model is None else (model_family(model), checkpoint, fingerprint(model))
-        learned = LearnedConcept(features, name, noun, *origin, settings)
+        learned = TrainedConcept(features, name, noun, *origin, settings)
         return io.NodeOutput(learned)
 
 
@@ -212,7 +212,7 @@ class Described(BaseModel):
         return settings
 
 
-def file_bytes(learned: LearnedConcept) -> bytes:
+def file_bytes(learned: TrainedConcept) -> bytes:
     """Returns the content of a concept file.
 
     Raises:
@@ -224,7 +224,7 @@ def file_bytes(learned: LearnedConcept) -> bytes:
     return bank.file_bytes(learned.features, told, {STATE + name: x for name, x in learned.state.items()})
 
 
-def read_concept(path: str) -> LearnedConcept:
+def read_concept(path: str) -> TrainedConcept:
     """Reads a concept file that Save Concept wrote, and refuses any other."""
     node, name = "Load Concept", os.path.basename(path)
     with reading(node, "file", path, "Train it again, or get the file again."):
@@ -237,7 +237,7 @@ def read_concept(path: str) -> LearnedConcept:
         state = {key.removeprefix(STATE): described(x, key) for key, x in tensors.items() if key.startswith(STATE)}
         features = from_tensors({key: x for key, x in tensors.items() if not key.startswith(STATE)})
     described_by = {field: getattr(about, field) for field in FIELDS}
-    return LearnedConcept(features, **described_by, settings=about.settings, state=state)
+    return TrainedConcept(features, **described_by, settings=about.settings, state=state)
 
 
 def dictionary(content: object) -> dict:

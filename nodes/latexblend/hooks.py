@@ -85,6 +85,7 @@ def is_installed(model) -> bool:
 
 
 def check_installed(model_options: dict) -> None:
+    """Refuses a MODEL whose blended cross-attention a later node has replaced."""
     replaced = model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
     if not all(isinstance(x, BlendAttention) for key, x in replaced.items() if len(key) == 3) or not replaced:
         fault = "a later node put its own cross-attention in the place of the blended one."
@@ -92,9 +93,11 @@ def check_installed(model_options: dict) -> None:
 
 
 def activate(entry: dict, others: list[dict], model, device: torch.device) -> Active | None:
-    """
+    """Brings a plan to the device of a run.
+
     Returns:
         None where the conditioning was emptied, as ConditioningZeroOut does, or is another one's copy.
+
     Raises:
         BadInput: its tokens are no longer those that Blend has counted.
     """
@@ -118,6 +121,7 @@ def activate(entry: dict, others: list[dict], model, device: torch.device) -> Ac
 
 
 def on(device: torch.device, slot: Slot) -> dict:
+    """Returns the features of a slot on the device."""
     return {layer: tuple(x.to(device) for x in pair) for layer, pair in slot.features.items()}
 
 

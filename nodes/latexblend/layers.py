@@ -5,7 +5,7 @@ from typing import Any
 
 from ...pnpmix.latexblend import bank
 from ..common.checks import BadInput, model_family
-from ..common.types import LearnedConcept
+from ..common.types import TrainedConcept
 
 Layer = tuple[str, int, int]  # block's name and number, and the index in it: by which patches are found
 NAMES = {"input_blocks": "input", "middle_block": "middle", "output_blocks": "output"}
@@ -35,7 +35,7 @@ def fingerprint(model) -> str:
     return bank.fingerprint(weight)
 
 
-def check_fits(node: str, name: str, learned: LearnedConcept, model) -> None:
+def check_fits(node: str, name: str, learned: TrainedConcept, model) -> None:
     """Refuses a concept that was trained with another architecture."""
     family = model_family(model)
     if learned.family != family:

@@ -112,8 +112,11 @@ def base_tokens(node: str, clip, template: str, noun: str) -> tuple[dict, int]:
 def encode_slot(
     node: str, clip, template: str, noun: str, identifiers: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor | None, int]:
-    """The concept flow's context (1, 1 + L, width) of template("V* noun") in its slot; the prompt's pooled vector; the
-    slot's first token."""
+    """Encodes template("V* noun").
+
+    Returns:
+        the concept flow's context (1, 1 + L, width) of the slot, the prompt's pooled vector, the slot's first token.
+    """
     chunks, first = base_tokens(node, clip, template, noun)
     for encoder, own in chunks.items():
         token = (identifiers[encoder], 1.0)
@@ -146,7 +149,7 @@ class Step(NamedTuple):
     length: int
 
 
-class LearnSampler(comfy.samplers.Sampler):
+class TrainSampler(comfy.samplers.Sampler):
     """Training in the place of sampling, so that models are loaded and brought to the device as for any other run."""
 
     features: Features  # when it is done

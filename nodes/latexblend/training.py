@@ -24,9 +24,9 @@ from ..common.gradients import with_gradients
 from ..common.loading import resident, resident_clip
 from ..common.memory import for_host
 from ..common.messages import show
-from ..common.types import CATEGORY, EXPERT, LearnedConcept, LearnedType, schema
+from ..common.types import CATEGORY, EXPERT, TrainedConcept, TrainedType, schema
 from .layers import checkpoint_name, fingerprint
-from .samplers import NODE, LearnSampler, Settings, Words, mean
+from .samplers import NODE, Settings, TrainSampler, Words, mean
 from .words import noun_ids
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -129,7 +129,7 @@ class PnPMixTrainConcept(io.ComfyNode):
                     **EXPERT,
                 ),
                 io.String.Input("name", default="", tooltip="A name for messages and files. Without it the noun."),
-                LearnedType.Input(
+                TrainedType.Input(
                     "learned",
                     optional=True,
                     tooltip="From Load Concept: continues its training up to steps. It must have been made resumable.",
@@ -159,7 +159,7 @@ class PnPMixTrainConcept(io.ComfyNode):
                 ),
             ],
             outputs=[
-                LearnedType.Output(display_name="learned", tooltip="For Save Concept and Blend Concept."),
+                TrainedType.Output(display_name="learned", tooltip="For Save Concept and Blend Concept."),
                 io.Image.Output(display_name="losses", tooltip="A plot of the loss of each step."),
                 io.LossMap.Output(display_name="loss_map", tooltip="The same for Plot Loss Graph."),
             ],
@@ -194,7 +194,7 @@ class PnPMixTrainConcept(io.ComfyNode):
         own.set_model_compute_dtype(DTYPES[settings.dtype])
         views, masks = encode_views(vae, photos, settings)
         pictures = torch.cat([encode(vae, square(x, settings.resolution)) for x in others]) if others else None
-        sampler = LearnSampler(own, words, settings, views, masks, pictures, state, node_id)
+        sampler = TrainSampler(own, words, settings, views, masks, pictures, state, node_id)
         with with_gradients():
             guider = comfy.samplers.CFGGuider(own)
             guider.set_conds(sampler.prompts(), [])
@@ -208,7 +208,7 @@ class PnPMixTrainConcept(io.ComfyNode):
             [*messages, f"Trained for {len(sampler.losses)} steps, loss {mean(sampler.losses[-50:]):.4f}."],
         )
         prompt = cls.hidden.prompt
-        result = LearnedConcept(
+        result = TrainedConcept(
             sampler.features,
             settings.name or settings.noun,
             settings.noun,
@@ -291,7 +291,7 @@ def views_of(photos: list[Tensor], settings: Settings) -> Iterator[tuple[Tensor,
             yield training.augment(picture, generator)
 
 
-def resumed_state(learned: LearnedConcept, settings: Settings, model) -> dict[str, Tensor]:
+def resumed_state(learned: TrainedConcept, settings: Settings, model) -> dict[str, Tensor]:
     """Returns the training state of a concept, and refuses one that does not fit these settings."""
     remedy = "Set it as it was, or unwire learned to start over."
     if not learned.state:

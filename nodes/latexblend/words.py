@@ -69,8 +69,10 @@ def left_out(clip, encoder: str, chunks: Chunks) -> list[int]:
 
 
 def as_encoded(clip, encoder: str, chunks: Chunks) -> Chunks:
-    """The tokens that are left where embeddings are left out: others move up, and pads follow. Weights stay where they
-    are, as the host applies them to the places of a chunk."""
+    """Returns the tokens without ignored embeddings: others move up, and pads follow.
+
+    Weights stay where they are, as the host applies them to the positions of a chunk.
+    """
     if not left_out(clip, encoder, chunks):
         return chunks
     kept = [[token[0] for token in chunk if not left_out(clip, encoder, [[token]])] for chunk in chunks]
@@ -164,14 +166,16 @@ def has_article(clip, encoder: str, chunk: list, index: int) -> bool:
 
 def place(
     node: str, clip, text: str, wanted: Sequence[BlendedConcept], slot: str
-) -> tuple[dict[str, Chunks], list[int], int]:
+) -> tuple[dict[str, Chunks], list[int]]:
     """Makes room for V* before each concept's noun.
 
     Args:
         slot: "auto": V* takes an article's place, or that of an "a" that is put there; "replace": of whatever word is
             there; "insert": always of an "a" that is put there.
+
     Returns:
-        the chunks; of each concept the first token of its slot, in all chunks joined; how many tokens these have.
+        the chunks; of each concept the first token of its slot, in all chunks joined.
+
     Raises:
         BadInput: of the concept's node or of the input text.
     """
@@ -214,8 +218,7 @@ def place(
             fault = "only one of the two encoders takes an embedding in it, so that words after it have two places."
             raise BadInput(node, "text", fault, "Put the embedding behind the concepts' words, or use one for SDXL.")
         raise BadInput(node, "text", "the two encoders cut it into different tokens.", "Use plain words.")
-    own = next(iter(chunks.values()))
-    return chunks, firsts, sum(map(len, own))
+    return chunks, firsts
 
 
 def check_length(concept: BlendedConcept, tokens: int) -> None:

@@ -23,7 +23,7 @@ from ..common.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedB
 from ..latexblend.hooks import PLAN, is_installed
 from ..latexblend.layers import check_fits
 from .families import family_of, is_flow, noise_path, patch_size, token_grid
-from .hooks.learned_concepts import is_of
+from .hooks.trained_concepts import is_of
 
 NODE, OVERLAP = "Mask Noise Mixer", ["shared", "last in front"]
 SAME_PLACE = 0.8  # of the union of two masks, from which on they mark the same object

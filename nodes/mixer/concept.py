@@ -5,7 +5,7 @@ from typing_extensions import override
 
 from ...pnpmix.masks import to_image_size
 from ..common.checks import check_latent, check_marks_an_object, check_mask, check_numbers
-from ..common.types import CATEGORY, EXPERT, Concept, ConceptsType, LearnedConcept, LearnedType, schema
+from ..common.types import CATEGORY, EXPERT, Concept, ConceptsType, TrainedConcept, TrainedType, schema
 
 
 class PnPMixConcept(io.ComfyNode):
@@ -58,7 +58,7 @@ class PnPMixConcept(io.ComfyNode):
                     tooltip="The object in the concept image. If wired, only the object's look is read, not its "
                     "surroundings; adain of Guided Appearance Attention needs it.",
                 ),
-                LearnedType.Input(
+                TrainedType.Input(
                     "learned",
                     optional=True,
                     tooltip="The same concept as a trained concept, for its identity. Blend puts it into the Mask "
@@ -83,7 +83,7 @@ class PnPMixConcept(io.ComfyNode):
         seed=1,
         name="",
         object_mask=None,
-        learned: LearnedConcept | None = None,
+        learned: TrainedConcept | None = None,
     ) -> io.NodeOutput:
         title = own_title(cls.hidden.unique_id, cls.hidden.prompt) or ""
         name = name or title or str(len(concepts) + 1)

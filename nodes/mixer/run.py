@@ -25,9 +25,9 @@ from .hooks import areas_of, hooked
 from .hooks.controlnet_hints import ControlNetHints
 from .hooks.feature_cache import FeatureCache, dependencies
 from .hooks.joint_attention import JointAttention
-from .hooks.learned_concepts import LearnedConcepts, each_to_its_own
 from .hooks.output_caches import CACHE, ForeignCaches, HostCaches, attention_layers
 from .hooks.own_prompts import OwnPrompts, PromptsApart, is_apart, room_apart
+from .hooks.trained_concepts import TrainedConcepts, each_to_its_own
 from .hooks.unet_attention import UNetAttention
 from .masks import Targets
 
@@ -172,7 +172,7 @@ def hooks_of(
     model, conds, concepts = guider.inner_model, guider.conds, mix.targets.concepts
     family, appearance = family_of(model), options.get(APPEARANCE)
     prompts = OwnPrompts(conds)
-    shared: list[Hook] = [LearnedConcepts(conds), ControlNetHints()]
+    shared: list[Hook] = [TrainedConcepts(conds), ControlNetHints()]
     cached = CACHE in options["transformer_options"]
     counted = not cached and not is_compiled(guider.model_patcher)
     if cached:

@@ -230,6 +230,7 @@ def size_of(images: Tensor) -> Size:
 
 
 def words(size: Size) -> str:
+    """Formats a size as width x height."""
     return f"{size[1]} x {size[0]}"
 
 

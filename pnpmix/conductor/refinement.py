@@ -101,8 +101,9 @@ def segments(attention: Tensor, numbers: Sequence[int], restarts: int) -> Tensor
 
 
 def best_segment(found: Tensor, before: Tensor, threshold: float) -> Tensor:
-    """The segment with the highest intersection over union with the mask before; below the threshold, that mask's
-    bounding box.
+    """Returns the segment with the highest intersection over union with the mask before.
+
+    Below the threshold it is that mask's bounding box.
 
     Args:
         found: (S, T) bool.

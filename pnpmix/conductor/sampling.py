@@ -67,6 +67,7 @@ def sample_concept_conductor(
         noise: (B, C, H, W) standard normal.
         sigmas: (N + 1,) noise levels, the last one 0.
         callback: called with (step, denoised estimate, x, masks of the next step).
+
     Returns:
         (B, C, H, W) and the masks of the end.
     """

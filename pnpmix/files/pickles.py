@@ -112,8 +112,9 @@ def check_archive(archive: zipfile.ZipFile, size: int) -> None:
 
 
 def read_pickle(path: str | Path) -> Any:
-    """What torch.load(path) gives, of tensors, numbers and texts in dictionaries and lists; of TorchScript the
-    state_dict().
+    """Returns what torch.load(path) gives, of tensors, numbers and texts in dictionaries and lists.
+
+    Of TorchScript it is the state_dict().
 
     Raises:
         pickle.UnpicklingError: it holds more than that, or tensors that its records do not have.

@@ -10,7 +10,7 @@ MAX_NAME, MAX_TEXT = 300, 20_000  # characters
 
 
 def printable(text: str) -> str:
-    """Writes half characters (Unicode's surrogates), which no log and no file takes, as \\ud800."""
+    """Escapes half characters (Unicode's surrogates), which no log and no file takes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -83,6 +83,7 @@ def check(features: Features, widths: Mapping[str, int] | None = None, tokens: i
     Args:
         widths: of each layer of the model the number of channels; None: not known.
         tokens: 1 + L; None: whatever it is, the same everywhere.
+
     Raises:
         ValueError: says what does not fit.
     """

@@ -34,6 +34,7 @@ def blending_loss(maps: Tensor, grid: tuple[int, int], slots: Sequence[Slot], g1
     Args:
         maps: (B, positions, tokens), see `attention_probabilities`, with the identifiers' own keys.
         grid: height and width of the layer.
+
     Returns:
         (B,)
     """

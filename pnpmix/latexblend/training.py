@@ -76,6 +76,7 @@ def training_features(
         projected: (B, tokens + length, inner), the frozen projection of the context.
         context: (B, tokens + length, width); in concept rows the concept flow's slot follows the base flow's prompt.
         first: of each concept row, the first token of its slot.
+
     Returns:
         (B, tokens, inner)
     """
@@ -161,8 +162,10 @@ def augment(picture: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 
 def mask_on_latent(mask: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """The mask of a view (S, S) → (h, w), without the latent tokens at the photo's border, which the VAE mixes with the
-    gray around it: those that the authors' code leaves."""
+    """Scales the mask of a view (S, S) to (h, w), without the latent tokens at the photo's border.
+
+    The VAE mixes these with the gray around the photo; the authors' code leaves them out too.
+    """
     if mask.all():
         return mask.new_ones(grid)
     inside = mask.new_zeros(grid)
@@ -202,8 +205,10 @@ def fit(
         loss_of: the loss of a step.
         state: the moments that an earlier call returned, to go on from.
         callback: called after each step with its number, from 1, and its loss; ends training where it returns True.
+
     Returns:
         "<name>.mean" and "<name>.square", the optimizer's moments.
+
     Raises:
         Diverged: the parameters are then those that gave the bad loss.
     """

@@ -22,6 +22,7 @@ def adain(x: Tensor, masks: Tensor, styles: Tensor, style_masks: Tensor) -> Tens
         masks: (n, 1, H, W) weights in 0..1 of x's objects.
         styles: (n, C, H, W) latents.
         style_masks: (n, 1, H, W) weights of the styles' objects.
+
     Returns:
         (n, C, H, W); what lies outside its mask means nothing.
     """

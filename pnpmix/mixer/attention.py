@@ -1,5 +1,7 @@
-"""Guided appearance attention (eq. 3.3), and beyond the paper its limit to the concepts' objects and its form for
-transformers."""
+"""Guided appearance attention (eq. 3.3).
+
+Beyond the paper: its limit to the concepts' objects, and its form for transformers.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -28,6 +30,7 @@ def guided_appearance_attention(
         roles: what each block of batch rows is, of "personal", "swap" and "plain".
         chunks: how often the rows are repeated in the batch (conditional, unconditional, ...).
         cached: key and value of the personal rows (chunks, concepts, tokens, channels), where `roles` has none.
+
     Returns:
         new key and value; the arguments are not changed.
     """
@@ -61,6 +64,7 @@ def guided_joint_attention(
         rotations: (concepts, channels / 2, 2, 2) of each concept's keys, see `apply_rope`; None: none.
         cached: key and value of the picture's tokens in the personal rows (chunks, concepts, ..., tokens, channels),
             where `roles` has none.
+
     Returns:
         new key and value.
     """
@@ -118,6 +122,7 @@ def attend_to_objects(
         query, key, value: (chunks * len(roles) * concepts, ..., tokens, channels), swap rows as eq. 3.3 has them.
         pairs: for each concept the tokens of its target and those that these may read, (t,) and (o,) indices; None
             leaves its row as it is.
+
     Returns:
         output.
     """

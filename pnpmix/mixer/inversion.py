@@ -30,6 +30,7 @@ def edit_friendly_trajectory(x0: Tensor, sigmas: Tensor, seed: int, path: NoiseP
         sigmas: (N + 1,) noise levels, the last one 0.
         seed: of the noise, which is drawn on the CPU so that it is the same on every machine.
         path: of the model that reads it.
+
     Returns:
         (N + 1, C, H, W); the last entry is x0.
     """

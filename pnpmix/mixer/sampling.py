@@ -108,6 +108,7 @@ def sample_pnp_mix(
         falling_guidance: whether it falls; otherwise it is the same in every step.
         cached: whether `denoise` needs no personal rows in a step for these concepts, because it has cached what the
             swap rows read of them.
+
     Returns:
         output latent (C, H, W) and references (n, C, H, W).
     """

@@ -227,6 +227,7 @@ def build_grounding_dino(weights: dict[str, Tensor], text_config: BertConfig, to
     Args:
         weights: see `hub_layout`, with those of the text encoder.
         text_config, tokenizer: see `read_text_encoder`.
+
     Raises:
         ValueError: the checkpoint is incomplete, or of another text encoder.
     """

@@ -55,6 +55,7 @@ def masks_in_boxes(sam: Sam, embedding: Tensor, boxes: Tensor, size: tuple[int, 
         embedding: of the image, see `embed_image`.
         boxes: (n, 4) left, top, right, bottom in image pixels.
         size: height and width of the image.
+
     Returns:
         (n, height, width) in {0, 1}.
     """

@@ -258,13 +258,12 @@ def test_guidance_needs_no_memory_of_the_run_before(small):
 def test_words_are_found_as_the_tokenizer_cuts_them(layout, text, noun, occurrence, slot, found):
     words, types = pack_module("latexblend.words"), pack_module("common.types")
     clip = tokenizers(layout)
-    concept = types.LearnedConcept(of_tokens(len(found)), "x", noun, "", "", "", {})
+    concept = types.TrainedConcept(of_tokens(len(found)), "x", noun, "", "", "", {})
     wanted = [types.BlendedConcept(concept, occurrence, 1.0, None)]
-    chunks, (first,), length = words.place("Blend", clip, text, wanted, slot)
+    chunks, (first,) = words.place("Blend", clip, text, wanted, slot)
     for encoder, own in chunks.items():
         assert all(len(chunk) == 77 for chunk in own)
         flat = [token for chunk in own for token in chunk]
-        assert len(flat) == length
         vocabulary = words.tokenizer_of(clip, encoder).inv_vocab
         assert [vocabulary[token[0]] for token in flat[first : first + len(found)]] == found
     if occurrence == 2:
@@ -285,7 +284,7 @@ def tokenizers(layout: str):
 def test_an_embedding_before_the_noun_is_no_article(tmp_path):
     words, types = pack_module("latexblend.words"), pack_module("common.types")
     clip = tokenizers("SD 1.x")
-    concept = types.LearnedConcept(of_tokens(2), "x", "dog", "", "", "", {})
+    concept = types.TrainedConcept(of_tokens(2), "x", "dog", "", "", "", {})
     read = words.read
     vector = torch.zeros(48)
 
@@ -297,7 +296,7 @@ def test_an_embedding_before_the_noun_is_no_article(tmp_path):
 
     words.read = with_embedding
     try:
-        chunks, (first,), _ = words.place(
+        chunks, (first,) = words.place(
             "Blend", clip, "style dog", [types.BlendedConcept(concept, 1, 1.0, None)], "auto"
         )
     finally:
@@ -334,7 +333,7 @@ def test_an_embedding_of_another_width_moves_no_word(small, embeddings, messages
         words = pack_module("latexblend.words")
         wanted = [pack_module("common.types").BlendedConcept(c, 1, 1.0, None) for c in (small.dog, small.car)]
         for name, moved in (("wide", 0), ("fits", 3)):
-            _, firsts, _ = words.place("Blend", small.clip, f"embedding:{name} {TEXT}", wanted, "auto")
+            _, firsts = words.place("Blend", small.clip, f"embedding:{name} {TEXT}", wanted, "auto")
             assert firsts == [DOG[0] + moved, CAR[0] + moved]
 
 
@@ -342,7 +341,7 @@ def test_an_embedding_of_another_width_moves_no_word(small, embeddings, messages
 def test_an_embedding_for_one_of_two_encoders_may_stand_behind_the_concepts(embeddings):
     words, types, clip = pack_module("latexblend.words"), pack_module("common.types"), small_clip("SDXL")
     embeddings(clip, old=embedding_width(clip, "l"))
-    wanted = [types.BlendedConcept(types.LearnedConcept(of_tokens(2), "x", "dog", "", "", "", {}), 1, 1.0, None)]
+    wanted = [types.BlendedConcept(types.TrainedConcept(of_tokens(2), "x", "dog", "", "", "", {}), 1, 1.0, None)]
     assert words.place("Blend", clip, "a dog, embedding:old", wanted, "auto")[1] == [1]
     with pytest.raises(Exception, match="only one of the two encoders takes an embedding.*behind the concepts. words"):
         words.place("Blend", clip, "embedding:old a dog", wanted, "auto")

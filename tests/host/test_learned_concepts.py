@@ -112,7 +112,7 @@ def test_a_learned_concept_adds_no_row(small):
 @pytest.mark.oldest
 def test_a_concept_that_is_wired_nowhere_acts_in_every_row(small, monkeypatch):
     """Bit for bit as before there was this input; also beside a Concept that has one."""
-    hook = pack_module("mixer.hooks.learned_concepts").LearnedConcepts
+    hook = pack_module("mixer.hooks.trained_concepts").TrainedConcepts
     everywhere = small.mixed(wired=())
     with monkeypatch.context() as before:
         before.setattr(hook, "around", lambda self, call, rows: call)

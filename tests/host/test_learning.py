@@ -263,17 +263,17 @@ def test_nan_stops_with_the_step_and_keeps_what_was_learned_before(case, message
     before = case.hashes()
     samplers = pack_module("latexblend.samplers")
     with monkeypatch.context() as at_once:
-        at_once.setattr(samplers.LearnSampler, "loss_of", lambda self, step: torch.tensor(float("nan")))
+        at_once.setattr(samplers.TrainSampler, "loss_of", lambda self, step: torch.tensor(float("nan")))
         with refused("learning_rate", "at step 1", "NaN"):
             learned_by(case)
     monkeypatch.setattr(samplers, "KEPT_EVERY", 1)
-    sound, losses = samplers.LearnSampler.loss_of, []
+    sound, losses = samplers.TrainSampler.loss_of, []
 
     def loss_of(self, step):
         losses.append(step)
         return sound(self, step) * (float("nan") if step == 2 else 1)
 
-    monkeypatch.setattr(samplers.LearnSampler, "loss_of", loss_of)
+    monkeypatch.setattr(samplers.TrainSampler, "loss_of", loss_of)
     concept = learned_by(case, steps=10)
     assert losses == [0, 1, 2] and concept.settings["steps"] == "2"
     assert "at step 3" in messages() and "2 steps is kept" in messages()

@@ -20,7 +20,7 @@ def learned(model, noun: str, seed: int, tokens: int = 2, **fields):
     }
     own = dict(features=features, name=noun, noun=noun, family=checks.model_family(model), checkpoint="a.safetensors")
     own |= dict(fingerprint=layers.fingerprint(model), settings={})
-    return types.LearnedConcept(**{**own, **fields})
+    return types.TrainedConcept(**{**own, **fields})
 
 
 def diffusers_names(model) -> dict[str, str]:

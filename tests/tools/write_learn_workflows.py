@@ -190,16 +190,16 @@ DEMO_NOTE = f"""# Learn a concept, without downloads
 
 Press **Run**: everything comes with the pack, and it takes one to two minutes on a CPU.
 
-**Demo Scene** draws five photos of a cup with a look of its own. **Learn Concept** learns it under the word {NOUN}, \
+**Demo Scene** draws five photos of a cup with a look of its own. **Train Concept** learns it under the word {NOUN}, \
 without touching the model; the node shows the loss and a sample on the way. **Blend** then puts it into a new \
 picture: *{NOUN}, {PLACE}*. Below is what the plain words give, and beside it the cup together with a {OTHER} that was \
 learned before and comes with the pack as a file of 10 kB.
 
 - Another *prompt* in **With it and without it**: the word {NOUN} and one of meadow, desert, sea, dusk, snow, room.
-- *steps* and *learning_rate* of **Learn Concept**, and *start_percent* 0 inside **With it and without it**, are for \
+- *steps* and *learning_rate* of **Train Concept**, and *start_percent* 0 inside **With it and without it**, are for \
 the tiny demo model. With a real checkpoint the defaults are the method's: 3000, 0.00002 and 0.1.
 - **Load Concept** also offers a ball and another cup.
-- **Save Concept** behind **Learn Concept** keeps what was learned for any later graph.
+- **Save Concept** behind **Train Concept** keeps what was learned for any later graph.
 
 Then with your own photos: **Learn 2**, and **Learn 3** for two concepts in one picture.
 """
@@ -213,7 +213,7 @@ Learned once, it is kept in a file of less than a megabyte, and any prompt can h
 **What is green is yours to fill in**
 1. **Your photos**: 3 to 5 of the same thing, in different places. They are cropped to the first one's shape here; \
 leave the others out by bypassing (Ctrl+B).
-2. **Learn Concept**: *noun*, the word for it, such as dog.
+2. **Train Concept**: *noun*, the word for it, such as dog.
 3. **Save Concept**: a name for the file. **Blend**: a prompt with the noun, to try it.
 
 Then **Run**. While it learns, the node shows the loss and samples.

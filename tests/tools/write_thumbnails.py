@@ -80,7 +80,7 @@ def thumbnail(name: str) -> Image.Image:
 
 
 def learned_before(prompt: dict) -> bool:
-    """Puts the pack's own cup, which was learned in a minute, in the place of Learn Concept; gives whether there was
+    """Puts the pack's own cup, which was learned in a minute, in the place of Train Concept; gives whether there was
     one."""
     learning = [node_id for node_id, node in prompt.items() if node["class_type"] == "PnPMixTrainConcept"]
     for node_id in learning:

@@ -247,7 +247,7 @@ LEARNED_NOTE = """# A learned concept and a photo
 
 Press **Run**: everything comes with the pack, and it takes one to three minutes on a CPU.
 
-**Learn Concept** learns from five photos *who* the cup is (LaTexBlend). **Blend** puts it into the scene's cup, and \
+**Train Concept** learns from five photos *who* the cup is (LaTexBlend). **Blend** puts it into the scene's cup, and \
 takes its *look* from your picture too (PnP-MIX). The other thing has a picture alone; nothing else changes.
 
 Two dials, in **Blend** (open it by the sign in its corner):
@@ -260,7 +260,7 @@ acts in the rows of the cup alone: two identities cannot mix, and no row is adde
 little to the photo.
 
 **Your own**
-- A checkpoint of SD 1.x, SD 2.x or SDXL, **Load Concept** instead of **Learn Concept**, your photos, masks from \
+- A checkpoint of SD 1.x, SD 2.x or SDXL, **Load Concept** instead of **Train Concept**, your photos, masks from \
 **Grounded Mask**; the prompt must have the concept's noun.
 - The prompt of **DDPM Invert** stays plain: the background is not to become the concept.
 """

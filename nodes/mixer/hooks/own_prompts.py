@@ -1,5 +1,7 @@
-"""Concepts' own prompts for their personal batch rows: in one batch with the mixer's prompt, or in calls of their own
-where a transformer's batch cannot hold both."""
+"""Concepts' own prompts for their personal batch rows.
+
+They share a batch with the mixer's prompt, or have calls of their own where a transformer's batch cannot hold both.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -134,8 +136,10 @@ def room_apart(
 
     Args:
         concepts: those whose prompts cannot share a batch with the mixer's.
+
     Returns:
         the device and the number of concepts.
+
     Raises:
         BadInput: there is no room for one, or it could not be told whose is whose.
     """

@@ -29,7 +29,7 @@ def each_to_its_own(positive: list, concepts: list[Concept]) -> list:
     return limited
 
 
-class LearnedConcepts(Hook):
+class TrainedConcepts(Hook):
     """Tells the layers of a blended prompt which concept each batch row belongs to.
 
     Args:
