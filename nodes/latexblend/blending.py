@@ -7,8 +7,8 @@ from ...pnpmix.latexblend.blending import Slot
 from ..common.checks import BadInput, check_choice, check_mask, check_model, check_numbers
 from ..common.messages import at_fault, show
 from ..common.types import CATEGORY, EXPERT, BlendedConcept, BlendType, TrainedConcept, TrainedType, schema
+from .hooks import NODE, PLAN, Plan, install
 from .layers import check_fits, checkpoint_name, fingerprint
-from .patches import NODE, PLAN, Plan, install
 from .words import left_out_of, place, write
 
 SLOTS = ["auto", "replace", "insert"]

@@ -13,7 +13,7 @@ from ..common.checks import check_model, check_numbers, check_one_gpu
 from ..common.gradients import checkpointed, with_gradients
 from ..common.loading import resident
 from ..common.types import CATEGORY, EXPERT, schema
-from .patches import MAPS, PLAN
+from .hooks import MAPS, PLAN
 
 NODE, KEY = "Blending Guidance", "pnpmix_blending_guidance"
 

@@ -20,8 +20,8 @@ from ..common.checks import (
 )
 from ..common.messages import at_fault
 from ..common.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground, InvertedLatent
+from ..latexblend.hooks import PLAN, is_installed
 from ..latexblend.layers import check_fits
-from ..latexblend.patches import PLAN, is_installed
 from .families import family_of, is_flow, noise_path, patch_size, token_grid
 from .hooks.trained_concepts import is_of
 

@@ -52,7 +52,7 @@ def test_the_demo_shows_masks_branches_and_the_finished_picture(editor: Editor, 
     assert entry["status"]["status_str"] == "success"
 
     panel = editor.page.locator(".pnpmix-overlay")
-    overlay = panel.get_by_role("img", name="The masks over the background")
+    overlay = panel.get_by_role("img", name="The masks over the scene")
     assert overlay.is_visible() and overlay.bounding_box()["height"] > 40
     assert overlay.evaluate("x => x.decode().then(() => [x.naturalWidth, x.naturalHeight])") == [64, 64]
     branches = panel.get_by_role("listitem")

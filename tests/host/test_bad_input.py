@@ -180,10 +180,10 @@ def test_mask_that_is_empty(model):
     graph = Graph()
     stops(graph, concept(graph, 0, mask=torch.zeros(1, HEIGHT, WIDTH)), "Concept", "'mask'", "empty", "Paint")
     speck = torch.zeros(1, HEIGHT, WIDTH)
-    speck[0, 20:24, 20:24] = 1  # a quarter of a cell
+    speck[0, 20:24, 20:24] = 1  # a quarter of a latent token
     graph = Graph()
     mixed = mixer(graph, model, invert(graph, model), concept(graph, 0, mask=speck))
-    stops(graph, mixed, "Concept 'concept 0'", "'mask'", "latent grid", "8 pixels")
+    stops(graph, mixed, "Concept 'concept 0'", "'mask'", "too small", "8 pixels")
 
 
 def test_object_mask_that_is_missing_or_empty(model):
@@ -192,12 +192,12 @@ def test_object_mask_that_is_missing_or_empty(model):
     stops(graph, mixed, "Concept 'concept 0'", "'object_mask'", "not wired", "switch adain off")
     graph = Graph()
     empty = torch.zeros(1, HEIGHT, WIDTH)
-    stops(graph, concept(graph, 0, object_mask=empty), "Concept 'concept 0'", "'object_mask'", "empty", "your picture")
+    stops(graph, concept(graph, 0, object_mask=empty), "Concept 'concept 0'", "'object_mask'", "empty", "concept image")
     graph = Graph()
     speck = torch.zeros(1, HEIGHT, WIDTH)
-    speck[0, 20:24, 20:24] = 1  # a quarter of a cell
+    speck[0, 20:24, 20:24] = 1  # a quarter of a latent token
     mixed = mixer(graph, model, invert(graph, model), concept(graph, 0, object_mask=speck))
-    stops(graph, mixed, "Concept 'concept 0'", "'object_mask'", "latent grid", "8 pixels")
+    stops(graph, mixed, "Concept 'concept 0'", "'object_mask'", "too small", "8 pixels")
 
 
 def test_concept_hidden_by_those_in_front(model):

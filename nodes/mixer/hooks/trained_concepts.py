@@ -4,7 +4,7 @@ from ....pnpmix.latexblend.blending import Slot
 from ....pnpmix.mixer.sampling import BatchRows
 from ...common.hooks import Call, Hook
 from ...common.types import Concept
-from ...latexblend.patches import BELONGS, PLAN
+from ...latexblend.hooks import BELONGS, PLAN
 from . import telling
 from .feature_cache import same
 

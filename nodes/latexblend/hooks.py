@@ -1,15 +1,17 @@
-"""What Blend adds to ComfyUI's UNet: the keys and values of concepts, in the rows of its own conditionings."""
+"""Blend's hook into ComfyUI's UNets: the keys and values of trained concepts, in the rows of its conditionings."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.model_patcher import set_model_options_patch_replace
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, copy_nested_dicts, get_wrappers_with_key
 from torch import Tensor
 
 from ...pnpmix.latexblend.blending import Slot, acting, blend, region_bias
 from ..common.attention import plain_attention
 from ..common.checks import BadInput
+from ..common.hooks import Hook, with_options
 from .layers import cross_attentions
 
 NODE, KEY = "Blend", "pnpmix_blend"
@@ -42,29 +44,24 @@ class Active(NamedTuple):
     biases: dict  # of layers and slots already seen
 
 
-def install(model) -> None:
-    """On a clone of a MODEL, once however many Blends there are."""
-    if is_installed(model):
-        return
-    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, TellRows())
-    others = model.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
-    for name, (layer, _) in cross_attentions(model.model.diffusion_model).items():
-        other = others.get(layer, others.get(layer[:2]))
-        model.set_model_attn2_replace(BlendAttention(name, other), *layer)
+class BlendedPrompts(Hook):
+    """Blends trained concepts into the batch rows of their own conditionings, whatever sampler runs the MODEL."""
 
+    def __init__(self, unet):
+        self.unet = unet
+        self.known: dict = {}  # uuid of a conditioning of the run → Active, None where nothing is blended
 
-def is_installed(model) -> bool:
-    """Tells whether a MODEL has Blend's hooks."""
-    return bool(model.get_wrappers(WrappersMP.CALC_COND_BATCH, KEY))
+    def install(self, options: dict) -> dict:
+        options = copy_nested_dicts(options)
+        add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, self.wrap_call, options, is_model_options=True)
+        others = options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+        for name, (layer, _) in cross_attentions(self.unet).items():
+            attention = BlendAttention(name, others.get(layer, others.get(layer[:2])))
+            options = set_model_options_patch_replace(options, attention, "attn2", *layer)
+        return options
 
-
-class TellRows:
-    """CALC_COND_BATCH wrapper: tells the layers which plan belongs to which conditioning."""
-
-    def __init__(self):
-        self.known: dict = {}  # uuid → Active, None where nothing is blended
-
-    def __call__(self, executor, model, conds, x_in, timestep, model_options):
+    def wrap_call(self, executor, model, conds, x_in, timestep, model_options):
+        """Provides a call with its plans (a CALC_COND_BATCH wrapper)."""
         entries = [(entry, own) for own in conds for entry in own or [] if entry.get(PLAN) is not None]
         if not entries:
             return executor(model, conds, x_in, timestep, model_options)
@@ -72,9 +69,19 @@ class TellRows:
             check_installed(model_options)
             self.known = {entry["uuid"]: activate(entry, own, model, x_in.device) for entry, own in entries}
         active = {uuid: x for uuid, x in self.known.items() if x is not None}
-        told = {ACTIVE: active, SIGMA: float(timestep.max())}
-        options = {**model_options.get("transformer_options", {}), **told}
-        return executor(model, conds, x_in, timestep, {**model_options, "transformer_options": options})
+        more = {ACTIVE: active, SIGMA: float(timestep.max())}
+        return executor(model, conds, x_in, timestep, with_options(model_options, more))
+
+
+def install(model) -> None:
+    """Installs the hook on a clone of a MODEL, once however many Blends there are."""
+    if not is_installed(model):
+        model.model_options = BlendedPrompts(model.model.diffusion_model).install(model.model_options)
+
+
+def is_installed(model) -> bool:
+    """Says whether a Blend has patched the MODEL."""
+    return bool(get_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY, model.model_options, is_model_options=True))
 
 
 def check_installed(model_options: dict) -> None:
