@@ -11,7 +11,7 @@ THINGS = [("where {} goes", "MASK"), ("your picture {}", "IMAGE"), ("your object
 
 
 def prepare(info: dict) -> Subgraph:
-    """What all variants share: the inversion, the concepts, the emptied scene."""
+    """What all variants share: the inversion, the concepts, the clean plate."""
     graph = Subgraph(info, "Prepare once", 1)
     model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
     photo = graph.input("photo", "IMAGE")
@@ -20,7 +20,7 @@ def prepare(info: dict) -> Subgraph:
     words = graph.add("PrimitiveString", "Prompt", value=prompt)[0]
     both = dict(destination=things[0][0], source=things[1][0])
     every = graph.add("MaskComposite", "All target masks", **both, operation="add")[0]
-    emptied = graph.add("PnPMixInpaintBackground", image=photo, mask=every, expand=3, feather=1)[0]
+    clean_plate = graph.add("PnPMixInpaintBackground", image=photo, mask=every, expand=3, feather=1)[0]
     positive = graph.add("CLIPTextEncode", "Finished picture", text=words, clip=clip)[0]
     negative = graph.add("CLIPTextEncode", "Not in it", text="", clip=clip)[0]
     scene = graph.add("VAEEncode", "Scene", pixels=photo, vae=vae)[0]
@@ -34,7 +34,7 @@ def prepare(info: dict) -> Subgraph:
         chain = {} if concepts is None else {"concepts": concepts}
         inputs = dict(latent=latent, mask=where, object_mask=mask, seed=k)
         concepts = graph.add("PnPMixConcept", f"Your thing {k}", **inputs, **chain)[0]
-    around = graph.add("VAEEncode", "Clean plate", pixels=emptied, vae=vae)[0]
+    around = graph.add("VAEEncode", "Clean plate", pixels=clean_plate, vae=vae)[0]
     for name, output in zip(PARTS, (inverted, concepts, positive, negative, around), strict=True):
         graph.output(name, output)
     return graph
@@ -44,11 +44,11 @@ def variant(info: dict, number: int, name: str) -> Subgraph:
     """One blend; a variant leaves out the patch that its name says."""
     graph = Subgraph(info, name, number)
     model, vae = graph.input("model", "MODEL"), graph.input("vae", "VAE")
-    inversion, concepts, positive, negative, emptied = map(graph.input, PARTS, KINDS)
+    inversion, concepts, positive, negative, clean_plate = map(graph.input, PARTS, KINDS)
     if "Appearance" not in name:
         model = graph.add("PnPMixAppearance", model=model, adain=True)[0]
     if "Dilution" not in name:
-        model = graph.add("PnPMixDilution", model=model, latent=emptied, expand=4)[0]
+        model = graph.add("PnPMixDilution", model=model, latent=clean_plate, expand=4)[0]
     inputs = dict(inversion=inversion, concepts=concepts, positive=positive, negative=negative)
     mixed = graph.add("PnPMixSampler", model=model, **inputs)
     graph.output("picture", graph.add("VAEDecode", samples=mixed[0], vae=vae)[0])

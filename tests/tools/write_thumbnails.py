@@ -1,4 +1,4 @@
-"""Writes the templates' pictures: each template's own graph, run with the demo model in the place of a checkpoint.
+"""Writes the templates' pictures: each template's own graph, run with the demo model instead of a checkpoint.
 
 python tests/tools/write_thumbnails.py, with the Python of a ComfyUI that COMFYUI_DIR names. Five minutes on two cores.
 """
@@ -103,7 +103,7 @@ def conductor_thumbnail() -> Image.Image:
 
 
 def in_its_place(name: str, prompt: dict) -> dict:
-    """The graph with the demo model in the place of files."""
+    """The graph with the demo model instead of the files."""
     if name == TOGETHER_OWN:
         return conducted_with_demo_model(prompt)
     return learned_with_demo_model(prompt) if name in LEARN else with_demo_model(prompt, SCENES[name])

@@ -59,8 +59,10 @@ def photos(
     every = things[0][0]
     for other in things[1:]:
         every = graph.add("MaskComposite", "All target masks", destination=every, source=other[0], operation="add")[0]
-    emptied = graph.add("PnPMixInpaintBackground", image=background, mask=every, **pixels["PnPMixInpaintBackground"])[0]
-    around = graph.add("VAEEncode", "Clean plate", pixels=emptied, vae=vae)[0]
+    clean_plate = graph.add(
+        "PnPMixInpaintBackground", image=background, mask=every, **pixels["PnPMixInpaintBackground"]
+    )[0]
+    around = graph.add("VAEEncode", "Clean plate", pixels=clean_plate, vae=vae)[0]
     positive, negative = add_words(graph, clip, words, "" if small else "blurry, distorted")
     settings = dict(seed=seed, steps=50, skip_steps=16, cfg=1.0)
     inverted = graph.add(

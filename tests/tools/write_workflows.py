@@ -44,7 +44,7 @@ DEMO_SEED = 18  # its picture is among the best of 50 seeds
 
 
 def add_part_of_photo(graph: Graph, photo: Output, masks: list[Output], side: int | Output):
-    """The part round all masks: its picture, the masks in it, all of them as one, and where it came from."""
+    """Adds the crop around all masks; returns its image, the masks in it, all of them as one, and the crop box."""
     size = graph.add("PrimitiveInt", SIDE, value=side)[0]
     margin = graph.add("PrimitiveInt", "Margin around the objects, %", value=20)[0]
     settings = {"width": size, "height": size, "margin": margin, "mode": "around the object"}
@@ -88,7 +88,7 @@ def add_blend(graph: Graph, model, clip, vae, photo, things, prompt, seed, side,
         ]
         pictures, objects = [node[0] for node in fitted], [node[1] for node in fitted]
 
-    emptied = graph.add("PnPMixInpaintBackground", image=part, mask=every, expand=expand, feather=feather)[0]
+    clean_plate = graph.add("PnPMixInpaintBackground", image=part, mask=every, expand=expand, feather=feather)[0]
     encoded = graph.add("VAEEncode", "Scene", pixels=part, vae=vae)[0]
     positive = graph.add("CLIPTextEncode", "Finished picture", text=prompt, clip=clip)[0]
     negative = graph.add("CLIPTextEncode", "Not in it", text="" if side is None else "blurry, distorted", clip=clip)[0]
@@ -97,7 +97,7 @@ def add_blend(graph: Graph, model, clip, vae, photo, things, prompt, seed, side,
         "PnPMixDDPMInvert", model=model, positive=described, negative=negative, latent=encoded, seed=seed,
         **kind.inversion,
     )[0]  # fmt: skip
-    around = graph.add("VAEEncode", "Clean plate", pixels=emptied, vae=vae)[0]
+    around = graph.add("VAEEncode", "Clean plate", pixels=clean_plate, vae=vae)[0]
     model = graph.add("PnPMixAppearance", model=model, adain=True)[0]
     model = graph.add("PnPMixDilution", model=model, latent=around, expand=wide)[0]
     concepts = None
@@ -116,7 +116,7 @@ def add_blend(graph: Graph, model, clip, vae, photo, things, prompt, seed, side,
     rim = {"expand": 1, "feather": 1} if side is None else {}
     finished = graph.add("PnPMixPasteBack", original=photo, image=decoded, mask=mixed[2], **rim, **place)[0]
     shown = part
-    for picture in (emptied, *pictures, branches):
+    for picture in (clean_plate, *pictures, branches):
         shown = graph.add("ImageBatch", "Look inside", image1=shown, image2=picture)[0]
     return finished, shown
 
