@@ -560,13 +560,13 @@ def test_template_of_another_kind_of_model_is_two_things_with_its_own_loaders_an
         for which in (name, TWO)
     )
     assert own == two
-    assert "nobody has run this template with these weights" in note_of(read(name))
+    assert "this template has not been run with these weights" in note_of(read(name))
 
 
 @pytest.mark.parametrize("name", PHOTOS)
 def test_template_asks_for_pictures_words_and_files_and_nothing_else(name):
     workflow, note = read(name), note_of(read(name))
-    assert "plain paper" in note and "*steps* 100, *skip_steps* 32" in note
+    assert "Settings of the paper" in note and "*steps* 100, *skip_steps* 32" in note
     steps = [node for node in workflow["nodes"] if node["type"] in subgraphs(workflow)]
     linked = [{i["name"] for i in node["inputs"] if i["link"] is not None} for node in steps]
     shown = [x for node, given in zip(steps, linked, strict=True) for x in widget_values(node) if x not in given]
