@@ -359,7 +359,7 @@ def trained_template(info: dict) -> dict:
 # --- Notes
 
 ANY = "; any {} checkpoint works"
-TRIGGER = """In *picture in its words* write a prompt with the LoRA's trigger words for **every** animal, e.g. a \
+TRIGGER = """In *prompt with trigger words* use the LoRA's trigger words for **every** animal, e.g. a \
 photo of a sks dog and a sks dog on a beach."""
 COMMON = f"""- The files *your_…* cannot be downloaded: choose your own LoRAs of the checkpoint's family. ED-LoRAs of \
 the authors' code work too.

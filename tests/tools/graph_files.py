@@ -77,6 +77,7 @@ class Graph:
         inputs, widgets, linked = [], [], {}
         for name, kind, value in subgraph.inputs:
             entry = {"name": name, "type": kind, "link": None}
+            entry |= {"label": LABELS[name]} if name in LABELS else {}
             if value is not None:
                 entry["widget"] = {"name": name}
                 given = values.get(name)
@@ -135,6 +136,10 @@ def default(kind: str, options: dict):
     if "default" in options:
         return options["default"]
     return {"COMBO": (options.get("options") or [""])[0], "STRING": "", "BOOLEAN": False}.get(kind, 0)
+
+
+# What the editor shows for inputs of subgraphs whose names saved graphs and the command line rely on
+LABELS = {"picture in its words": "prompt with trigger words", "what it is in the layout": "object in the layout"}
 
 
 class Subgraph(Graph):
