@@ -1,17 +1,17 @@
 // While the mixer or the Conductor runs: on its node the concepts' masks, which the Conductor refines, and their names, the
-// mixer's in the order of its live view; on each concept's node its colour.
+// mixer's in the order of its live view; on each concept's node its color.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addPanel, findNode, fit, onOutput, pictureUrl, showOutput } from "./panel.js";
 import { text } from "./texts.js";
 
 const MIXER = "PnPMixSampler"; // whose live view shows the branches beside the picture
-const coloured = new WeakMap(); // by mixer: the Concept nodes that have a colour from it
+const colored = new WeakMap(); // by mixer: the Concept nodes that have a color from it
 
-function element(kind, words, colour) {
+function element(kind, words, color) {
   const result = document.createElement(kind);
   result.textContent = words;
-  if (colour) result.style.setProperty("--colour", colour);
+  if (color) result.style.setProperty("--color", color);
   return result;
 }
 
@@ -24,25 +24,25 @@ function addPanelFor(node, name, height) {
   };
 }
 
-function addColour(node) {
-  const fill = addPanelFor(node, "colour", () => 14);
-  onOutput(node, "colour", ({ name, colour }) => fill(...(colour ? [element("div", name, colour)] : [])));
+function addColor(node) {
+  const fill = addPanelFor(node, "color", () => 14);
+  onOutput(node, "color", ({ name, color }) => fill(...(color ? [element("div", name, color)] : [])));
 }
 
 function addOverlay(node) {
   const fill = addPanelFor(node, "overlay", (panel) => 170 + 36 * panel.querySelectorAll("p").length);
   onOutput(node, "overlay", ({ overlay: [{ picture, concepts, overlaps }] }) => {
-    showColours(node, concepts);
+    showColors(node, concepts);
     fill(...overlayOf(picture, concepts, overlaps, node.comfyClass === MIXER));
   });
 }
 
-function showColours(mixer, concepts) {
+function showColors(mixer, concepts) {
   const nodes = concepts.map(({ node }) => findNode(node));
-  const others = (coloured.get(mixer) ?? []).filter((node) => !nodes.includes(node));
-  for (const node of others) showOutput(node, { colour: null }); // bypassed, or no longer in the chain
+  const others = (colored.get(mixer) ?? []).filter((node) => !nodes.includes(node));
+  for (const node of others) showOutput(node, { color: null }); // bypassed, or no longer in the chain
   nodes.forEach((node, k) => showOutput(node, concepts[k]));
-  coloured.set(mixer, nodes.filter(Boolean));
+  colored.set(mixer, nodes.filter(Boolean));
 }
 
 function overlayOf(picture, concepts, overlaps, live) {
@@ -50,7 +50,7 @@ function overlayOf(picture, concepts, overlaps, live) {
   overlay.src = pictureUrl(picture);
   overlay.alt = text("masksOverBackground");
   const branches = document.createElement("ol");
-  const names = concepts.map(({ name, colour }) => element("li", name, colour));
+  const names = concepts.map(({ name, color }) => element("li", name, color));
   if (live) {
     branches.title = text("orderOfLiveView");
     names.unshift(element("li", text("picture")));
@@ -70,9 +70,9 @@ api.addEventListener("pnpmix.concepts", ({ detail: { node, overlay } }) =>
 
 const PANELS = {
   [MIXER]: addOverlay,
-  PnPMixConcept: addColour,
+  PnPMixConcept: addColor,
   PnPMixConductor: addOverlay,
-  PnPMixConductedConcept: addColour,
+  PnPMixConductedConcept: addColor,
 };
 
 app.registerExtension({

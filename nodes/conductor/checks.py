@@ -81,7 +81,7 @@ def check_weights(concept: ConductedConcept, hooks, model) -> list[str]:
                 if found < all_layers:
                     messages[-1] = f"Warning: {messages[-1]}"
         if not changes:
-            fault = f"{file.name} does not change this model: none of its layers is in it."
+            fault = f"none of the layers of {file.name} is in this model, so that it changes nothing."
             raise BadInput("Concept LoRA", "lora_name", fault, remedy)
     return messages
 

@@ -21,7 +21,7 @@ def test_the_chosen_one_and_its_place():
 
 
 def test_index_out_of_range_names_the_size_of_the_batch():
-    with refused("Background Picker, input 'index'", "3 is not in the batch of 3", "from 0 to 2"):
+    with refused("Background Picker, input 'index'", "3 is not in the batch of 3", "Choose 0 to 2"):
         pick(torch.rand(3, 8, 8, 3), 3)
 
 

@@ -208,7 +208,7 @@ def test_reference_features_of_two_conductors_with_other_models_do_not_displace_
     ("inputs", "words"),
     [
         (dict(mask=torch.zeros(1, 96, 128)), ("Conducted Concept 'concept 0'", "'mask'", "empty")),
-        (dict(mask=torch.eye(96, 128)[None] * (torch.arange(128) < 1)), ("'mask'", "latent grid")),
+        (dict(mask=torch.eye(96, 128)[None] * (torch.arange(128) < 1)), ("'mask'", "too small")),
         (dict(negative=conditioning(2)), ("Conducted Concept", "'negative'", "same Concept LoRA")),
         (dict(positive=conditioning(1) * 2, negative=conditioning(2)), ("'positive'", "combined")),
     ],

@@ -114,7 +114,7 @@ def test_a_lora_that_fits_in_part_says_so(unet, model, clip, folder, messages):
     for name in [x for x in own if "no_such" not in x]:
         del own[name]
     safetensors.torch.save_file(own, folder / "none.safetensors")
-    with refused("Concept LoRA", "'lora_name'", "none.safetensors does not change this model"):
+    with refused("Concept LoRA", "'lora_name'", "none of the layers of none.safetensors is in this model"):
         conduct(model, prompts("none.safetensors", clip))
 
 
