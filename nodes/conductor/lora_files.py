@@ -105,7 +105,10 @@ def nested(content: dict) -> dict[str, dict[str, Tensor]]:
 
 
 def of_ed_lora(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Returns the weights W + s * up @ down: the files have no alpha, and ComfyUI takes none for 1."""
+    """Returns the entries of up and down, in ComfyUI's names.
+
+    The files have no alpha, which ComfyUI takes for 1: a layer becomes W + s * up @ down.
+    """
     encoder = "te1" if "text_encoder_2" in parts else "te"
     prefixes = dict(zip(NETWORKS, ("lora_unet_", f"lora_{encoder}_", "lora_te2_"), strict=True))
     result = {}

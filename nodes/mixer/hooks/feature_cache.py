@@ -65,7 +65,7 @@ class FeatureCache(Hook):
         return filling
 
     def forget(self, step: int, concepts: Iterable[int]) -> None:
-        """Drops all features."""
+        """Drops the features of these concepts at a step."""
         for k in concepts:
             self.features.pop((step, k), None)
 
