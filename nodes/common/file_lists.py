@@ -32,7 +32,7 @@ def model_files(folder: str, *endings: str, known: dict[str, str] | None = None)
         known: name → address of the files that fit.
     """
     label, own = SHIPPED.get(folder, ("", None))
-    shipped = sorted(path.name for path in own.iterdir()) if own else []
+    shipped = sorted(path.name for path in own.glob("*.safetensors")) if own else []
     names = [*shown_in_lists(folder_paths.get_filename_list(folder)), *(label + name for name in shipped)]
 
     def path(name: str) -> str | None:
