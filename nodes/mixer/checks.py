@@ -3,7 +3,6 @@
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 
-from ...pnpmix.masks import to_image_size
 from ..common.checks import (
     BadInput,
     check_aspect,
@@ -54,7 +53,6 @@ def check_inputs(
     check_dilution(model, inversion)
     check_object_masks(concepts, model)
     check_sizes(concepts, inversion, model)
-    check_apart(concepts, inversion, model)
 
 
 def check_denoiser(node: str, model) -> None:
@@ -176,10 +174,9 @@ def image_size(inversion: InvertedLatent, model) -> tuple[int, int]:
     return height * ratio, width * ratio
 
 
-def check_apart(concepts: list[Concept], inversion: InvertedLatent, model) -> None:
-    """Refuses two concepts for one object, as two searches for the same word give them."""
-    size = image_size(inversion, model)
-    masks = [to_image_size(concept.mask, *size) >= 0.5 for concept in concepts]
+def check_apart(concepts: list[Concept]) -> None:
+    """Refuses two concepts, with their masks in pixels, for one object, as two searches for the same word give them."""
+    masks = [concept.mask >= 0.5 for concept in concepts]
     for k, concept in enumerate(concepts):
         for other, mask in zip(concepts[:k], masks, strict=False):
             if (masks[k] & mask).sum() > SAME_PLACE * (masks[k] | mask).sum():

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...pnpmix.masks import expanded_box_mask, last_in_front, share_overlaps, to_image_size, token_weights
 from ..common.checks import downscale_ratio
 from ..common.types import DILUTION, Concept, InpaintedBackground, InvertedLatent
-from .checks import check_covered, check_on_grid, image_size
+from .checks import check_apart, check_covered, check_on_grid, image_size
 
 
 class Targets(NamedTuple):
@@ -33,11 +33,12 @@ def rasterize(concepts: list[Concept], inversion: InvertedLatent, model, overlap
         feather: image pixels.
 
     Raises:
-        BadInput: nothing is left of a mask.
+        BadInput: nothing is left of a mask, or two mark the same object.
     """
     height, width = inversion.inversion.eps.shape[-2:]
     size, grid = image_size(inversion, model), (height, width)
     concepts = [in_pixels(concept, *size) for concept in concepts]
+    check_apart(concepts)
     if overlap == "last in front":
         visible = last_in_front(torch.stack([concept.mask for concept in concepts]))
         concepts = [concept._replace(mask=mask) for concept, mask in zip(concepts, visible, strict=True)]
