@@ -126,11 +126,15 @@ def bounding_box(mask: Tensor, margin: int = 0) -> tuple[slice, slice] | None:
     if not mask.any():
         return None
     left, top, right, bottom = masks_to_boxes(mask[None])[0].int().tolist()
-    (height, width), one_more = mask.shape, margin + 1
-    return (
-        slice(max(top - margin, 0), min(bottom + one_more, height)),
-        slice(max(left - margin, 0), min(right + one_more, width)),
+    return grown_box((slice(top, bottom + 1), slice(left, right + 1)), margin, mask.shape)
+
+
+def grown_box(box: tuple[slice, slice], margin: int, shape: torch.Size) -> tuple[slice, slice]:
+    """Returns rows and columns with `margin` more pixels on each side, as far as an image of that (H, W) reaches."""
+    rows, columns = (
+        slice(max(side.start - margin, 0), min(side.stop + margin, size)) for side, size in zip(box, shape, strict=True)
     )
+    return rows, columns
 
 
 def expanded_box_mask(mask: Tensor, grid: tuple[int, int], expand: int) -> Tensor:

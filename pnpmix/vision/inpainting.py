@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from scipy.ndimage import distance_transform_cdt
 from torch import Tensor
 
-from ..masks import bounding_box
+from ..masks import bounding_box, grown_box
 
 MAX_SIDE = 2048  # pixels that a model fills at once; a larger hole is filled at this size and scaled up
 Check = Callable[[], None]  # called again and again during the work; what it raises ends it
@@ -44,7 +44,7 @@ def inpaint(image: Tensor, weights: Tensor, fill: Callable[[Tensor, Tensor], Ten
     if hole is None:
         return image
     # the fill sees half the hole's longer side around it, at least 64 pixels
-    box = bounding_box(weights, max(64, *((side.stop - side.start) // 2 for side in hole)))
+    box = grown_box(hole, max(64, *((side.stop - side.start) // 2 for side in hole)), weights.shape)
     pixels, weight = image[box][..., :3].float(), weights[box][..., None]
     filled = fill(pixels, (weight[..., 0] > 0).float())
     result = image.clone()
