@@ -30,4 +30,4 @@ def installed(hooks: Sequence[Hook], options: dict) -> dict:
 
 def with_options(options: dict, more: dict) -> dict:
     """Returns the model options with more entries in their transformer_options."""
-    return {**options, "transformer_options": {**options["transformer_options"], **more}}
+    return {**options, "transformer_options": {**options.get("transformer_options", {}), **more}}

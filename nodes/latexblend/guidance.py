@@ -11,6 +11,7 @@ from ...pnpmix.latexblend.guidance import blending_loss, guide
 from ..common.attention import differentiable_attention
 from ..common.checks import check_model, check_numbers, check_one_gpu
 from ..common.gradients import checkpointed, with_gradients
+from ..common.hooks import with_options
 from ..common.loading import resident
 from ..common.types import CATEGORY, EXPERT, schema
 from .hooks import MAPS, PLAN
@@ -133,12 +134,8 @@ def loss_gradient(
     with with_gradients(unet), checkpointed(unet):
         look, latent = Look(g1, g2), x.detach().clone().requires_grad_(True)
         override = {MAPS: look, "optimized_attention_override": differentiable_attention}
-        options = {
-            **model_options,
-            "transformer_options": {**model_options.get("transformer_options", {}), **override},
-        }
         own = [without_inference(entry) for entry in conds]
-        comfy.samplers.calc_cond_batch(model, [own], latent, sigma.clone(), options)
+        comfy.samplers.calc_cond_batch(model, [own], latent, sigma.clone(), with_options(model_options, override))
         look.open = False
         if not look.losses:
             return torch.zeros_like(x)

@@ -20,6 +20,7 @@ from ..common.checks import (
     falls_to_zero,
     model_family,
 )
+from ..common.hooks import with_options
 from ..common.memory import is_oom, room_for, rows_that_fit
 from ..common.types import APPEARANCE, CATEGORY, DILUTION, EXPERT, InversionType, InvertedLatent, schema
 from .checks import check_denoiser, check_positions, check_prompt, is_timed, wrappers_of
@@ -154,12 +155,11 @@ class InvertSampler(comfy.samplers.Sampler):
     ):
         model_wrap.bring_conditionings(sigmas.device)
         model_options = extra_args["model_options"]
-        transformer_options = model_options["transformer_options"]
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             # no timestep follows from another, so that nothing of one is of use to the next
-            cache = new_cache(transformer_options, model_wrap.inner_model.model_sampling)
-            options = {**model_options, "transformer_options": {**transformer_options, **cache}}
+            cache = new_cache(model_options["transformer_options"], model_wrap.inner_model.model_sampling)
+            options = with_options(model_options, cache)
             return model_wrap(x, sigma, model_options=options, seed=extra_args["seed"])
 
         inversion = ddpm_invert(
@@ -172,8 +172,9 @@ class InvertSampler(comfy.samplers.Sampler):
             is_oom=is_oom,
             path=noise_path(model_wrap.inner_model.model_sampling),
         )
-        on_cpu = {name: getattr(inversion, name).cpu() for name in ("sigmas", "trajectory", "eps")}
-        self.inversion = inversion._replace(**on_cpu)
+        self.inversion = Inversion(
+            inversion.sigmas.cpu(), inversion.trajectory.cpu(), inversion.eps.cpu(), inversion.seed
+        )
         return latent_image
 
 
