@@ -29,13 +29,20 @@ def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(arguments[:at]), [x for x in arguments[at:] if x != "--"]
 
 
+def command_parser(name: str, description: str | None, table: type[Job]) -> argparse.ArgumentParser:
+    """Returns the parser of a command, whose help ends with the columns of its table."""
+    return argparse.ArgumentParser(
+        prog=f"run.py {name}",
+        description=description,
+        epilog=help_of(table),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Returns the options, and those of ComfyUI."""
     ours, theirs = split_options(arguments)
-    parser = argparse.ArgumentParser(
-        prog="run.py blend", description=__doc__, epilog=help_of(Job),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = command_parser("blend", __doc__, Job)
     option = parser.add_argument
     option("--scene", type=Path, help="your photo")
     option("--concept", action="append", default=[],

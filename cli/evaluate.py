@@ -19,11 +19,11 @@ from PIL import Image
 from pydantic import Field, TypeAdapter
 
 from . import methods
-from .blend import split_options
+from .blend import command_parser, split_options
 from .datasets import MAKERS, make_tasks
 from .errors import BadTable, JobFailed, NotWritable, ServerEnded, ServerGone
 from .files import check_writable, write_whole
-from .jobs import help_of, read_table
+from .jobs import read_table
 from .server import Server, comfyui_server
 from .tasks import Evaluated, Made, Task, images_of, read_tasks, spread
 from .variants import OTHER_METHODS, ROWS, Variant, change, for_demo
@@ -37,10 +37,7 @@ NOTES = TypeAdapter(dict[str, Annotated[float, Field(allow_inf_nan=False)]])
 def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Returns the options, and those of ComfyUI."""
     ours, theirs = split_options(arguments)
-    parser = argparse.ArgumentParser(
-        prog="run.py evaluate", description=__doc__, epilog=help_of(Task),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = command_parser("evaluate", __doc__, Task)
     option = parser.add_argument
     option("--tasks", type=Path, help="folder with a tasks.csv, whose columns are listed below")
     option("--demo", type=int, nargs="?", const=10, metavar="N",
