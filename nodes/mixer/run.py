@@ -21,7 +21,7 @@ from ..common.types import APPEARANCE, DILUTION, Appearance, InpaintedBackground
 from .checks import NODE, check_caching, is_compiled
 from .families import family_of, joint_blocks, noise_path
 from .guider import RowGuider
-from .hooks import areas_of, hooked
+from .hooks import ConceptsOnGrid, areas_of, hooked
 from .hooks.controlnet_hints import ControlNetHints
 from .hooks.feature_cache import FeatureCache, dependencies
 from .hooks.joint_attention import JointAttention
@@ -179,15 +179,15 @@ def hooks_of(
         shared.append(HostCaches(model.model_sampling))
     if mix.features is not None:
         shared.insert(0, mix.features)
-    what = (concepts, grid, device, areas_of(conds, grid))
+    on_grid = ConceptsOnGrid(concepts, grid, areas_of(conds, grid))
     if family is None:
         layers = attention_layers(model.diffusion_model) if counted else 0
-        attention = [] if appearance is None else [UNetAttention(model.diffusion_model, appearance, *what)]
+        attention = [] if appearance is None else [UNetAttention(model.diffusion_model, appearance, on_grid, device)]
         return [*shared, ForeignCaches(layers, patched=True), *attention, prompts], fit
     if appearance is None:
         return [*shared, ForeignCaches(0, patched=False), prompts], fit
     layers = joint_blocks(model.diffusion_model, family) if counted else 0
-    joint = JointAttention(guider.model_patcher, family, appearance, *what)
+    joint = JointAttention(guider.model_patcher, family, appearance, on_grid, device)
     inner = [*shared, ForeignCaches(layers, patched=False), joint]
     apart = [concept for k, concept in enumerate(concepts) if is_apart(conds, k)]
     if not apart:

@@ -1,13 +1,28 @@
 """The mixer's hooks into a model, one file each, and what they share."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from ....pnpmix.mixer.sampling import BatchRows
 from ...common.checks import BadInput
 from ...common.hooks import Call, Hook, with_options
+from ...common.types import Concept
 
 ROWS = "pnpmix_rows"  # in transformer_options: the batch rows of a call that the mixer made
 Area = tuple[int, int, int, int]  # height, width, top and left in latent tokens
+
+
+class ConceptsOnGrid(NamedTuple):
+    """The concepts whose objects attention reads, and the latent grid that they are on."""
+
+    concepts: list[Concept]  # with masks of the picture's size
+    grid: tuple[int, int]  # height and width of the latent
+    areas: dict[object, Area]  # of the conditionings that are limited to one, by their uuid
+
+    @property
+    def parts(self) -> set[Area]:
+        """All that a chunk of a call may cover: the whole grid, or the area of a conditioning."""
+        return {(*self.grid, 0, 0), *self.areas.values()}
 
 
 def hooked(hooks: Sequence[Hook], call: Call, rows: BatchRows) -> Call:

@@ -16,7 +16,7 @@ from ...common.checks import BadInput
 from ...common.hooks import Call, Hook
 from ...common.types import Appearance, Concept
 from ..families import Family, Tokens, guided_blocks, joint_blocks, token_grid, tokens_of
-from . import ROWS, Area, areas_of_chunks, check_batch
+from . import ROWS, Area, ConceptsOnGrid, areas_of_chunks, check_batch
 from .output_caches import count_layer
 
 NODE = "Mask Noise Mixer"
@@ -59,30 +59,16 @@ class JointAttention(Hook):
 
     All attention of these transformers goes through the override, after projection and rotary positions, whatever
     kernel follows; an override of another pack is called in its turn.
-
-    Args:
-        concepts: with masks of the picture's size.
-        grid: height and width of the latent.
-        areas: of the conditionings that are limited to one, by their uuid.
     """
 
-    def __init__(
-        self,
-        model,
-        family: Family,
-        appearance: Appearance,
-        concepts: list[Concept],
-        grid: tuple[int, int],
-        device: torch.device,
-        areas: dict[object, Area],
-    ):
+    def __init__(self, model, family: Family, appearance: Appearance, on_grid: ConceptsOnGrid, device: torch.device):
         base = model.model
         self.network, self.family, self.appearance = base.diffusion_model, family, appearance
-        self.grid, self.areas, self.device = grid, areas, device
+        self.grid, self.areas, self.device = on_grid.grid, on_grid.areas, device
         self.dtype = base.manual_cast_dtype or base.get_dtype()
         self.blocks = guided_blocks(NODE, model, appearance.layers)
         self.entered, self.longer = False, False  # whether any call of the run has been seen, or had more tokens
-        self.pairs = {area: self.pairs_in(area, concepts) for area in {(*grid, 0, 0), *areas.values()}}
+        self.pairs = {area: self.pairs_in(area, on_grid.concepts) for area in on_grid.parts}
 
     def install(self, options: dict) -> dict:
         transformer_options = options["transformer_options"]

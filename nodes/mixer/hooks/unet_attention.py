@@ -10,51 +10,37 @@ from ....pnpmix.mixer.sampling import BatchRows
 from ...common.attention import plain_attention
 from ...common.checks import BadInput
 from ...common.hooks import Hook
-from ...common.types import Appearance, Concept
-from . import ROWS, Area, areas_of_chunks, check_batch, with_first_patch
+from ...common.types import Appearance
+from . import ROWS, Area, ConceptsOnGrid, areas_of_chunks, check_batch, with_first_patch
 from .feature_cache import FEATURES, FeatureCache
 
 
 class UNetAttention(Hook):
-    """Lets swap rows read their concept in each self-attention layer that `appearance` names.
+    """Lets swap rows read their concept in each self-attention layer that `appearance` names."""
 
-    Args:
-        concepts: with masks of the picture's size.
-        grid: height and width of the latent.
-        areas: of the conditionings that are limited to one, by their uuid.
-    """
-
-    def __init__(
-        self,
-        unet,
-        appearance: Appearance,
-        concepts: list[Concept],
-        grid: tuple[int, int],
-        device: torch.device,
-        areas: dict[object, Area],
-    ):
-        self.unet, self.appearance, self.concepts = unet, appearance, concepts
-        self.grid, self.device, self.areas = grid, device, areas
+    def __init__(self, unet, appearance: Appearance, on_grid: ConceptsOnGrid, device: torch.device):
+        self.unet, self.appearance, self.on_grid, self.device = unet, appearance, on_grid, device
 
     def install(self, options: dict) -> dict:
         options = with_first_patch(options, "attn1_patch", appearance_patch(self.appearance))
-        if all(concept.object_mask is None for concept in self.concepts):
+        if all(concept.object_mask is None for concept in self.on_grid.concepts):
             return options
+        _, grid, areas = self.on_grid
         others, tokens = options["transformer_options"].get("patches_replace", {}).get("attn1", {}), self.tokens()
         names = {"input": self.unet.input_blocks, "middle": [self.unet.middle_block], "output": self.unet.output_blocks}
         blocks = [(name, i) for name, modules in names.items() for i in range(len(modules))]
         for block in [*blocks, *others]:
             other = others.get(block, plain_attention)
-            attention = ObjectAttention(self.appearance, tokens, self.grid, self.areas, other).to(self.device)
+            attention = ObjectAttention(self.appearance, tokens, grid, areas, other).to(self.device)
             options = set_model_options_patch_replace(options, attention, "attn1", *block)
         return options
 
     def tokens(self) -> dict[Area, dict]:
         """Returns area → layer → the targets' tokens and their objects', as `readable_tokens` gives them."""
-        found = {}
-        for area in {(*self.grid, 0, 0), *self.areas.values()}:
-            masks = [part_of(concept.mask, area, self.grid) for concept in self.concepts]
-            own = [None if c.object_mask is None else part_of(c.object_mask, area, self.grid) for c in self.concepts]
+        found, (concepts, grid, _) = {}, self.on_grid
+        for area in self.on_grid.parts:
+            masks = [part_of(concept.mask, area, grid) for concept in concepts]
+            own = [None if c.object_mask is None else part_of(c.object_mask, area, grid) for c in concepts]
             found[area] = readable_tokens(masks, own, area[:2])
         return found
 
