@@ -130,7 +130,7 @@ def in_order(level: dict, wired: dict[int, tuple]) -> list[dict]:
     while waiting:
         names = {node["id"] for node in waiting}
         ready = [n for n in waiting if not any(x[0] in names for x in wired.values() if x[2] == n["id"])]
-        assert ready, "a circle of nodes"
+        assert ready, "a cycle of nodes"
         done += ready
         waiting = [node for node in waiting if node not in ready]
     return done

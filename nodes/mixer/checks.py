@@ -75,12 +75,12 @@ def check_prompt(node: str, name: str, conditioning: list, model) -> None:
     """Refuses prompts that the inversion and the mixer cannot run with."""
     check_conditioning(node, name, conditioning, model)
     if family_of(model.model) is not None and any("reference_latents" in options for _, options in conditioning):
-        fault = "it carries a reference picture, whose tokens the mixer cannot tell from its own."
+        fault = "it carries a reference image, whose tokens the mixer cannot tell from its own."
         raise BadInput(node, name, fault, "Wire the prompt without Reference Latent.")
 
 
 def check_positions(node: str, model, latent: Tensor) -> None:
-    """Refuses pictures (1, C, H, W) that are larger than what SD 3 has learned places for."""
+    """Refuses latents (1, C, H, W) that reach beyond the position embeddings that SD 3 has learned."""
     network = model.model.diffusion_model
     most = getattr(network, "pos_embed_max_size", None)
     if most is None or getattr(network, "pos_embed", None) is None:
@@ -88,7 +88,8 @@ def check_positions(node: str, model, latent: Tensor) -> None:
     if max(token_grid(network, latent.shape[2:])) > most:
         ratio = downscale_ratio(model)
         height, width = (side * ratio for side in latent.shape[2:])
-        fault = f"it is {width} × {height} pixels, and this model has places for {most * patch_size(network) * ratio}."
+        most *= patch_size(network) * ratio
+        fault = f"it is {width} × {height} pixels; this model's position embeddings end at {most} pixels."
         raise BadInput(node, "latent", fault, "Scale the picture down.")
 
 
@@ -137,7 +138,7 @@ def check_learned(concept: Concept, positive: list, model) -> None:
 
 
 def check_dilution(model, inversion: InvertedLatent) -> None:
-    """Refuses an inpainted background of another size."""
+    """Refuses a clean plate of another size than the scene."""
     inpainted: InpaintedBackground | None = model.model_options.get(DILUTION)
     if inpainted is not None:
         eps, remedy = inversion.inversion.eps, "Encode the clean plate at the scene's size."

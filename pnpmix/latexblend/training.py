@@ -23,7 +23,7 @@ WEIGHT_DECAY, MAX_NORM = 0.01, 1.0
 CONCEPT_WEIGHT = 4.0  # of the concept's loss beside that of its class
 TIMESTEPS = 1000
 SMALL, MIDDLE = 1 / 3, 0.6  # shares of the frame: how small a photo is shown, and below which on gray
-GREY = 0.5  # which for the VAE is 0
+GRAY = 0.5  # which for the VAE is 0
 ZOOM = (1.2, 1.4)
 
 Delta = tuple[Tensor, ...]  # of one projection: (inner, width), or its factors (inner, rank) and (rank, width)
@@ -155,7 +155,7 @@ def augment(picture: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
     small = max(round(size * share), 1)
     left, top = (round((size - small) * offset) for offset in (x, y))
     there = slice(top, top + small), slice(left, left + small)
-    view = torch.full_like(picture, GREY)
+    view = torch.full_like(picture, GRAY)
     view[(slice(None), *there)], mask = resized(picture, small), torch.zeros(size, size)
     mask[there] = 1
     return view, mask
