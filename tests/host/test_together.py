@@ -53,7 +53,7 @@ def test_a_learned_concept_and_a_photo_change_the_things_and_nothing_else():
 @pytest.mark.parametrize("name", [TOGETHER[1], TOGETHER_OWN])
 def test_a_photo_goes_where_concept_conductor_has_drawn_the_thing(name):
     """The mask that it gives is the target, and its latent the background as it is."""
-    asked = dict(drawn=("Background", 0), mask=("Its mask", 0), finished=("Finished", 0))
+    asked = dict(drawn=("Scene", 0), mask=("Its mask", 0), finished=("Finished", 0))
     results = run(name, **asked)
     change, (mask,) = changed(results["finished"], results["drawn"]), results["mask"]
     assert 0.01 < mask.mean() < 0.6
