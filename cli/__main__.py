@@ -1,5 +1,6 @@
 """Runs a command: `run.py` calls python -m cli blend … (or evaluate …) with the Python of ComfyUI."""
 
+import io
 import signal
 import sys
 
@@ -17,7 +18,8 @@ if __name__ == "__main__":
     for name in ("SIGTERM", "SIGHUP"):  # as Ctrl+C does: what was started ends too
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), stop)
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be none in this console's letters
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be none in this console's letters
     try:
         sys.exit(COMMANDS[sys.argv[1]](sys.argv[2:]))
     except KeyboardInterrupt:

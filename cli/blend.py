@@ -116,8 +116,9 @@ def run_jobs(jobs: Iterable[Job | JobFailed], folder: Path, server: Callable[[],
     """
     wrong = [job for job in jobs if isinstance(job, JobFailed)]
     right = in_order([job for job in jobs if isinstance(job, Job)])
-    total, made, there, failed = len(wrong) + len(right), 0, 0, 0
-    for number, job in enumerate([*wrong, *right], 1):
+    ordered: list[Job | JobFailed] = [*wrong, *right]
+    made, there, failed = 0, 0, 0
+    for number, job in enumerate(ordered, 1):
         started = time.perf_counter()
         try:
             if isinstance(job, JobFailed):
@@ -144,7 +145,7 @@ def run_jobs(jobs: Iterable[Job | JobFailed], folder: Path, server: Callable[[],
             said = f"FAILED: {where}{error}"
             if isinstance(error, ServerEnded):
                 server().restart()
-        print(f"[{number}/{total}] {said}", flush=True)
+        print(f"[{number}/{len(ordered)}] {said}", flush=True)
     print(f"{made} made, {there} there already, {failed} failed, in {folder}", flush=True)
     return failed == 0
 

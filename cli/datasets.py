@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pnpmix.files.texts import first_fault
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -32,14 +33,19 @@ class Prompts(BaseModel):
     prompt_filename_compose: str
 
 
-def read_list(path: Path, entry: object) -> list:
+PAIRS = TypeAdapter(list[Pair])
+CONCEPT_PAIRS = TypeAdapter(list[tuple[Subject, Subject, Prompts]])
+Entry = TypeVar("Entry")
+
+
+def read_list(path: Path, entries: TypeAdapter[list[Entry]]) -> list[Entry]:
     """Returns a JSON file that is a list of such entries.
 
     Raises:
         BadTable: it is none; says which entry is not as it should be.
     """
     try:
-        return TypeAdapter(list[entry]).validate_json(path.read_bytes())
+        return entries.validate_json(path.read_bytes())
     except OSError as error:
         raise BadTable(f"{path} cannot be read ({error.strerror})") from error
     except ValidationError as error:
@@ -75,7 +81,7 @@ def dreambench(source: Path, folder: Path) -> list[dict[str, str]]:
     `dataset/<subject>/`, whose `prompts_and_classes.txt` says what each subject is.
     """
     rows = []
-    for number, pair in enumerate(read_list(source, Pair), 1):
+    for number, pair in enumerate(read_list(source, PAIRS), 1):
         images = [source.parent / path for path in pair.image_paths]
         name = "+".join(path.parent.name for path in images)
         rows.append(row(folder, number, name, images, list(map(class_of, images)), pair.prompt))
@@ -95,7 +101,7 @@ def class_of(image: Path) -> str:
 def customconcept101(source: Path, folder: Path) -> list[dict[str, str]]:
     """Returns rows from CustomConcept101's dataset_multiconcept.json: two concepts and a file of prompts each."""
     rows = []
-    for number, (*concepts, prompts) in enumerate(read_list(source, tuple[Subject, Subject, Prompts]), 1):
+    for number, (*concepts, prompts) in enumerate(read_list(source, CONCEPT_PAIRS), 1):
         words = [concept.class_prompt for concept in concepts]
         folders = [source.parent / concept.instance_data_dir for concept in concepts]
         name = "+".join(own.name for own in folders)

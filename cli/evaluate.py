@@ -25,7 +25,7 @@ from .errors import BadTable, JobFailed, NotWritable, ServerEnded, ServerGone
 from .files import check_writable, write_whole
 from .jobs import read_table
 from .server import Server, comfyui_server
-from .tasks import Evaluated, Made, Task, images_of, read_tasks, spread
+from .tasks import CompleteTask, Evaluated, Made, Task, images_of, read_tasks, spread
 from .variants import OTHER_METHODS, ROWS, Variant, change, for_demo
 from .work import Work, masks_work, prompt_of, scene_work, work_of
 
@@ -98,20 +98,16 @@ def tasks_of(options: argparse.Namespace) -> list[Task | JobFailed]:
 # --- Running tasks
 
 
-def completed(task: Task, folder: Path, server: Callable[[], Server]) -> Task:
+def completed(given: Task, folder: Path, server: Callable[[], Server]) -> CompleteTask:
     """Returns the task with its prompt, its scene and its masks, which are made once for all rows.
 
     Raises:
         JobFailed: one of them could not be made.
     """
-    task = task.model_copy(update={"prompt": task.prompt or prompt_of(task.objects)})
-    for path in task.references:
+    for path in given.references:
         images_of(path)
-    if task.scene is None:
-        work = scene_work(task)
-        task = task.model_copy(update={"scene": folder / "scenes" / work.output})
-        if not task.scene.exists():
-            write_whole(task.scene, image_of(work, server()))
+    fields = dict(given) | {"prompt": given.prompt or prompt_of(given.objects)}
+    task = CompleteTask(**fields | {"scene": given.scene or generated_scene(given, folder, server)})
     if not (task.target_masks and task.object_masks):
         prompt, saves, files = masks_work(task)
         mark, count = Path(work_of(task).output).stem, len(task.concepts)
@@ -123,13 +119,28 @@ def completed(task: Task, folder: Path, server: Callable[[], Server]) -> Task:
     return task
 
 
+def generated_scene(task: Task, folder: Path, server: Callable[[], Server]) -> Path:
+    """Returns the scene that the checkpoint generates for a task, or that it generated in an earlier run.
+
+    Raises:
+        JobFailed: ComfyUI could not generate it.
+    """
+    work = scene_work(task)
+    path = folder / "scenes" / work.output
+    if not path.exists():
+        write_whole(path, image_of(work, server()))
+    return path
+
+
 def image_of(work: Work, server: Server, watch: Callable[[], None] = lambda: None) -> bytes:
     """Returns the one image that a graph saves, as a file's content."""
     (content,) = server.images(work.prompt, [work.save], work.files, work.workflow, watch)
     return content
 
 
-def make(task: Task, variant: Variant, options: argparse.Namespace, server: Callable[[], Server]) -> tuple[Made, bool]:
+def make(
+    task: CompleteTask, variant: Variant, options: argparse.Namespace, server: Callable[[], Server]
+) -> tuple[Made, bool]:
     """Returns the result of one row, with its scores, and whether it was there already.
 
     Raises:
@@ -189,14 +200,15 @@ def evaluate(options: argparse.Namespace, server: Callable[[], Server]) -> list[
     """Runs every row of every task, with one line for each."""
     tasks, rows, results = tasks_of(options), rows_of(options), []
     total = len(tasks) * len(rows)
-    for at, task in enumerate(tasks):
-        if isinstance(task, JobFailed):
-            results.append(Evaluated(None, {}, {"": str(task)}))
-            print(f"[{(at + 1) * len(rows)}/{total}] FAILED: {task}", flush=True)
+    for at, given in enumerate(tasks):
+        if isinstance(given, JobFailed):
+            results.append(Evaluated(None, {}, {"": str(given)}))
+            print(f"[{(at + 1) * len(rows)}/{total}] FAILED: {given}", flush=True)
             continue
-        made, faults = {}, {}
-        with failures(faults, "", task, f"[{(at + 1) * len(rows)}/{total}]", server):
-            task = completed(task, options.output, server)
+        made: dict[str, Made] = {}
+        faults: dict[str, str] = {}
+        with failures(faults, "", given, f"[{(at + 1) * len(rows)}/{total}]", server):
+            given = task = completed(given, options.output, server)
             for number, row in enumerate(rows, at * len(rows) + 1):
                 if row.needs and not getattr(task, row.needs):
                     continue
@@ -205,7 +217,7 @@ def evaluate(options: argparse.Namespace, server: Callable[[], Server]) -> list[
                     made[row.name], there = make(task, row, options, server)
                     took = "is there" if there else f"{made[row.name].scores['seconds']:.1f} s"
                     print(f"[{number}/{total}] {name}: {took}", flush=True)
-        results.append(Evaluated(task, made, faults))
+        results.append(Evaluated(given, made, faults))
     return results
 
 

@@ -68,9 +68,9 @@ def title(workflow: dict, node: dict) -> str:
     return node.get("title") or (inside["name"] if inside else node["type"])
 
 
-def titled(workflow: dict, name: str) -> dict | None:
-    """Returns the node of the top level with this title; None where there is none."""
-    return next((node for node in workflow["nodes"] if title(workflow, node) == name), None)
+def titled(workflow: dict, name: str) -> dict:
+    """Returns the node of the top level with this title."""
+    return next(node for node in workflow["nodes"] if title(workflow, node) == name)
 
 
 def set_widget(node: dict, name: str, value) -> None:
@@ -85,12 +85,12 @@ def nodes_of(workflow: dict, kind: str) -> list[dict]:
 
 def to_api(workflow: dict) -> dict:
     """Returns what the editor sends when the workflow is queued; nodes of a subgraph have ids such as "3:7"."""
-    prompt = {}
-    add_level(prompt, workflow, subgraphs(workflow), "", None)
+    prompt: dict = {}
+    add_level(prompt, workflow, subgraphs(workflow), "", [])
     return prompt
 
 
-def add_level(prompt: dict, level: dict, inside: dict[str, dict], path: str, given: list | None) -> dict[int, list]:
+def add_level(prompt: dict, level: dict, inside: dict[str, dict], path: str, given: list) -> dict[int, list]:
     """Adds the nodes of a graph or subgraph.
 
     Args:
@@ -100,7 +100,8 @@ def add_level(prompt: dict, level: dict, inside: dict[str, dict], path: str, giv
     Returns:
         slot → link of what a subgraph gives.
     """
-    wired, made = links(level), {}
+    wired = links(level)
+    made: dict[tuple[int, int], list] = {}  # (node, slot) → link
 
     def origin(link: int):
         node, slot, *_ = wired[link]

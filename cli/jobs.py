@@ -34,6 +34,11 @@ def beside_table(path: Path, info: ValidationInfo) -> Path:
     return (info.context or Path()) / path
 
 
+def column_of(field: str) -> str:
+    """Returns the name of a field's column in a table."""
+    return field.replace("_", " ")
+
+
 def filled(text: str) -> str:
     """Refuses an empty entry."""
     if not text:
@@ -46,12 +51,12 @@ Files = Annotated[tuple[File, ...], BeforeValidator(split)]
 Words = Annotated[tuple[Annotated[str, AfterValidator(filled)], ...], BeforeValidator(split)]
 
 
-class Job(BaseModel):
-    """One picture to be made. The fields are the columns of a table, their descriptions its help text."""
+class Request(BaseModel):
+    """What a picture is made from. The fields are the columns of a table, their descriptions its help text."""
 
-    model_config = ConfigDict(frozen=True, populate_by_name=True, alias_generator=lambda name: name.replace("_", " "))
+    model_config = ConfigDict(frozen=True, populate_by_name=True, alias_generator=column_of)
 
-    scene: File = Field(description="your photo")
+    scene: File | None = Field(None, description="your photo; default: the checkpoint draws one from prompt and seed")
     concepts: Files = Field(description="an image of each of your own objects: `my_dog.jpg|my_cat.jpg`")
     objects: Words = Field(description="what each of them replaces in the scene: `dog|cat`")
     prompt: str = Field("", description="prompt of the result; default: made of the objects")
@@ -75,32 +80,38 @@ class Job(BaseModel):
         return cell
 
     @model_validator(mode="after")
-    def one_for_each_object(self) -> "Job":
+    def one_for_each_object(self) -> "Request":
         count = len(self.concepts)
         if count not in BY_COUNT:
             raise ValueError(f"{count} concepts: there are templates for {', '.join(map(str, BY_COUNT))}")
         for column, given in self:
             if isinstance(given, tuple) and given and len(given) != count:
-                column = column.replace("_", " ")
-                raise ValueError(f"there are {count} concepts and {len(given)} {column}, not one for each")
+                said = f"there are {count} concepts and {len(given)} {column_of(column)}"
+                raise ValueError(f"{said}, not one for each")
         return self
 
 
-AnyJob = TypeVar("AnyJob", bound=Job)
+class Job(Request):
+    """One picture to be made of a scene."""
+
+    scene: File = Field(description="your photo")
 
 
-def columns(kind: type[Job]) -> dict[str, str]:
+AnyRequest = TypeVar("AnyRequest", bound=Request)
+
+
+def columns(kind: type[Request]) -> dict[str, str]:
     """Returns what the columns of a table of such jobs say, by their names."""
-    return {field.alias: field.description for field in kind.model_fields.values() if not field.exclude}
+    return {column_of(name): x.description or "" for name, x in kind.model_fields.items() if not x.exclude}
 
 
-def help_of(kind: type[Job]) -> str:
+def help_of(kind: type[Request]) -> str:
     """Returns the help text of a table's columns."""
     lines = [f"  {name}: {says.replace('`', '')}" for name, says in columns(kind).items()]
     return f"columns of the table, with {BETWEEN} between several objects in a cell:\n" + "\n".join(lines)
 
 
-def read_table(path: Path, kind: type[AnyJob], **defaults: object) -> list[AnyJob | JobFailed]:
+def read_table(path: Path, kind: type[AnyRequest], **defaults: object) -> list[AnyRequest | JobFailed]:
     """Returns the jobs of a CSV file; instead of one that is not right, what is wrong. Paths are relative to the table.
 
     Args:
@@ -120,15 +131,16 @@ def read_table(path: Path, kind: type[AnyJob], **defaults: object) -> list[AnyJo
         raise BadTable(f"{path} cannot be read as a table: line {reader.line_num}: {error}") from error
     header = [name.strip().lower() for name in rows[0]] if rows else []
     known = columns(kind)
+    required = [column_of(name) for name, field in kind.model_fields.items() if field.is_required()]
     faults = {
         "has columns twice": sorted({repr(name) for name in header if header.count(name) > 1}),
-        "lacks the columns": [x.alias for x in kind.model_fields.values() if x.is_required() and x.alias not in header],
+        "lacks the columns": [name for name in required if name not in header],
         "has columns that are not known": [repr(name) for name in header if name not in known],
     }
     if any(faults.values()):
         said = " and ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names)
         raise BadTable(f"{path} {said}. It may have: {', '.join(known)}, with a comma between two of them.")
-    jobs: list[AnyJob | JobFailed] = []
+    jobs: list[AnyRequest | JobFailed] = []
     for number, row in enumerate(rows[1:], 2):
         if not any(cell.strip() for cell in row):
             continue
@@ -142,7 +154,7 @@ def read_table(path: Path, kind: type[AnyJob], **defaults: object) -> list[AnyJo
     return jobs
 
 
-def job_of(cells: Mapping[str, object], kind: type[AnyJob], folder: Path) -> AnyJob:
+def job_of(cells: Mapping[str, object], kind: type[AnyRequest], folder: Path) -> AnyRequest:
     """Returns the job that cells say, with paths relative to a folder.
 
     Raises:
@@ -155,6 +167,6 @@ def job_of(cells: Mapping[str, object], kind: type[AnyJob], folder: Path) -> Any
     says = "it is empty" if fault["type"] == "missing" else fault["msg"].removeprefix("Value error, ")
     if not fault["loc"]:
         raise JobFailed(says)
-    column = fault["loc"][0]
+    column = str(fault["loc"][0])
     there = f" (it is '{cells[column]}')" if cells.get(column) else ""
     raise JobFailed(f"the column '{column}': {says[:1].lower()}{says[1:]}{there}")

@@ -7,7 +7,7 @@ from PIL import Image
 from . import graphs
 from .errors import JobFailed
 from .pictures import InputFile, add_file
-from .tasks import Task
+from .tasks import CompleteTask
 from .work import Work, finish, prompt_of, read_template
 
 CONDUCTOR, BLENDED = "Conductor 2 Two LoRA concepts from a layout picture", "Learn 4 Blend two, each in its region"
@@ -15,7 +15,7 @@ LORA, IN_LAYOUT, IN_ITS_WORDS = "LoRA", "what it is in the layout", "picture in 
 STRENGTH = 0.7  # of the LoRAs, as Concept LoRA has it
 
 
-def work_of(task: Task, steps: int, template: str, change: Callable[[dict], None]) -> Work:
+def work_of(task: CompleteTask, steps: int, template: str, change: Callable[[dict], None]) -> Work:
     """Returns what ComfyUI runs for a task.
 
     Args:
@@ -42,7 +42,7 @@ def work_of(task: Task, steps: int, template: str, change: Callable[[dict], None
     return finish(prompt, files, task.name or task.scene.stem)
 
 
-def concept_prompt(task: Task, k: int) -> str:
+def concept_prompt(task: CompleteTask, k: int) -> str:
     """Returns the task's prompt of one concept, in which all objects are that concept, by its trigger words."""
     trigger_words = (task.trigger_words or task.objects)[k]
     text = task.prompt
@@ -51,13 +51,13 @@ def concept_prompt(task: Task, k: int) -> str:
     return text or prompt_of([trigger_words] * len(task.objects))
 
 
-def fill_in(workflow: dict, title: str, task: Task) -> None:
+def fill_in(workflow: dict, title: str, task: CompleteTask) -> None:
     """Fills the task's prompt and seed into the subgraph with a title."""
     for name, value in (("prompt", task.prompt or prompt_of(task.objects)), ("seed", task.seed)):
         graphs.set_widget(graphs.titled(workflow, title), name, value)
 
 
-def conducted(task: Task, files: dict[str, InputFile]) -> dict:
+def conducted(task: CompleteTask, files: dict[str, InputFile]) -> dict:
     """Concept Conductor: the scene is the layout, and each concept has a LoRA."""
     workflow = read_template(CONDUCTOR)
     concepts = [node for node in workflow["nodes"] if any(x["name"] == LORA for x in node["inputs"])]
@@ -80,7 +80,7 @@ def conducted(task: Task, files: dict[str, InputFile]) -> dict:
     return prompt
 
 
-def blended(task: Task, files: dict[str, InputFile]) -> dict:
+def blended(task: CompleteTask, files: dict[str, InputFile]) -> dict:
     """LaTexBlend: a new picture in the layout of the masks, of trained concepts."""
     workflow = read_template(BLENDED)
     fill_in(workflow, "Blend", task)
@@ -99,7 +99,7 @@ def blended(task: Task, files: dict[str, InputFile]) -> dict:
     return prompt
 
 
-def merged(task: Task, files: dict[str, InputFile]) -> dict:
+def merged(task: CompleteTask, files: dict[str, InputFile]) -> dict:
     """All LoRAs in the checkpoint at once, and no layout: what people do without a method."""
     workflow = read_template(CONDUCTOR)
     text = task.prompt or prompt_of(task.objects)

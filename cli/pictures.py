@@ -69,7 +69,7 @@ def decode(path: Path) -> Image.Image:
     if path.suffix.lower() in (".heic", ".heif", ".hif"):
         register_heif(path)
     try:
-        image = Image.open(path)
+        image: Image.Image = Image.open(path)
         image.load()
         if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # 16 bits of gray, which convert() would clip
             image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
@@ -118,8 +118,8 @@ def in_profile(image: Image.Image, own: bytes | None, wanted: bytes | None) -> I
     if own == wanted:
         return image
     srgb = ImageCms.createProfile("sRGB")
-    profiles = [ImageCms.ImageCmsProfile(io.BytesIO(x)) if x else srgb for x in (own, wanted)]
-    return ImageCms.profileToProfile(image, *profiles)
+    source, target = (ImageCms.ImageCmsProfile(io.BytesIO(x) if x else srgb) for x in (own, wanted))
+    return ImageCms.buildTransform(source, target, image.mode, image.mode).apply(image)
 
 
 def mask_of(image: Image.Image) -> Image.Image:
@@ -137,8 +137,8 @@ def is_cut_out(path: Path) -> bool:
     image = decode(path)
     if image.mode != "RGBA":
         return False
-    lowest, highest = image.getchannel("A").getextrema()
-    return lowest < 128 <= highest
+    opaque = np.asarray(image.getchannel("A")) >= 128
+    return bool(opaque.any() and not opaque.all())
 
 
 def frames(path: Path) -> int:

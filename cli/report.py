@@ -4,7 +4,7 @@ import base64
 import io
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -14,7 +14,7 @@ from pnpmix.metrics.statistics import mean_with_interval
 
 from .files import write_whole
 from .scores import COLUMNS
-from .tasks import Evaluated
+from .tasks import CompleteTask, Evaluated, Made
 from .variants import Variant
 
 LARGEST = 320  # pixels of a side, above which an image is shown smaller
@@ -51,9 +51,9 @@ def page(rows: Sequence[Variant], results: Sequence[Evaluated], about: dict[str,
         columns=columns,
         faults=[": ".join(filter(None, fault)) for x in results for fault in x.faults.items()],
         tasks=[
-            (f"{name}: {x.task.prompt}", figures_of(rows, x))
+            (f"{name}: {x.task.prompt}", figures_of(rows, x.task, x.made))
             for name, x in zip(names_of(results), results, strict=True)
-            if x.made
+            if x.made and isinstance(x.task, CompleteTask)
         ],
     )
 
@@ -76,15 +76,14 @@ def names_of(results: Sequence[Evaluated]) -> list[str]:
     return names
 
 
-def figures_of(rows: Sequence[Variant], result: Evaluated) -> list[dict[str, str]]:
+def figures_of(rows: Sequence[Variant], task: CompleteTask, made: Mapping[str, Made]) -> list[dict[str, str]]:
     """Returns the figures of a task: its inputs, then each row's result."""
-    task = result.task
     given = [("scene", task.scene), *zip(task.objects, task.concepts, strict=True)]
     given += [(f"mask of {word}", path) for word, path in zip(task.objects, task.target_masks, strict=True)]
     figures = [figure(path, says, "given") for says, path in given]
     for row in rows:
-        if row.name in result.made:
-            path, scores = result.made[row.name]
+        if row.name in made:
+            path, scores = made[row.name]
             first = [f"{COLUMNS[x].title} {scores[x]:.{COLUMNS[x].digits}f}" for x in COLUMNS if x in scores][:2]
             figures.append(figure(path, f"{row.name}, {row.steps} steps: {', '.join(first)}"))
     return figures

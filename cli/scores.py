@@ -1,7 +1,7 @@
 """The measures of an evaluation: what each of them is, and its value for one result."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from . import graphs
 from .jobs import BY_COUNT
 from .pictures import Content, InputFile, add_file
 from .server import Server
-from .tasks import Task, images_of
+from .tasks import CompleteTask, images_of
 from .work import read_template
 
 
@@ -78,11 +78,13 @@ def read_image(content: bytes | Path, size: tuple[int, int] | None = None) -> Te
     return torch.from_numpy(np.asarray(image, np.float32) / 255)
 
 
-def of_background(task: Task, result: Tensor) -> dict[str, float]:
+def of_background(task: CompleteTask, result: Tensor) -> dict[str, float]:
     """Returns what the background scores; nothing for a measure that the masks leave no room for."""
     scene, size = read_image(task.scene), (result.shape[1], result.shape[0])
     masks = torch.stack([read_image(path, size)[..., 0] for path in task.target_masks]).amax(0)
-    functions = {"psnr": psnr, "ssim": ssim} | ({"lpips": partial(lpips, network())} if network() else {})
+    functions: dict[str, Callable[[Tensor, Tensor, Tensor], float]] = {"psnr": psnr, "ssim": ssim}
+    if (loaded := network()) is not None:
+        functions["lpips"] = partial(lpips, loaded)
     values = {}
     for name, function in functions.items():
         try:
@@ -101,13 +103,13 @@ def network() -> nn.Module | None:
         return None
 
 
-def of_drawing(task: Task, result: Tensor) -> dict[str, float]:
+def of_drawing(task: CompleteTask, result: Tensor) -> dict[str, float]:
     """Returns the scores of a task that `drawn.draw_jobs` drew: it knows what a perfect result shows."""
     values = measure(random_blend(task.seed, len(task.concepts)), result)._asdict()
     return {name: value for name, value in values.items() if name in COLUMNS}
 
 
-def by_encoders(task: Task, result: Path, encoders: Encoders, server: Server) -> dict[str, float]:
+def by_encoders(task: CompleteTask, result: Path, encoders: Encoders, server: Server) -> dict[str, float]:
     """Returns the scores of the pack's own nodes, in the ComfyUI that has the encoders.
 
     Raises:
@@ -155,7 +157,7 @@ def by_encoders(task: Task, result: Path, encoders: Encoders, server: Server) ->
     return {name: sum(map(mean, objects)) / len(objects) for name, objects in shown.items()}
 
 
-def segsim_inputs(prompt: dict, task: Task, load, loaded: dict[str, list]) -> dict:
+def segsim_inputs(prompt: dict, task: CompleteTask, load, loaded: dict[str, list]) -> dict:
     """Returns what SegSim needs besides the results; Grounding DINO and SAM are the template's."""
     template = graphs.to_api(read_template(BY_COUNT[len(task.concepts)]))
     kinds = {"detector": "PnPMixGroundingDinoLoader", "segmenter": "PnPMixSamLoader"}
@@ -171,7 +173,7 @@ def segsim_inputs(prompt: dict, task: Task, load, loaded: dict[str, list]) -> di
     return {**inputs, "references": concepts["concepts"], "encoder": encoder}
 
 
-def references(task: Task) -> Iterator[list[tuple[Path, Path | None]]]:
+def references(task: CompleteTask) -> Iterator[list[tuple[Path, Path | None]]]:
     """Yields for each concept its references, with the object mask of the one that is the concept image."""
     for k, concept in enumerate(task.concepts):
         paths = images_of(task.references[k]) if task.references else [concept]

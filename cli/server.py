@@ -290,7 +290,10 @@ class Server:
         return self.ask("/view?" + urllib.parse.urlencode(saved))
 
     def forget(self, saved: dict) -> None:
-        """The image was fetched and is not needed any more; another's ComfyUI keeps it."""
+        """Deletes an image that was fetched from the ComfyUI that this program started; another's keeps it."""
+
+    def restart(self) -> None:
+        """Starts a ComfyUI again that this program started; another's is left alone."""
 
 
 class OwnServer(Server):
@@ -301,26 +304,31 @@ class OwnServer(Server):
 
     def __init__(self, comfyui: Path, options: Sequence[str], scratch: Path):
         """Starts it, with further options of ComfyUI's command line."""
-        self.comfyui, self.options, self.scratch, self.process = comfyui, options, scratch, None
+        self.comfyui, self.options, self.scratch = comfyui, options, scratch
         super().__init__("")
-        self.restart()
+        self.start()
 
-    def restart(self) -> None:
-        """Starts ComfyUI, again where it ran already.
+    def start(self) -> None:
+        """Starts ComfyUI and waits until it answers.
 
         Raises:
             ServerGone: it does not start; says what it wrote last.
         """
         for _ in range(TRIES):
-            self.stop()
-            self.start()
+            self.process = self.launch()
             if self.answers():
                 return
             if "address already in use" not in self.last_lines().lower():  # another program was quicker
                 break
+            self.stop()
         raise ServerGone(f"ComfyUI in {self.comfyui} did not start:\n{self.last_lines()}")
 
-    def start(self) -> None:
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Runs ComfyUI at a port that is free now, and returns its process."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -334,7 +342,7 @@ class OwnServer(Server):
         command += ["--disable-auto-launch", "--disable-all-custom-nodes", "--disable-api-nodes"]
         command += ["--whitelist-custom-nodes", FOLDER, PACK.name, "--database-url", "sqlite:///:memory:"]
         with (self.scratch / "log").open("wb") as log:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 [*command, *self.options], cwd=self.comfyui, stdin=subprocess.PIPE, stdout=log, stderr=log
             )
 
@@ -378,15 +386,12 @@ class OwnServer(Server):
         (self.scratch / "output" / saved["subfolder"] / saved["filename"]).unlink(missing_ok=True)
 
     def stop(self) -> None:
-        if self.process is None:
-            return
         self.process.terminate()
         try:
             self.process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.process = None
 
 
 @contextlib.contextmanager
@@ -402,17 +407,14 @@ def comfyui_server(url: str | None, options: Sequence[str]) -> Iterator[Server]:
             raise ServerGone(f"the ComfyUI at {server.url} does not have this pack")
         yield server
         return
-    scratch = Path(tempfile.mkdtemp(prefix="pnp-mix-"))
-    server = None
-    try:
-        server = OwnServer(Path(os.environ["COMFYUI_DIR"]), options, scratch)
-        if not server.has_pack():
-            raise ServerGone(f"ComfyUI could not load this pack:\n{server.last_lines()}")
-        yield server
-    finally:
-        if server is not None:
-            server.stop()
-        shutil.rmtree(scratch, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        scratch = Path(tempfile.mkdtemp(prefix="pnp-mix-"))
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        own = OwnServer(Path(os.environ["COMFYUI_DIR"]), options, scratch)
+        stack.callback(own.stop)
+        if not own.has_pack():
+            raise ServerGone(f"ComfyUI could not load this pack:\n{own.last_lines()}")
+        yield own
 
 
 def node_name(node_id: str, prompt: dict) -> str:

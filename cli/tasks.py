@@ -10,22 +10,27 @@ from pydantic import Field
 
 from .errors import BadTable, JobFailed
 from .files import write_whole
-from .jobs import File, Job, Words, read_table
+from .jobs import File, Job, Request, Words, read_table
 
 TABLE = "tasks.csv"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 Item = TypeVar("Item")
 
 
-class Task(Job):
-    """A job of `run.py evaluate`, which may lack a scene and may have the files of other methods."""
+class Task(Request):
+    """What `run.py evaluate` is asked for: a job that may lack a scene and may have the files of other methods."""
 
-    scene: File | None = Field(None, description="your photo; default: the checkpoint draws one from prompt and seed")
     loras: Words = Field((), description="for each concept its file in `models/loras`; default: no rows of merged "
                          "LoRAs and Concept Conductor")  # fmt: skip
     trigger_words: Words = Field((), description="what the LoRAs call the concepts: `sks dog|cat`; default: `objects`")
     trained: Words = Field((), description="for each concept its file in `models/concepts`; default: no rows of "
                            "LaTexBlend")  # fmt: skip
+
+
+class CompleteTask(Task, Job):
+    """A task that has its scene."""
+
+    scene: File = Field(description="your photo")
 
 
 class Made(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from . import graphs
 from .errors import JobFailed
-from .jobs import BY_COUNT, Job
+from .jobs import BY_COUNT, Job, Request
 from .pictures import InputFile, add_file, frames, is_cut_out, profile_of, safe
 
 
@@ -50,8 +50,8 @@ def fitting_templates(count: int) -> list[str]:
     titles += ["Blend", "Model files"]
 
     def fits(workflow: dict) -> bool:
-        there = [graphs.titled(workflow, x) for x in (*titles, f"Your picture {count + 1}")]
-        return all(there[:-1]) and not there[-1]
+        there = {graphs.title(workflow, node) for node in workflow["nodes"]}
+        return there.issuperset(titles) and f"Your picture {count + 1}" not in there
 
     return [name for name in sorted(path.stem for path in graphs.TEMPLATES.glob("*.json")) if fits(read_template(name))]
 
@@ -94,7 +94,8 @@ def fill_in(job: Job, demo: bool) -> tuple[dict, dict, dict[str, InputFile]]:
         raise JobFailed(f"the template '{template}' is not one for {count} concepts. There are: {fit}")
     if demo and not (job.target_masks and job.object_masks):
         raise JobFailed("the demo finds nothing by words: give 'target masks' and 'object masks' in a table")
-    workflow, files, profile = read_template(template), {}, profile_of(job.scene)
+    workflow, profile = read_template(template), profile_of(job.scene)
+    files: dict[str, InputFile] = {}
 
     def fill(title: str, **values) -> None:
         for name, value in values.items():
@@ -145,7 +146,8 @@ def masks_work(job: Job) -> tuple[dict, list[str], dict[str, InputFile]]:
     With it come the ids of the nodes that save the target masks, then the object masks, and the images that it loads.
     """
     workflow, prompt, files = fill_in(job, demo=False)
-    saves, needed = [], {}
+    saves: list[str] = []
+    needed: dict = {}
     for title in (graphs.IN_SCENE, graphs.IN_PICTURE):
         for k in range(1, len(job.concepts) + 1):
             drawn = graphs.add(prompt, "MaskToImage", mask=[finder(workflow, prompt, k, title), 0])
@@ -154,7 +156,7 @@ def masks_work(job: Job) -> tuple[dict, list[str], dict[str, InputFile]]:
     return needed, saves, files
 
 
-def scene_work(job: Job) -> Work:
+def scene_work(job: Request) -> Work:
     """Returns a graph in which the checkpoint generates the scene, from the job's prompt and seed."""
     workflow = read_template(job.template or BY_COUNT[len(job.concepts)])
     (side,) = (x for x in graphs.nodes_of(workflow, "PrimitiveInt") if x["title"] == graphs.SIDE)

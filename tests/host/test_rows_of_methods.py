@@ -13,7 +13,7 @@ from demo.loras import FOLDER
 from cli import graphs, methods
 from cli.drawn import draw_jobs
 from cli.jobs import read_table
-from cli.tasks import Task
+from cli.tasks import CompleteTask
 from cli.variants import OTHER_METHODS, change
 from cli.work import Work
 
@@ -55,7 +55,7 @@ def test_the_graph_of_each_row_is_valid_in_this_comfyui(variant, tmp_path):
     for k, path in enumerate(paths):
         Image.new("RGB", (64, 64), (k, 0, 0)).save(path)
     files = dict(loras=("a.safetensors", "b.safetensors"), trained=("c.safetensors", "d.safetensors"))
-    job = Task(scene=paths[0], concepts=paths[1:3], objects=("dog", "cat"), target_masks=paths[3:], **files)
+    job = CompleteTask(scene=paths[0], concepts=paths[1:3], objects=("dog", "cat"), target_masks=paths[3:], **files)
     work = methods.work_of(job, variant.steps, variant.template, lambda prompt: change(variant, prompt))
     send(work)
     for node in work.prompt.values():
@@ -77,7 +77,7 @@ def test_a_row_gives_a_picture_with_the_demo_model(name, tmp_path):
     """Its own LoRAs and learned concepts, in the fewest steps."""
     (variant,) = (x for x in OTHER_METHODS if x.name == name)
     table = draw_jobs(tmp_path, 1)
-    drawn = read_table(table, Task)[0]
+    drawn = read_table(table, CompleteTask)[0]
     words = ("cup", "star") if variant.needs == "loras" else ("cup", "fish")
     files = {variant.needs: tuple(f"demo model: {word}.safetensors" for word in words)}
     job = drawn.model_copy(update={"objects": words, "prompt": ", ".join((*words, "meadow")), **files})

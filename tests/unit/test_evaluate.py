@@ -10,7 +10,7 @@ import pytest
 from cli import evaluate, methods, scores
 from cli.errors import BadTable, JobFailed, ServerEnded
 from cli.report import page, write_report
-from cli.tasks import Evaluated, Made, Task, images_of, read_tasks
+from cli.tasks import CompleteTask, Evaluated, Made, Task, images_of, read_tasks
 from cli.variants import OTHER_METHODS, ROWS, change, for_demo
 from cli.work import work_of
 from PIL import Image
@@ -103,22 +103,22 @@ def test_options_that_do_not_go_together_are_refused(capsys, arguments, said):
 
 
 @pytest.fixture
-def job(tmp_path) -> Task:
+def job(tmp_path) -> CompleteTask:
     """Two pictures have the same name."""
     dog, cat = (save_picture(tmp_path / x / "it.png", x) for x in ("red", "blue"))
     masks = [save_picture(tmp_path / f"{k}.png", "white" if k == 0 else "black") for k in range(4)]
     scene = save_picture(tmp_path / "scene.png", "green")
-    return Task(
+    return CompleteTask(
         scene=scene, concepts=(dog, cat), objects=("cup", "fish"), prompt="cup, fish",
         target_masks=masks[:2], object_masks=masks[2:],
     )  # fmt: skip
 
 
-def changed(task: Task, **fields) -> Task:
+def changed(task: CompleteTask, **fields) -> CompleteTask:
     return task.model_copy(update=fields)
 
 
-def graph_of(job: Task, row: str) -> dict[str, list[dict]]:
+def graph_of(job: CompleteTask, row: str) -> dict[str, list[dict]]:
     (variant,) = (x for x in ROWS if x.name.startswith(row))
     found: dict[str, list[dict]] = {}
     work = work_of(changed(job, steps=variant.steps), False, lambda prompt: change(variant, prompt))
@@ -227,7 +227,7 @@ def test_tasks_of_the_same_name_are_all_in_the_report(job, tmp_path):
 # Rows of the other methods
 
 
-def graph_of_other(job: Task, row: str, **fields) -> dict[str, list[dict]]:
+def graph_of_other(job: CompleteTask, row: str, **fields) -> dict[str, list[dict]]:
     (variant,) = (x for x in OTHER_METHODS if x.name == row)
     given = dict(loras=("a.safetensors", "b.safetensors"), trained=("c.safetensors", "d.safetensors"))
     own, found = changed(job, **given | fields), {}
