@@ -41,7 +41,7 @@ register_folders()
 
 
 def nodes_of(part: str) -> list[type[io.ComfyNode]]:
-    """The nodes of a part; none where it does not load, because a package that only it needs is missing or broken."""
+    """Returns the nodes of a part; none where a package that only it needs is missing or broken."""
     try:
         return import_module(f".nodes.{part}", __name__).NODES
     except Exception as error:

@@ -38,7 +38,7 @@ def is_comfyui(folder: Path) -> bool:
 
 
 def find_comfyui() -> Path | None:
-    """The ComfyUI to use; None where there is none.
+    """Returns the ComfyUI to use; None where there is none.
 
     Raises:
         SystemExit: COMFYUI_DIR names something else.
@@ -54,18 +54,18 @@ def find_comfyui() -> Path | None:
 
 
 def find_hosts() -> list[Path]:
-    """The ComfyUIs to test with, oldest first: what `find_comfyui` finds and, where there is one, a newer one."""
+    """Returns the ComfyUIs to test with, oldest first: what `find_comfyui` finds and a newer one, if any."""
     newer = Path(os.environ.get("COMFYUI_NEW_DIR", Path.home() / "ComfyUI-new")).expanduser()
     return [folder for folder in (find_comfyui(), newer) if folder is not None and is_comfyui(folder)]
 
 
 def find_browser() -> str | None:
-    """An installed Chromium; None where there is none."""
+    """Returns an installed Chromium; None where there is none."""
     return next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
 
 
 def latest_release(url: str) -> str:
-    """Its tag."""
+    """Returns the tag of the latest release."""
     listing = ["git", "ls-remote", "--tags", "--refs", "--sort=-version:refname", url, "v*"]
     tags = subprocess.run(listing, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     if not tags:
@@ -74,7 +74,7 @@ def latest_release(url: str) -> str:
 
 
 def oldest_release() -> str:
-    """The tag of the oldest release that the pack supports."""
+    """Returns the tag of the oldest release that the pack supports."""
     project = (PACK / "pyproject.toml").read_text(encoding="utf-8")
     return "v" + re.search(r'^requires-comfyui = ">=([\d.]+)"$', project, re.MULTILINE).group(1)
 
@@ -86,7 +86,7 @@ def clone_release(url: str, tag: str, folder: Path) -> None:
 
 
 def bring_hosts(url: str, place: Path) -> list[Path]:
-    """The ComfyUIs to test with, oldest first, where none is installed: clones in `place`, as far as they are possible.
+    """Clones into `place` the ComfyUIs to test with, and returns those that it could, oldest first.
 
     A clone from an earlier time is brought up to date.
     """
@@ -107,7 +107,7 @@ def python_in(environment: Path) -> Path:
 
 
 def create_environment(environment: Path, *requirements: str | Path) -> Path:
-    """A virtual environment with the requirements (files are paths), made or brought up to date."""
+    """Makes a virtual environment with the requirements (files are paths), or updates it, and returns its Python."""
     python, is_new = python_in(environment), not environment.exists()
     wanted = [x for r in requirements for x in (("-r", str(r)) if isinstance(r, Path) else (r,))]
     try:
@@ -124,7 +124,7 @@ def create_environment(environment: Path, *requirements: str | Path) -> Path:
 
 
 def python_of(comfyui: Path) -> Path:
-    """The Python that runs this ComfyUI, with the pack's requirements added to what it has."""
+    """Returns the Python that runs this ComfyUI, with the pack's requirements added to what it has."""
     own = [python_in(comfyui / name) for name in (".venv", "venv")] + [comfyui.parent / "python_embeded" / "python.exe"]
     python = next((path for path in own if path.is_file()), None)
     if python is None and importlib.util.find_spec("torch"):
@@ -153,7 +153,7 @@ def link_pack(comfyui: Path) -> None:
 
 
 def prepare() -> tuple[Path, Path, list[str]]:
-    """ComfyUI with this pack in it, its Python, and the options that it needs on this machine."""
+    """Returns ComfyUI with this pack in it, its Python, and the options that it needs on this machine."""
     comfyui = find_comfyui()
     if comfyui is None:
         comfyui = Path.home() / "ComfyUI"
@@ -174,7 +174,7 @@ def start(options: list[str]) -> int:
 
 
 def command_line(command: str, options: list[str]) -> int:
-    """The commands of `cli/`.
+    """Runs a command of `cli/` and returns its exit code.
 
     That is a package of its own: it runs in ComfyUI's Python, which this file cannot count on.
     """
@@ -208,7 +208,7 @@ def demo(options: list[str]) -> int:
 
 
 def plan(hosts: list[Path], everything: bool) -> list[tuple[Path | None, list[Path], list[str]]]:
-    """(ComfyUI, folders of tests, markers left out) of each run of pytest; tests/pytest.ini says what the markers mean.
+    """Returns (ComfyUI, folders of tests, markers left out) of each run of pytest; tests/pytest.ini defines markers.
 
     What needs no ComfyUI runs once.
     """

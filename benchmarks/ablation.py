@@ -59,7 +59,7 @@ class Variant:
 
 
 def dilution_without_inpainting(**inputs) -> Variant:
-    """The author's earlier dilution has no equation in the paper; taken as eq. 3.5 with the scene's own latent."""
+    """Returns the variant with the authors' earlier dilution, taken as eq. 3.5 with the scene's own latent."""
     return Variant(inputs, lambda case, inversion: nullcontext(case._replace(inpainted=case.scene)))
 
 
@@ -76,7 +76,7 @@ def same_noise() -> Variant:
 
 
 def grown_masks(pixels: int) -> Variant:
-    """As Grow Mask before Concept does."""
+    """Returns the variant whose masks are larger by so many pixels, as Grow Mask before Concept makes them."""
     return Variant({}, lambda case, inversion: nullcontext(case._replace(masks=grow(case.masks, pixels))))
 
 
@@ -135,7 +135,7 @@ def draw_case(seed: int, concepts: int, overlapping: bool) -> Case:
 
 
 def move_together(scene: Scene) -> Scene:
-    """Each thing over the one before it, nearer to the picture's centre."""
+    """Returns the scene with each object over the one before it, nearer to the picture's center."""
     things = list(scene.things)
     for k in range(1, len(things)):
         behind, distance = things[k - 1], 0.65 * (things[k - 1].radius + things[k].radius)
@@ -146,7 +146,7 @@ def move_together(scene: Scene) -> Scene:
 
 
 def run_scene(seed: int, concepts: int, rows: list[str]) -> dict[str, Measures]:
-    """The given rows on one scene; the UNet in bfloat16, everything else in float32."""
+    """Measures the given rows on one scene; the UNet runs in bfloat16, everything else in float32."""
     torch.set_num_threads(1)
     model, inversions, results = load_model(), {}, {}
     model.unet.forward = torch.autocast("cpu", torch.bfloat16)(model.unet.forward)
@@ -173,7 +173,7 @@ def write(path: Path, about: dict, results: list[dict[str, Measures]]) -> None:
 
 
 def read(path: Path) -> list[dict[str, Measures]]:
-    """What `write` wrote."""
+    """Returns what `write` wrote."""
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     scenes = zip(*rows.values(), strict=True)
     return [dict(zip(rows, (Measures(*values) for values in scene), strict=True)) for scene in scenes]

@@ -44,7 +44,7 @@ def measured(run: Callable[[], object], steps: int) -> dict[str, float]:
 
 
 def random_clip(layout: str):
-    """ComfyUI's tokenizer and full-size text encoders, with random weights."""
+    """Returns ComfyUI's CLIP with full-size text encoders and random weights."""
     import comfy.sd
     import comfy.sd1_clip
     import comfy.sdxl_clip
@@ -65,7 +65,7 @@ def random_clip(layout: str):
 
 
 def random_lora(model, seed: int) -> dict[str, Tensor]:
-    """Of all attention layers of a UNet, by the names that trainers use."""
+    """Returns a random LoRA of all attention layers of a UNet, by the names that trainers use."""
     import comfy.lora
 
     generator, lora = torch.Generator().manual_seed(seed), {}
@@ -133,7 +133,7 @@ class Case:
         return graph.run(learned=graph.add("PnPMixTrainConcept", **given, **settings))["learned"]
 
     def fine_tune(self) -> None:
-        """The plain way: K and V of every layer in single precision, without what saves memory."""
+        """Trains the plain way: K and V of every layer in single precision, without what saves memory."""
         import comfy.model_management
         from pnpmix.latexblend import training
 

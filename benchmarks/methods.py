@@ -74,7 +74,7 @@ class Task:
     def mixed(
         self, model: DemoModel, scene: Tensor, masks: Tensor, learned: bool = False, guided: bool = True
     ) -> Tensor:
-        """PnP-MIX, with the concepts' photos, with what was learned of them in the rows of each, or with both."""
+        """Returns PnP-MIX's result, with the concepts' photos, with what was trained on them in their rows, or both."""
         settings = EDITED if guided else Settings(**vars(EDITED) | dict(guided=False, adain=False))
         inversion = invert(model, scene, self.prompt, settings)
         given = (model, inversion, empty(scene, masks), masks, self.photos, self.own_masks, self.prompt, settings)
@@ -82,7 +82,7 @@ class Task:
 
     @cached_property
     def conducted(self) -> tuple[Tensor, Tensor]:
-        """Concept Conductor's picture and its refined masks (2, 64, 64)."""
+        """Returns Concept Conductor's picture and its refined masks (2, 64, 64)."""
         zipped = zip(self.loras, self.own_prompts, self.masks, strict=True)
         given = [Concept(lora, text, mask) for lora, text, mask in zipped]
         model, settings = load_model(), ConductorSettings(**vars(CONDUCTED) | dict(noise_seed=self.seed))
@@ -91,14 +91,14 @@ class Task:
         return result, in_pixels(found)
 
     def merged(self) -> Tensor:
-        """All LoRAs at once, and no more."""
+        """Returns the picture with all LoRAs merged at once, and no more."""
         model = load_model()
         model.unet.load_state_dict(loras.merged(model.unet.state_dict(), self.loras))
         settings = ConductorSettings(**vars(CONDUCTED) | dict(noise_seed=self.seed, refined=False))
         return conduct(model, None, self.prompt, self.prompt, [], settings)[0]
 
     def blended(self, model: DemoModel) -> Tensor:
-        """LaTexBlend, each concept in the region that the layout has for it."""
+        """Returns LaTexBlend's picture, each concept in the region that the layout has for it."""
         noise = torch.randn((1, CHANNELS, GRID, GRID), generator=torch.Generator().manual_seed(self.seed))
         regions = dict(zip(self.features, self.masks, strict=True))
         return sample_blended(model, [prompt_with(model, self.prompt, self.features, regions)], noise, DRAWING_STEPS)[0]
@@ -123,7 +123,7 @@ ROWS: dict[str, Callable[[Task, DemoModel], Tensor]] = {
 
 
 def learned_things(folder: Path) -> dict[str, Learned]:
-    """Of the looks that the LoRAs have, from five photos each, once."""
+    """Returns concepts of the looks that the LoRAs have, each trained once, on five photos."""
     learned = {}
     for k, (shape, look) in enumerate(UNNAMED_LOOKS.items()):
         file = folder / f"{shape}.safetensors"
@@ -148,7 +148,7 @@ def measured(task: Task, result: Tensor) -> dict[str, float]:
 
 
 def run(task: Task, row: str) -> dict[str, float]:
-    """What a row gives, and what it costs: latents through the UNet, and seconds of one core."""
+    """Returns what a row scores and what it costs: latents through the UNet, and seconds of one core."""
     model, rows = load_model(), [0]
     forward = type(model.unet).forward
 
@@ -170,12 +170,12 @@ def run(task: Task, row: str) -> dict[str, float]:
 
 
 def read() -> dict[str, dict[str, dict[str, float]]]:
-    """Task → row → measure."""
+    """Returns the results so far: task → row → measure."""
     return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
 
 
 def kept(folder: Path) -> str:
-    """What a concept takes on the disk, and to prepare, as far as it is there."""
+    """Returns what a concept takes on the disk and to prepare, as far as it is there."""
     photo = io.BytesIO()
     Image.fromarray((Task(FIRST_SEED, folder).photos[0] * 255).round().byte().numpy()).save(photo, "PNG")
     lora = max(path.stat().st_size for path in loras.FOLDER.glob("*.safetensors"))
@@ -198,7 +198,7 @@ def table(done: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def differences(done: dict[str, dict[str, dict[str, float]]]) -> str:
-    """What learning adds to the photos, and the photos to learning, on the same tasks."""
+    """Returns what training adds to the photos, and the photos to training, on the same tasks."""
     both, lines = "PnP-MIX, photos and learned", []
     for other in ("PnP-MIX, photos", "PnP-MIX, learned"):
         pairs = [(x[both]["fidelity"], x[other]["fidelity"]) for x in done.values() if x.keys() >= {both, other}]

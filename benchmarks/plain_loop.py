@@ -55,7 +55,7 @@ class PlainSampler(comfy.samplers.Sampler):
         options["transformer_options"]["patches"] = {"attn1_patch": [guide_branches(concepts, self.alpha)]}
 
         def predict(x: Tensor, sigma: Tensor, cfg: Tensor | float, guided: bool) -> Tensor:
-            """Noise predictions with classifier-free guidance; `cfg` is a number or one for each row."""
+            """Returns noise predictions with classifier-free guidance; `cfg` is a number or one for each row."""
             told = {**options, "transformer_options": {**options["transformer_options"], GUIDED: guided}}
             conds = [model_wrap.conds["negative"], model_wrap.conds["positive"]]
             uncond, cond = comfy.samplers.calc_cond_batch(model, conds, x, sigma.expand(len(x)), told)
@@ -95,7 +95,7 @@ class PlainSampler(comfy.samplers.Sampler):
 
 
 def guide_branches(concepts: int, alpha: float) -> Callable:
-    """attn1_patch: in guided calls the branches, which lie before the concepts, read them (eq. 3.3)."""
+    """Returns an attn1_patch: in guided calls the branches, which lie before the concepts, read them (eq. 3.3)."""
 
     def patch(q, key, value, extra_options):
         if not extra_options.get(GUIDED):

@@ -77,7 +77,7 @@ class Meter:
     clock: Callable[[], float] = time.perf_counter  # of a CPU
 
     def now(self):
-        """A moment in the order of the device's work."""
+        """Marks a moment in the order of the device's work."""
         if self.device.type != "cuda":
             return self.clock()
         event = torch.cuda.Event(enable_timing=True)
@@ -111,7 +111,7 @@ class Meter:
             self.marks.append(self.now())
 
     def measure(self, run: Callable, task: Task) -> tuple[dict[str, Stage], torch.Tensor]:
-        """The stages that `run` begins, and what it returns."""
+        """Returns the stages that `run` begins, and what it returns."""
         self.stages = {}
         handles = [self.unet.register_forward_pre_hook(self.before), self.unet.register_forward_hook(self.after)]
         try:
@@ -124,7 +124,7 @@ class Meter:
 
 
 def run_pack(task: Task, stage: Callable[[str], None]) -> torch.Tensor:
-    """Output and references by the nodes, in ComfyUI's executor."""
+    """Returns output and references of the nodes, run by ComfyUI's executor."""
     stage("invert")
     inversion = invert(task)
     stage("blend")
@@ -158,7 +158,7 @@ def blend(task: Task, inversion) -> torch.Tensor:
 
 
 def run_plain_loop(task: Task, stage: Callable[[str], None]) -> torch.Tensor:
-    """The same by the plain loop."""
+    """Returns the same of the plain loop."""
     import comfy.samplers
     from benchmarks.plain_loop import PlainSampler
     from pnpmix.masks import expanded_box_mask, share_overlaps, token_weights
@@ -203,7 +203,7 @@ def draw_task(model, layout: str, size: int, count: int, steps: int, skip_steps:
 
 
 def flops_per_row(meter: Meter, model, layout: str, size: int) -> float:
-    """FLOPs of one latent through the UNet, attention included."""
+    """Returns the FLOPs of one latent through the UNet, attention included."""
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
@@ -213,7 +213,7 @@ def flops_per_row(meter: Meter, model, layout: str, size: int) -> float:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Measured FLOP/s of a large matrix product."""
+    """Measures the FLOP/s of a large matrix product."""
     size, times = (8192, 20) if device.type == "cuda" else (2048, 3)
     a, b = torch.randn(2, size, size, device=device).to(dtype)
     a @ b
@@ -228,7 +228,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def profile(meter: Meter, task: Task) -> str:
-    """Where the blending of a few steps spends its time, operator by operator."""
+    """Returns a table of where the blending of a few steps spends its time, operator by operator."""
     from torch.profiler import ProfilerActivity
 
     gpu = meter.device.type == "cuda"
@@ -240,7 +240,7 @@ def profile(meter: Meter, task: Task) -> str:
 
 
 def row(count: int, who: str, stages: dict[str, Stage], flops: float, rate: float) -> dict:
-    """What is reported of one run."""
+    """Returns what is reported of one run."""
     rows, seconds = (sum(getattr(stage, name) for stage in stages.values()) for name in ("rows", "seconds"))
     blend = stages["blend"]
     return {
@@ -258,7 +258,7 @@ def row(count: int, who: str, stages: dict[str, Stage], flops: float, rate: floa
 
 
 def slope(xs: list[float], ys: list[float]) -> tuple[float, float]:
-    """Slope and intercept of the least-squares line."""
+    """Returns slope and intercept of the least-squares line."""
     x, y = sum(xs) / len(xs), sum(ys) / len(ys)
     rise = sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / sum((a - x) ** 2 for a in xs)
     return rise, y - rise * x

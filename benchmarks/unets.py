@@ -63,14 +63,14 @@ LAYOUTS = {
 
 
 def known_of_flux(network: dict) -> dict:
-    """What of a Flux's parameters this ComfyUI knows; older ones have fewer."""
+    """Returns those of a Flux's parameters that this ComfyUI knows; older ones have fewer."""
     from comfy.ldm.flux.model import FluxParams
 
     return {name: x for name, x in network.items() if name in FluxParams.__dataclass_fields__ or name == "image_model"}
 
 
 def random_model(layout: str, dtype: torch.dtype, device: torch.device):
-    """A ModelPatcher of one of LAYOUTS, with weights that keep activations in range."""
+    """Returns a ModelPatcher of one of LAYOUTS, with weights that keep activations in range."""
     import comfy.model_base
     import comfy.model_patcher
     import comfy.supported_models
@@ -98,7 +98,7 @@ def random_model(layout: str, dtype: torch.dtype, device: torch.device):
 
 
 def random_prompt(layout: str, seed: int) -> list:
-    """A CONDITIONING of as many random tokens as a short prompt has."""
+    """Returns a CONDITIONING of as many random tokens as a short prompt has."""
     generator, own = torch.Generator().manual_seed(seed), LAYOUTS[layout][1]
     count, width, pooled = (256, own["context_in_dim"], 768) if layout == "flux" else (77, own["context_dim"], 1280)
     tokens = torch.randn(1, count, width, generator=generator)

@@ -58,7 +58,7 @@ def fill_in(workflow: dict, title: str, task: CompleteTask) -> None:
 
 
 def conducted(task: CompleteTask, files: dict[str, InputFile]) -> dict:
-    """Concept Conductor: the scene is the layout, and each concept has a LoRA."""
+    """Returns Concept Conductor's graph: the scene is the layout, and each concept has a LoRA."""
     workflow = read_template(CONDUCTOR)
     concepts = [node for node in workflow["nodes"] if any(x["name"] == LORA for x in node["inputs"])]
     for k, node in enumerate(concepts):
@@ -81,7 +81,7 @@ def conducted(task: CompleteTask, files: dict[str, InputFile]) -> dict:
 
 
 def blended(task: CompleteTask, files: dict[str, InputFile]) -> dict:
-    """LaTexBlend: a new picture in the layout of the masks, of trained concepts."""
+    """Returns LaTexBlend's graph: a new picture in the layout of the masks, of trained concepts."""
     workflow = read_template(BLENDED)
     fill_in(workflow, "Blend", task)
     prompt = graphs.to_api(workflow)
@@ -100,7 +100,7 @@ def blended(task: CompleteTask, files: dict[str, InputFile]) -> dict:
 
 
 def merged(task: CompleteTask, files: dict[str, InputFile]) -> dict:
-    """All LoRAs in the checkpoint at once, and no layout: what people do without a method."""
+    """Returns a graph with all LoRAs in the checkpoint at once and no layout: what people do without a method."""
     workflow = read_template(CONDUCTOR)
     text = task.prompt or prompt_of(task.objects)
     for word, trigger_words in zip(task.objects, task.trigger_words or task.objects, strict=True):

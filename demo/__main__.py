@@ -47,7 +47,7 @@ def read_options() -> argparse.Namespace:
 
 
 def mix() -> None:
-    """PnP-MIX, the mixer."""
+    """Runs PnP-MIX and writes its pictures."""
     options, started = read_options(), time.perf_counter()
     settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
     task = random_blend(options.seed, options.concepts)
@@ -85,7 +85,7 @@ def mix() -> None:
 
 
 def main() -> None:
-    """Which options there are is decided by --method."""
+    """Runs the method that --method names, which has options of its own."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--method", choices=METHODS, default="mixer")
     chosen, rest = parser.parse_known_args()

@@ -10,7 +10,7 @@ FOLDER = Path(__file__).parent / "concepts"
 
 
 def load_concept(noun: str) -> dict[str, Tensor]:
-    """What `pnpmix.latexblend.bank.from_tensors` takes.
+    """Returns a concept's tensors, which `pnpmix.latexblend.bank.from_tensors` takes.
 
     Raises:
         ValueError: there is none of this noun, or the file is damaged.

@@ -158,7 +158,7 @@ class DiffusersPaths:
             self.mode = "plain"
 
     def reference(self, level: int) -> Tensor:
-        """F_ref, of the base model and the layout's own prompt."""
+        """Returns F_ref, of the base model and the layout's own prompt."""
         if level not in self.references:
             x, sigma = self.layout.trajectory[level : level + 1], self.layout.sigmas[level]
             call = partial(self.model.denoise, x, sigma.expand(1), self.layout_context)
@@ -194,7 +194,7 @@ class DiffusersPaths:
 
 @torch.no_grad()
 def read_layout(model: DemoModel, picture: Tensor, prompt: str, settings: ConductorSettings) -> Layout:
-    """Of a picture (H, W, 3) in 0..1, with its own prompt."""
+    """Reads the layout of a picture (H, W, 3) in 0..1, with its own prompt."""
     levels, x0 = inversion_levels(all_sigmas(), settings.inversion_steps), to_latent(picture)[None]
     if settings.layout_method == "noised":
         return noised(x0, levels, settings.noise_seed)
@@ -249,7 +249,7 @@ def conduct(
 
 
 def in_pixels(masks: Masks) -> Tensor:
-    """(n, 64, 64), of the first picture."""
+    """Returns the masks (n, 64, 64) of the first picture."""
     return masks.final[GRID, GRID][:, 0].float().repeat_interleave(2, 1).repeat_interleave(2, 2)
 
 

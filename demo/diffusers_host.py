@@ -64,14 +64,14 @@ class DemoModel(nn.Module):
         return self.unet(x, timesteps, self.words(prompts)).sample
 
     def denoise(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        """Denoised estimate of (B, 12, 32, 32) latents at noise levels (B,), for (B or 1, 4, 128) embeddings."""
+        """Returns the denoised (B, 12, 32, 32) latents at noise levels (B,), for (B or 1, 4, 128) embeddings."""
         timesteps = (all_sigmas().to(sigma).log()[None] - sigma.log()[:, None]).abs().argmin(1)
         sigma = sigma.view(-1, 1, 1, 1)
         v = self.unet(x / (sigma**2 + 1).sqrt(), timesteps, context.expand(len(x), -1, -1)).sample
         return x / (sigma**2 + 1) - v * sigma / (sigma**2 + 1).sqrt()
 
     def schedule(self, steps: int, scheduler: str = "ddim_uniform") -> Tensor:
-        """(steps + 1,) falling noise levels, the last one 0: ComfyUI's scheduler of that name.
+        """Returns (steps + 1,) falling noise levels, the last one 0: ComfyUI's scheduler of that name.
 
         sgm_uniform, for which few-step models are made, begins at the last timestep.
         """
@@ -81,7 +81,7 @@ class DemoModel(nn.Module):
         return torch.cat([all_sigmas()[1 :: max(TIMESTEPS // steps, 1)].flip(0), torch.zeros(1)])
 
     def percent_to_sigma(self, percent: float) -> float:
-        """As ComfyUI means it: 0 is the noisiest level, 1 the end; between two timesteps the logarithm is linear."""
+        """Returns a noise level as ComfyUI does: 0 is the noisiest, 1 the end. Its logarithm is interpolated."""
         if percent <= 0:
             return float("inf")
         if percent >= 1:
@@ -99,11 +99,11 @@ class FlowModel(nn.Module):
         self.words = Words()
 
     def forward(self, x: Tensor, sigma: Tensor, prompts: list[str]) -> Tensor:
-        """The velocity, noise - x0, for noisy latents (B, 12, 32, 32)."""
+        """Returns the velocity, noise - x0, for noisy latents (B, 12, 32, 32)."""
         return self.velocity(x, sigma, self.words(prompts))
 
     def velocity(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        """The same for (B, 4, 128) embeddings."""
+        """Returns the same for (B, 4, 128) embeddings."""
         batch, _, height, width = x.shape
         rows, columns = (torch.arange(side // PATCH, device=x.device) for side in (height, width))
         image_ids = torch.cartesian_prod(torch.zeros_like(rows[:1]), rows, columns)
@@ -120,15 +120,15 @@ class FlowModel(nn.Module):
         return F.pixel_shuffle(velocity.mT.unflatten(2, (len(rows), len(columns))), PATCH)
 
     def denoise(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        """As `DemoModel.denoise`."""
+        """Returns the denoised latents, as `DemoModel.denoise` does."""
         return x - sigma.view(-1, 1, 1, 1) * self.velocity(x, sigma, context.expand(len(x), -1, -1))
 
     def schedule(self, steps: int, scheduler: str = "simple") -> Tensor:
-        """(steps + 1,) falling noise levels, the last one 0: ComfyUI's scheduler simple, whichever is asked for."""
+        """Returns (steps + 1,) falling noise levels, the last one 0: always ComfyUI's scheduler simple."""
         return torch.cat([flow_level(torch.linspace(1, 0, steps + 1)[:-1]), torch.zeros(1)])
 
     def percent_to_sigma(self, percent: float) -> float:
-        """As ComfyUI means it: 0 is the noisiest level, 1 the end."""
+        """Returns a noise level as ComfyUI does: 0 is the noisiest, 1 the end."""
         return 0.0 if percent >= 1 else float(flow_level(torch.tensor(1 - max(percent, 0.0))))
 
 
@@ -146,7 +146,7 @@ def load_model(path: Path = WEIGHTS) -> DemoModel | FlowModel:
 
 
 def all_sigmas() -> Tensor:
-    """(1000,) rising noise levels."""
+    """Returns the (1000,) rising noise levels."""
     alphas = alphas_cumprod()
     return ((1 - alphas) / alphas).sqrt().float()
 
@@ -154,7 +154,7 @@ def all_sigmas() -> Tensor:
 def denoise_with_cfg(
     model: DemoModel | FlowModel, x: Tensor, sigma: Tensor, positive: Tensor, negative: Tensor, cfg: float
 ) -> Tensor:
-    """Denoised estimate with classifier-free guidance; at 1 the negative embeddings (1, 4, 128) are not used."""
+    """Returns the denoised estimate with classifier-free guidance; at 1 without the negative embeddings (1, 4, 128)."""
     if cfg == 1:
         return model.denoise(x, sigma, positive)
     context = torch.cat([c.expand(len(x), -1, -1) for c in (positive, negative)])
@@ -203,7 +203,7 @@ def appearance_guided(
 def joint_appearance_guided(
     model: FlowModel, alpha: float, layers: str, position: str, cells: dict
 ) -> Iterator[Callable[[BatchRows], None]]:
-    """The same in the transformer's blocks, in which text and picture share an attention."""
+    """Guides appearance in the transformer's blocks, in which text and picture share an attention."""
     current: list[BatchRows] = []
     grid = GRID // PATCH
     pairs, before, text = cells[grid, grid], torch.arange(PHRASES), PHRASES
@@ -282,18 +282,18 @@ class Settings:
 
 
 def to_latent(picture: Tensor) -> Tensor:
-    """(H, W, 3) in 0..1 → (12, h, w) as the UNet sees it."""
+    """Encodes a picture: (H, W, 3) in 0..1 → (12, h, w) as the UNet sees it."""
     return normalize(fold(picture[None]))[0]
 
 
 def to_pictures(latents: Tensor) -> Tensor:
-    """(B, 12, h, w) → (B, H, W, 3)."""
+    """Decodes latents: (B, 12, h, w) → (B, H, W, 3)."""
     return unfold(denormalize(latents))
 
 
 @torch.no_grad()
 def invert(model: DemoModel | FlowModel, scene: Tensor, prompt: str, settings: Settings) -> Inversion:
-    """Of a scene (H, W, 3) in 0..1."""
+    """Inverts a scene (H, W, 3) in 0..1."""
     positive, negative = model.words([prompt]), model.words([""])
     predict = partial(denoise_with_cfg, model, positive=positive, negative=negative, cfg=settings.inversion_cfg)
     sigmas = model.schedule(settings.steps, settings.scheduler)
@@ -303,7 +303,7 @@ def invert(model: DemoModel | FlowModel, scene: Tensor, prompt: str, settings: S
 
 
 def empty(scene: Tensor, masks: Tensor) -> Tensor:
-    """The scene (H, W, 3) with all of its (n, H, W) things painted out."""
+    """Returns the scene (H, W, 3) with all of its (n, H, W) objects removed."""
     return inpaint(scene, fill_weights((masks.amax(0) >= 0.5).float(), expand=3, feather=1), fill_smoothly)
 
 
@@ -321,7 +321,7 @@ def blend(
     embeddings: tuple[Tensor, Tensor] | None = None,
     tell: Callable[[BatchRows], None] = lambda rows: None,
 ) -> tuple[Tensor, Tensor]:
-    """The mixer's pass.
+    """Runs PnP-MIX's sampling.
 
     Args:
         inpainted: (H, W, 3), the emptied scene.
@@ -389,7 +389,7 @@ def blend(
 
 @torch.no_grad()
 def sample(model: DemoModel | FlowModel, prompts: list[str], seed: int, steps: int = 50, cfg: float = 3.0) -> Tensor:
-    """Pictures (B, 64, 64, 3) from words alone, by ancestral sampling."""
+    """Draws pictures (B, 64, 64, 3) from prompts alone, by ancestral sampling."""
     generator = torch.Generator().manual_seed(seed)
     sigmas = model.schedule(steps)
     positive, negative = model.words(prompts), model.words([""])

@@ -82,7 +82,7 @@ def learned(model: DemoModel, own: Tensor, options: argparse.Namespace) -> Featu
 
 
 def texts_of(noun: str, prompt: str | None) -> list[list[str]]:
-    """For each sheet of PHOTOS pictures its prompts, which have as many phrases."""
+    """Returns for each sheet of PHOTOS pictures its prompts, which have as many phrases."""
     if prompt is not None:
         return [[prompt] * PHOTOS]
     others, places = [x for x in LOOKS if x != noun], list(PLACES)

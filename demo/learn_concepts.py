@@ -18,7 +18,7 @@ FAMILY = "DemoConfig V_PREDICTION"  # as ComfyUI's nodes call the demo model
 
 
 def concept_file(model: DemoModel, noun: str, features: Features) -> bytes:
-    """As Save Concept writes it."""
+    """Returns the file of a concept as Save Concept writes it."""
     first = next(iter(cross_attentions(model.unet).values()))
     settings = {"steps": STEPS, "learning_rate": LEARNING_RATE, "seed": SEED, "rank": 0, "augment": False}
     told = {

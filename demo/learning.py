@@ -37,7 +37,7 @@ GUIDED = 0.2  # of the schedule
 
 
 def cross_attentions(unet: UNet2DConditionModel) -> dict[str, Attention]:
-    """By ComfyUI's names."""
+    """Returns the UNet's cross-attention layers by ComfyUI's names."""
     found = {name: module for name, module in unet.named_modules() if name.endswith("attn2")}
     order = ("down_blocks", "mid_block", "up_blocks")
     names = sorted(found, key=lambda name: order.index(name.split(".")[0]))  # keeps the order within each
@@ -68,7 +68,7 @@ def embed(model: DemoModel, phrases: list[list[int]]) -> Tensor:
 
 @contextmanager
 def attending(unet: UNet2DConditionModel, attend: Callable[..., Tensor]) -> Iterator[None]:
-    """With attend(layer, attn, query, key, value, context) in the place of each cross-attention."""
+    """Calls attend(layer, attn, query, key, value, context) instead of each cross-attention."""
 
     def process(layer: str, attn: Attention, hidden: Tensor, encoder_hidden_states: Tensor, **_) -> Tensor:
         key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
@@ -185,7 +185,7 @@ class Prompt:
 
 
 def strips(nouns: Sequence[str]) -> dict[str, Tensor]:
-    """(64, 64) masks of upright strips from left to right."""
+    """Returns (64, 64) masks of upright strips from left to right."""
     width = -(-SIZE // len(nouns))
     return {noun: (torch.arange(SIZE) // width == k).float().expand(SIZE, SIZE) for k, noun in enumerate(nouns)}
 
@@ -217,7 +217,7 @@ def sample_blended(
     callback: Callable[[Tensor], None] = lambda pictures: None,
     attends: bool = True,
 ) -> Tensor:
-    """Pictures (B, 64, 64, 3), by Euler's method, of prompts that have the same number of tokens.
+    """Draws pictures (B, 64, 64, 3), by Euler's method, of prompts that have the same number of tokens.
 
     Args:
         noise: (B, 12, 32, 32), of standard deviation 1.
@@ -280,7 +280,7 @@ def mix_learned(
     learned: dict[str, Features],
     is_bound: bool = True,
 ) -> Tensor:
-    """PnP-MIX's result (64, 64, 3), with each concept's rows reading that concept alone in their prompt.
+    """Returns PnP-MIX's result (64, 64, 3), with each concept's rows reading that concept alone in their prompt.
 
     Args:
         inversion to settings: see `diffusers_host.blend`.

@@ -12,7 +12,7 @@ PREFIX = "lora_unet_"
 
 
 def key_of(module: str) -> str:
-    """A module's name in the UNet, in diffusers' words → as the files and every host call it."""
+    """Returns what files and every host call a module, which is given by diffusers' name."""
     return PREFIX + module.replace(".", "_")
 
 
@@ -30,7 +30,7 @@ def load_lora(shape: str) -> dict[str, Tensor]:
 
 
 def merged(weights: dict[str, Tensor], loras: list[dict[str, Tensor]], strength: float = 1.0) -> dict[str, Tensor]:
-    """A UNet's state dict with W + strength * up @ down for every LoRA."""
+    """Returns a UNet's state dict with W + strength * up @ down for every LoRA."""
     result = dict(weights)
     for lora in loras:
         for name in weights:

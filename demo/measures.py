@@ -32,7 +32,7 @@ class Measures(NamedTuple):
 
 
 def color_names(picture: Tensor) -> Tensor:
-    """(H, W, 3) → (H, W) index of each pixel's color in the palette; the last index means none of them."""
+    """Returns the (H, W) index of each pixel's color in the palette; the last index means none of them."""
     distance = torch.cdist(picture.reshape(-1, 3), PALETTE)
     nearest = torch.where(distance.amin(1) < UNLIKE, distance.argmin(1), len(PALETTE))
     return nearest.view(picture.shape[:2])
@@ -53,13 +53,13 @@ def texture(picture: Tensor, mask: Tensor, radius: float) -> Tensor:
 
 
 def fidelity(result: Tensor, mask: Tensor, thing: Thing, concept: Tensor, own_mask: Tensor, own: Thing) -> float:
-    """Overlap of the two objects' texture histograms: 1 for the same colors in the same arrangement, 0 for none."""
+    """Returns the overlap of two objects' texture histograms: 1 for the same colors in the same arrangement."""
     theirs, ours = texture(result, mask, thing.radius), texture(concept, own_mask, own.radius)
     return float(torch.minimum(theirs, ours).sum((1, 2)).mean())
 
 
 def leakage(result: Tensor, mask: Tensor, others: list[Thing]) -> float:
-    """Share of the mask's pixels that have a color of the `others`, which no other thing has."""
+    """Returns the share of the mask's pixels that have a color of the `others`, which no other object has."""
     foreign = torch.tensor([list(COLORS).index(color) for other in others for color in other.look.colors])
     return float(torch.isin(color_names(result)[mask >= 0.5], foreign).float().mean())
 
@@ -69,7 +69,7 @@ def _grown(mask: Tensor, pixels: int) -> Tensor:
 
 
 def background_error(result: Tensor, scene: Tensor, masks: Tensor) -> float:
-    """Mean absolute difference from the scene, more than BAND pixels away from every object, in 1/255."""
+    """Returns the mean absolute difference from the scene, over BAND pixels away from every object, in 1/255."""
     outside = _grown((masks.amax(0) > 0).float(), BAND) == 0
     return float((result - scene)[outside].abs().mean() * 255)
 
@@ -85,7 +85,7 @@ def seam_error(result: Tensor, scene: Tensor, mask: Tensor, thing: Thing) -> flo
 
 
 def shape_kept(result: Tensor, emptied: Tensor, mask: Tensor) -> float:
-    """Intersection over union of the mask with what differs from the empty place, within BAND pixels of the mask."""
+    """Returns the intersection over union of a mask and what differs from the empty place, within BAND pixels of it."""
     near = _grown(mask, BAND) > 0
     seen, wanted = ((result - emptied).norm(dim=-1) > 0.15) & near, mask >= 0.5
     return float((seen & wanted).sum() / (seen | wanted).sum())
@@ -125,7 +125,7 @@ class ConductedMeasures(NamedTuple):
 
 
 def look_names(picture: Tensor, scene: Scene) -> Tensor:
-    """(H, W) index in LOOKS of each pixel's color; the last one means none of them, or that of the place."""
+    """Returns the (H, W) index in LOOKS of each pixel's color; the last one means none of them, or the place's."""
     place = torch.tensor(PLACES[scene.place])
     steps = torch.linspace(0, 1, 5)[:, None]
     place = torch.cat([place[0] + (place[1] - place[0]) * steps, place[2:] * (1.05 - 0.2 * steps)])
@@ -136,7 +136,7 @@ def look_names(picture: Tensor, scene: Scene) -> Tensor:
 
 
 def pairs(names: Tensor, inside: Tensor, offset: int) -> Tensor:
-    """Joint histograms of what lies `offset` pixels apart, across and down, as `texture` has them."""
+    """Returns joint histograms of what lies `offset` pixels apart, across and down, as `texture` has them."""
     count, histograms = len(LOOKS) + 1, []
     for dimension in (1, 0):
         length = names.shape[dimension] - offset
@@ -148,7 +148,7 @@ def pairs(names: Tensor, inside: Tensor, offset: int) -> Tensor:
 
 
 def objects(names: Tensor) -> list[Tensor]:
-    """(H, W) masks of connected pixels of the objects' colors, of at least 40 of them."""
+    """Returns (H, W) masks of connected pixels of the objects' colors, of at least 40 of them."""
     inside = (names < len(LOOKS)).float()
     labels = inside * torch.arange(1.0, inside.numel() + 1).view_as(inside)
     while True:

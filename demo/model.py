@@ -53,22 +53,22 @@ FLOW = dict(  # arguments of diffusers' FluxTransformer2DModel
 
 
 def fold(images: Tensor) -> Tensor:
-    """(B, H, W, 3) pictures in 0..1 → (B, 12, H/2, W/2) latents in -1..1; nothing is lost."""
+    """Encodes (B, H, W, 3) pictures in 0..1 → (B, 12, H/2, W/2) latents in -1..1; nothing is lost."""
     return F.pixel_unshuffle(images.movedim(-1, 1) * 2 - 1, DOWNSCALE)
 
 
 def unfold(latents: Tensor) -> Tensor:
-    """The inverse of `fold`, limited to 0..1."""
+    """Inverts `fold`, and limits the pictures to 0..1."""
     return (F.pixel_shuffle(latents, DOWNSCALE).movedim(1, -1) / 2 + 0.5).clamp(0, 1)
 
 
 def normalize(latents: Tensor) -> Tensor:
-    """What the UNet sees of a latent."""
+    """Returns a latent as the UNet sees it."""
     return (latents - SHIFT) * SCALE
 
 
 def denormalize(latents: Tensor) -> Tensor:
-    """The inverse of `normalize`."""
+    """Inverts `normalize`."""
     return latents / SCALE + SHIFT
 
 
@@ -131,18 +131,18 @@ class Words(nn.Module):
 
 
 def flow_level(t: Tensor) -> Tensor:
-    """Noise level of a share 0..1 of the whole schedule."""
+    """Returns the noise level of a share 0..1 of the whole schedule."""
     return 1 / (1 + math.exp(-FLOW_SHIFT) * (1 / t - 1))
 
 
 def alphas_cumprod() -> Tensor:
-    """(1000,) float64 of Stable Diffusion's "scaled linear" schedule."""
+    """Returns the (1000,) float64 alphas_cumprod of Stable Diffusion's "scaled linear" schedule."""
     betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TIMESTEPS, dtype=torch.float64) ** 2
     return (1 - betas).cumprod(0)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Weights of the network ("unet." or "transformer.", in diffusers' names) and of the table ("words."), in float32.
+    """Returns weights in float32: of the network ("unet." or "transformer.", in diffusers' names) and table ("words.").
 
     Raises:
         ValueError: the file is missing or damaged.

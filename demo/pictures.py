@@ -12,23 +12,23 @@ LINE, LETTER, GAP = 18, 7, 6  # pixels: height of a line of a caption, width of 
 
 
 def to_image(picture: Tensor, enlarge: int) -> Image.Image:
-    """(H, W, 3) in 0..1; its pixels stay squares."""
+    """Returns the image of a tensor (H, W, 3) in 0..1; when enlarged, its pixels stay squares."""
     image = Image.fromarray((picture * 255).round().byte().numpy())
     return image.resize((image.width * enlarge, image.height * enlarge), Image.Resampling.NEAREST)
 
 
 def side_by_side(pictures: Tensor) -> Tensor:
-    """(B, H, W, 3) → (H, B * W, 3)."""
+    """Joins pictures in a row: (B, H, W, 3) → (H, B * W, 3)."""
     return torch.cat(list(pictures), dim=1)
 
 
 def draw_masks(masks: Tensor) -> Tensor:
-    """(n, H, W) → (H, W, 3), each in its own color."""
+    """Draws masks, each in its own color: (n, H, W) → (H, W, 3)."""
     return torch.einsum("nhw,nc->hwc", masks, MASK_COLORS[: len(masks)]).clamp(0, 1)
 
 
 def panels(pictures: list[tuple[str, Tensor]], enlarge: int = 3) -> Image.Image:
-    """(H, W, 3) pictures of one height in a row, each under its caption."""
+    """Draws (H, W, 3) pictures of one height in a row, each under its caption."""
     images = [to_image(picture, enlarge) for _, picture in pictures]
     captions = [
         textwrap.wrap(caption, image.width // LETTER) for (caption, _), image in zip(pictures, images, strict=True)
@@ -45,7 +45,7 @@ def panels(pictures: list[tuple[str, Tensor]], enlarge: int = 3) -> Image.Image:
 
 
 def stacked(rows: list[Image.Image]) -> Image.Image:
-    """Pictures of one width under each other."""
+    """Joins pictures of one width under each other."""
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:
@@ -55,6 +55,6 @@ def stacked(rows: list[Image.Image]) -> Image.Image:
 
 
 def save_film(path: Path, frames: list[Image.Image]) -> None:
-    """GIF that rests on its last frame."""
+    """Writes a GIF that rests on its last frame."""
     times = [80] * (len(frames) - 1) + [2000]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)

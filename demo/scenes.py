@@ -77,11 +77,11 @@ class Scene(NamedTuple):
     things: tuple[Thing, ...]  # the last one is in front
 
     def words(self) -> str:
-        """All that is in the scene, for example "red and white striped cup, blue fish, meadow"."""
+        """Names all that is in the scene, for example "red and white striped cup, blue fish, meadow"."""
         return ", ".join([*(thing.words() for thing in self.things), self.place])
 
     def nouns(self) -> str:
-        """The same without any look, for example "cup, fish, meadow"."""
+        """Names the same without any look, for example "cup, fish, meadow"."""
         return ", ".join([*(thing.shape for thing in self.things), self.place])
 
 
@@ -94,7 +94,7 @@ def random_look(rng: np.random.Generator, colors: tuple[str, ...] = tuple(COLORS
 def random_places(
     rng: np.random.Generator, count: int, radii: tuple[float, float], gap: float = 0.9
 ) -> list[tuple[float, float, float]]:
-    """(x, y, radius) of things whose centers are at least `gap` times the sum of their radii apart."""
+    """Returns (x, y, radius) of objects whose centers are at least `gap` times the sum of their radii apart."""
     while True:
         places: list[tuple[float, float, float]] = []
         for _ in range(40):
@@ -107,13 +107,13 @@ def random_places(
 
 
 def random_setting(rng: np.random.Generator) -> dict:
-    """Place, horizon and tint of a scene."""
+    """Returns a random place, horizon and tint of a scene."""
     tint = tuple(float(x) for x in rng.uniform(-0.05, 0.05, 3))
     return {"place": str(rng.choice(list(PLACES))), "horizon": float(rng.uniform(0.45, 0.8) * SIZE), "tint": tint}
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """Up to three things. Things of the same shape share their look: what one looks like can be read off another."""
+    """Returns a scene of up to three objects; those of the same shape share their look."""
     count = int(rng.choice([1, 2, 3], p=[0.25, 0.4, 0.35]))
     shapes = [str(shape) for shape in rng.permutation(SHAPES)[:count]]
     if count > 1 and rng.random() < 0.5:
@@ -131,7 +131,7 @@ class Blend(NamedTuple):
     concepts: tuple[Scene, ...]  # one for each thing, with one thing
 
     def redrawn(self) -> Scene:
-        """The scene with its things in the look of their concepts: what a perfect result shows."""
+        """Returns the scene with its objects in the look of their concepts: what a perfect result shows."""
         things = zip(self.scene.things, self.concepts, strict=True)
         return self.scene._replace(things=tuple(thing._replace(look=own.things[0].look) for thing, own in things))
 
@@ -140,7 +140,7 @@ class Blend(NamedTuple):
 
 
 def random_blend(seed: int, concepts: int, gap: float = 1.1) -> Blend:
-    """Things of different shapes; no color of a concept occurs in another one or in the scene's things.
+    """Returns objects of different shapes; no color of a concept occurs in another one or in the scene's objects.
 
     With a gap (see `random_places`) well below 1 the things may overlap.
 
@@ -165,7 +165,7 @@ def random_blend(seed: int, concepts: int, gap: float = 1.1) -> Blend:
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
-    """Polygon within the unit circle, roughly; y points down."""
+    """Returns a polygon roughly within the unit circle; y points down."""
     angles = np.linspace(0, 2 * math.pi, 48, endpoint=False)
     if shape == "ball":
         points = np.stack([np.cos(angles), np.sin(angles)], 1) * 0.95
@@ -188,7 +188,7 @@ OUTLINES = {shape: _outline(shape) for shape in SHAPES}
 
 
 def _stencil(thing: Thing) -> Image.Image:
-    """Supersampled silhouette, 0 or 255."""
+    """Draws the supersampled silhouette, 0 or 255."""
     image = Image.new("L", (SIZE * SUPERSAMPLING,) * 2)
     draw, unit = ImageDraw.Draw(image), thing.radius * SUPERSAMPLING
     x0, y0 = thing.x * SUPERSAMPLING, thing.y * SUPERSAMPLING
@@ -245,7 +245,7 @@ def draw_place(scene: Scene) -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Supersampled picture → (SIZE, SIZE) or (SIZE, SIZE, 3) in 0..1."""
+    """Converts a supersampled picture to (SIZE, SIZE) or (SIZE, SIZE, 3) in 0..1."""
     return torch.from_numpy(np.asarray(image.reduce(SUPERSAMPLING), dtype=np.float32) / 255)
 
 
@@ -295,10 +295,10 @@ def random_layout(seed: int, concepts: int) -> Scene:
 
 
 def conducted(scene: Scene) -> Scene:
-    """The scene with its things in their LoRAs' looks: what a perfect result shows in these places."""
+    """Returns the scene with its objects in their LoRAs' looks: what a perfect result shows in these places."""
     return scene._replace(things=tuple(thing._replace(look=UNNAMED_LOOKS[thing.shape]) for thing in scene.things))
 
 
 def prompts_of(scene: Scene) -> tuple[str, list[str]]:
-    """Words for the picture, and for each thing's own model: there every thing is of that one's shape."""
+    """Returns prompts for the picture and for each object's own model: there every object has that one's shape."""
     return scene.nouns(), [", ".join([thing.shape] * len(scene.things) + [scene.place]) for thing in scene.things]

@@ -30,7 +30,7 @@ DECAY = 0.4  # share of all steps over which the learning rate falls to zero at 
 
 
 def random_prompt(scene: Scene, rng: np.random.Generator) -> str:
-    """Words for some of the scene: things with or without their look, in any order, or nothing at all."""
+    """Returns words for some of the scene: objects with or without their look, in any order, or nothing at all."""
     if rng.random() < 0.1:
         return ""
     phrases = [thing.shape if rng.random() < 0.5 else thing.words() for thing in scene.things] + [scene.place]
@@ -43,12 +43,12 @@ def random_timesteps(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def random_sigmas(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Most of them in the middle: logit-normal, as in Stable Diffusion 3 (arXiv 2403.03206)."""
+    """Returns noise levels, most of them in the middle: logit-normal, as in Stable Diffusion 3 (arXiv 2403.03206)."""
     return 1 / (1 + np.exp(rng.standard_normal(count, dtype=np.float32)))
 
 
 def batch(seed: int, step: int, size: int, random_levels: Callable) -> tuple[Tensor, list[str], Tensor, Tensor]:
-    """Latents (B, 12, 32, 32), prompts, noise levels (B,) and noise of one step; the same whenever it is asked for."""
+    """Returns latents (B, 12, 32, 32), prompts, noise levels (B,) and noise of one step, the same for the same seed."""
     rng = np.random.default_rng([seed, step])
     scenes = [random_scene(rng) for _ in range(size)]
     latents = normalize(fold(torch.stack([draw_scene(scene)[0] for scene in scenes])))
@@ -59,7 +59,7 @@ def batch(seed: int, step: int, size: int, random_levels: Callable) -> tuple[Ten
 
 
 def v_loss(model: nn.Module, latents: Tensor, prompts: list[str], timesteps: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the prediction of v = sqrt(alpha) noise - sqrt(1 - alpha) x0 (arXiv 2202.00512)."""
+    """Returns the mean squared error of v = sqrt(alpha) noise - sqrt(1 - alpha) x0 (arXiv 2202.00512)."""
     alpha = alphas_cumprod().to(latents)[timesteps].view(-1, 1, 1, 1)
     noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
     v = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
@@ -67,7 +67,7 @@ def v_loss(model: nn.Module, latents: Tensor, prompts: list[str], timesteps: Ten
 
 
 def flow_loss(model: nn.Module, latents: Tensor, prompts: list[str], sigma: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the velocity of a rectified flow (arXiv 2209.03003)."""
+    """Returns the mean squared error of the velocity of a rectified flow (arXiv 2209.03003)."""
     share = sigma.view(-1, 1, 1, 1)
     return F.mse_loss(model((1 - share) * latents + share * noise, sigma, prompts).float(), noise - latents)
 
@@ -92,7 +92,7 @@ RECIPES = {
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Share of the highest one: rises, stays, and falls linearly to zero at the end."""
+    """Returns a share of the highest learning rate: it rises, stays, and falls linearly to zero at the end."""
     return min(1, (step + 1) / WARMUP, (steps - step) / (DECAY * steps))
 
 
@@ -155,7 +155,7 @@ def train(
 
 
 def write_weights(path: Path, model: nn.Module, **provenance: object) -> None:
-    """Half precision, with what is known of their making in the file's metadata."""
+    """Writes weights in half precision, with what is known of their making in the file's metadata."""
     weights = {name: tensor.half().cpu().contiguous() for name, tensor in model.state_dict().items()}
     safetensors.torch.save_file(weights, path, {name: str(value) for name, value in provenance.items()})
 
@@ -174,7 +174,7 @@ def write_loss_curve(path: Path, losses: list[float]) -> None:
 
 
 def write_sample_sheet(path: Path, model: nn.Module) -> None:
-    """Pictures of prompts that no one chose: words of scenes drawn at random."""
+    """Draws pictures of prompts that no one chose: words of scenes drawn at random."""
     rng, rows = np.random.default_rng(12345), []
     for seed in range(4):
         prompts = [random_scene(rng).words() for _ in range(7)]

@@ -40,7 +40,7 @@ class LowRank(nn.Module):
 
 
 def add_low_rank(model: DemoModel) -> dict[str, LowRank]:
-    """Beside each projection of the UNet's attention; by its name."""
+    """Adds low-rank layers to the projections of the UNet's attention and returns them by the projections' names."""
     layers = {
         name: module
         for name, module in model.unet.named_modules()
@@ -54,7 +54,7 @@ def add_low_rank(model: DemoModel) -> dict[str, LowRank]:
 
 
 def random_scene_with(shape: str, rng: np.random.Generator) -> Scene:
-    """One or two things of the shape, in its own look, and up to one other."""
+    """Returns a scene of one or two objects of the shape, in its own look, and up to one other."""
     count, others = int(rng.choice([1, 2])), int(rng.choice([0, 1]))
     shapes = [shape] * count + [str(rng.choice([x for x in SHAPES if x != shape]))] * others
     places = random_places(rng, len(shapes), (10, 16) if len(shapes) == 1 else (9.5, 13))
@@ -66,14 +66,14 @@ def random_scene_with(shape: str, rng: np.random.Generator) -> Scene:
 
 
 def random_prompt(scene: Scene, shape: str, rng: np.random.Generator) -> str:
-    """What has a word is named or not; the shape always, and never its look."""
+    """Returns words for some of the scene; the shape is always named, and never its look."""
     phrases = [thing.shape if thing.shape == shape or rng.random() < 0.5 else thing.words() for thing in scene.things]
     kept = [phrase for phrase in phrases if phrase == shape or rng.random() < 0.9] + [scene.place]
     return ", ".join(rng.permutation(kept))
 
 
 def batch(shape: str, step: int) -> tuple[Tensor, list[str], Tensor, Tensor]:
-    """Latents (B, 12, 32, 32), prompts, timesteps (B,) and noise of one step; the same whenever it is asked for."""
+    """Returns latents (B, 12, 32, 32), prompts, timesteps (B,) and noise of one step, the same for the same step."""
     rng = np.random.default_rng([SHAPES.index(shape), step])
     scenes = [random_scene_with(shape, rng) for _ in range(BATCH)]
     latents = normalize(fold(torch.stack([draw_scene(scene)[0] for scene in scenes])))
@@ -84,7 +84,7 @@ def batch(shape: str, step: int) -> tuple[Tensor, list[str], Tensor, Tensor]:
 
 
 def train(shape: str, steps: int) -> tuple[dict[str, Tensor], list[float]]:
-    """The LoRA in the names that every host knows, and the loss of each step."""
+    """Returns the LoRA in the names that every host knows, and the loss of each step."""
     torch.manual_seed(SHAPES.index(shape))
     model = load_model()
     added = add_low_rank(model)

@@ -157,7 +157,7 @@ class PnPMixDemoScene(io.ComfyNode):
 
 
 def enlarged(pictures):
-    """Four times as large: the editor shows a picture of 64 pixels as a speck."""
+    """Enlarges pictures four times: the editor shows one of 64 pixels as a speck."""
     return repeat(pictures, "b h w c -> b (h 4) (w 4) c")
 
 
@@ -205,7 +205,7 @@ class DemoConfig(comfy.supported_models_base.BASE):
 
 
 def load_unet(weights: dict):
-    """MODEL from weights in diffusers' names."""
+    """Returns a MODEL from weights in diffusers' names."""
     config = DemoConfig(DemoConfig.unet_config)
     offload_device = comfy.model_management.unet_offload_device()
     model = config.get_model(weights, device=offload_device)
@@ -241,7 +241,7 @@ class DemoFlowConfig(comfy.supported_models.Flux):
 
 
 def load_transformer(weights: dict):
-    """MODEL from weights in diffusers' names."""
+    """Returns a MODEL from weights in diffusers' names."""
     known = {field.name for field in dataclasses.fields(FluxParams)} | {"dtype"}  # older hosts have fewer
     config = DemoFlowConfig({name: value for name, value in DemoFlowConfig.unet_config.items() if name in known})
     offload_device = comfy.model_management.unet_offload_device()
@@ -287,7 +287,7 @@ class DemoTextEncoder(demo.Words):
 
 
 def vector(table, word):
-    """Of a row's number, or a vector itself, as trained words are."""
+    """Returns the vector of a row's number; trained words are vectors already."""
     return word.to(table.device) if isinstance(word, torch.Tensor) else table[word]
 
 

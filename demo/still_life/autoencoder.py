@@ -43,9 +43,9 @@ class Autoencoder(nn.Module):
         )
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, H, W, 3) pictures in 0..1 → (B, 8, H/8, W/8) latents, of mean 0 and standard deviation 1, roughly."""
+        """Encodes (B, H, W, 3) pictures in 0..1 → (B, 8, H/8, W/8) latents, roughly of mean 0 and deviation 1."""
         return self.encoder(images.movedim(-1, 1) * 2 - 1)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The inverse of `encode`, nearly; limited to 0..1."""
+        """Inverts `encode`, nearly, and limits the pictures to 0..1."""
         return (self.decoder(latents).movedim(1, -1) / 2 + 0.5).clamp(0, 1)

@@ -76,29 +76,29 @@ class Words(nn.Module):
         self.table = nn.Embedding(len(VOCABULARY), CONTEXT)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T) rows of the vocabulary → (B, T, 128) embeddings."""
+        """Embeds tokens: (B, T) rows of the vocabulary → (B, T, 128)."""
         return contextual(self.table(tokens), *kinds_of(tokens))
 
 
 def kinds_of(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, T) each: is it a word, and does it end a phrase?"""
+    """Tells of each token (B, T) whether it is a word, and whether it ends a phrase."""
     nouns = torch.tensor([VOCABULARY.index(noun) for noun in NOUNS], device=tokens.device)
     return tokens > VOCABULARY.index(START), torch.isin(tokens, nouns)
 
 
 def contextual(vectors: Tensor, is_word: Tensor, is_noun: Tensor) -> Tensor:
-    """(B, T, C) vectors of words, each with the sum of its phrase up to it added."""
+    """Adds to each of the words' vectors (B, T, C) the sum of its phrase up to it."""
     phrase = is_noun.long().cumsum(1) - is_noun.long()
     same = (phrase[:, :, None] == phrase[:, None]) & is_word[:, :, None] & is_word[:, None]
     return vectors + same.tril().to(vectors) @ vectors
 
 
 def flow_level(t: Tensor) -> Tensor:
-    """Noise level of a share 0..1 of the whole schedule."""
+    """Returns the noise level of a share 0..1 of the whole schedule."""
     return 1 / (1 + math.exp(-FLOW_SHIFT) * (1 / t - 1))
 
 
 def alphas_cumprod() -> Tensor:
-    """(1000,) float64 of Stable Diffusion's "scaled linear" schedule."""
+    """Returns the (1000,) float64 alphas_cumprod of Stable Diffusion's "scaled linear" schedule."""
     betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TIMESTEPS, dtype=torch.float64) ** 2
     return (1 - betas).cumprod(0)

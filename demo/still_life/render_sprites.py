@@ -28,13 +28,13 @@ Surface = tuple[int, np.ndarray, np.ndarray]  # part, (rows, columns, 3) points,
 
 
 def grid(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, columns) texture coordinates u (around) and v (upwards), 0 to 1."""
+    """Returns (rows, columns) texture coordinates u (around) and v (upwards), 0 to 1."""
     v, u = np.meshgrid(np.linspace(0, 1, rows), np.linspace(0, 1, columns), indexing="ij")
     return u, v
 
 
 def lathe(part: int, profile: list[tuple[float, float]], v_range: tuple[float, float] = (0, 1)) -> Surface:
-    """A surface of revolution around z; the profile (radius, height) is smoothed."""
+    """Returns a surface of revolution around z; the profile (radius, height) is smoothed."""
     points = np.array(profile, dtype=float)
     for _ in range(3):  # Chaikin: corners become curves, the ends stay
         quarter, three = points[:-1] * 0.75 + points[1:] * 0.25, points[:-1] * 0.25 + points[1:] * 0.75
@@ -49,7 +49,7 @@ def lathe(part: int, profile: list[tuple[float, float]], v_range: tuple[float, f
 
 
 def ellipsoid(part: int, centre: tuple, radii: tuple, pattern: float = 1.0) -> Surface:
-    """`pattern`: how much of the pattern it shows; small parts of an object show less of it, at the same scale."""
+    """Returns an ellipsoid; `pattern` says how much of the pattern it shows, which is less on small parts."""
     u, v = grid(49, 97)
     angle, rise = 2 * math.pi * u, math.pi * (v - 0.5)
     unit = np.stack([np.cos(angle) * np.cos(rise), np.sin(angle) * np.cos(rise), np.sin(rise)], -1)
@@ -57,7 +57,7 @@ def ellipsoid(part: int, centre: tuple, radii: tuple, pattern: float = 1.0) -> S
 
 
 def tube(part: int, path: np.ndarray, radii: np.ndarray | float) -> Surface:
-    """A tube along (n, 3) points in the plane y = 0."""
+    """Returns a tube along (n, 3) points in the plane y = 0."""
     radii = np.broadcast_to(radii, len(path))[:, None, None]
     along = np.gradient(path, axis=0)
     along /= np.linalg.norm(along, axis=1, keepdims=True)
@@ -69,7 +69,7 @@ def tube(part: int, path: np.ndarray, radii: np.ndarray | float) -> Surface:
 
 
 def arc(centre: tuple[float, float], radii: tuple[float, float], first: float, last: float) -> np.ndarray:
-    """(33, 3) points of an ellipse in the plane y = 0, from one angle in degrees to another."""
+    """Returns (33, 3) points of an ellipse in the plane y = 0, from one angle in degrees to another."""
     angle = np.radians(np.linspace(first, last, 33))
     x, z = centre[0] + radii[0] * np.cos(angle), centre[1] + radii[1] * np.sin(angle)
     return np.stack([x, 0 * x, z], -1)
@@ -177,7 +177,7 @@ OBJECTS: dict[str, tuple[Callable[[], list[Surface]], tuple[float, float]]] = {
 
 
 def mesh(part: int, place: np.ndarray, uv: np.ndarray, smooth: bool, bsdf: dict) -> mi.Mesh:
-    """The part is told by u, which is between 0 and 1 without it."""
+    """Returns Mitsuba's mesh of a surface; PART_STRIDE times the part is added to u, which is between 0 and 1."""
     rows, columns = place.shape[:2]
     number = np.arange(rows * columns).reshape(rows, columns)
     a, b, c, d = (x.ravel() for x in (number[:-1, :-1], number[:-1, 1:], number[1:, 1:], number[1:, :-1]))
@@ -199,7 +199,7 @@ def mesh(part: int, place: np.ndarray, uv: np.ndarray, smooth: bool, bsdf: dict)
 
 
 def room() -> dict:
-    """A table in the soft light of a window with four panes, left in front, and of the room."""
+    """Returns a table in the soft light of a window with four panes, left in front, and of the room."""
     window = {
         f"pane_{i}{j}": {
             "type": "rectangle",
@@ -232,7 +232,7 @@ def sensor(size: int, surfaces: list[Surface]) -> mi.Sensor:
 
 
 def turned(surfaces: list[Surface], yaw: float, tilt: float) -> list[Surface]:
-    """Around the vertical, in degrees; a ball is tilted too."""
+    """Turns an object around the vertical, in degrees, and tilts it, which is for balls."""
     c, s = math.cos(math.radians(yaw)), math.sin(math.radians(yaw))
     turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
     if tilt:
@@ -249,13 +249,13 @@ def scene_of(surfaces: list[Surface], smooth: bool, bsdf: dict, surroundings: di
 
 
 def radiance(scene: mi.Scene, view: mi.Sensor, samples: int, depth: int = 4) -> np.ndarray:
-    """(size, size) brightness."""
+    """Renders the (size, size) brightness of a scene."""
     integrator = mi.load_dict({"type": "path", "max_depth": depth, "hide_emitters": True})
     return np.asarray(mi.render(scene, sensor=view, spp=samples, integrator=integrator)).mean(-1)
 
 
 def coordinates(scene: mi.Scene, view: mi.Sensor, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(size, size) u, v and part at the centers of the pixels; the part is -1 beside the object."""
+    """Returns (size, size) u, v and part at the centers of the pixels; the part is -1 beside the object."""
     x, y = np.meshgrid(*[(np.arange(size, dtype=np.float32) + 0.5) / size] * 2)
     rays, _ = view.sample_ray(0.0, 0.5, mi.Point2f(x.ravel(), y.ravel()), mi.Point2f(0.5, 0.5))
     hit = scene.ray_intersect(rays)
@@ -287,13 +287,13 @@ def sprite(name: str, yaw: float, tilt: float, size: int, samples: int) -> dict[
 
 
 def filled(layer: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """A layer that has everywhere what is nearest to it in the known part."""
+    """Fills the rest of a layer with what is nearest in the known part."""
     nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
     return layer[tuple(nearest)]
 
 
 def smoothed(layer: np.ndarray, inside: np.ndarray, sigma: float) -> np.ndarray:
-    """Without the renderer's noise, as far as the object goes."""
+    """Returns a layer without the renderer's noise, as far as the object goes."""
     light, there = (ndimage.gaussian_filter(x, sigma) for x in (layer * inside, inside.astype(float)))
     return light / there.clip(1e-4)
 

@@ -85,11 +85,11 @@ class Scene(NamedTuple):
     objects: tuple[Object, ...]  # the last one is in front
 
     def words(self) -> str:
-        """All that is in the scene, for example "glazed red mug, matte blue duck, wooden table, green wall"."""
+        """Names all that is in the scene, for example "glazed red mug, matte blue duck, wooden table, green wall"."""
         return ", ".join([*(thing.words() for thing in self.objects), f"{self.table} table", f"{self.wall} wall"])
 
     def nouns(self) -> str:
-        """The same without any look, for example "mug, duck, table, wall"."""
+        """Names the same without any look, for example "mug, duck, table, wall"."""
         return ", ".join([*(thing.kind for thing in self.objects), "table", "wall"])
 
     def without(self, *removed: int) -> "Scene":
@@ -101,7 +101,7 @@ class Scene(NamedTuple):
 
 
 def random_look(rng: np.random.Generator, colors: tuple[str, ...] = tuple(COLORS), own: bool = False) -> Look:
-    """`own`: what a person would bring, which words cannot say, in two cases of three."""
+    """Returns a random look; with `own`, in two cases of three one that words cannot say, as a person's object has."""
     first, second = (str(color) for color in rng.choice(colors, 2, replace=False))
     finish = str(rng.choice(FINISHES, p=[0.3, 0.5, 0.2]))
     if rng.random() < (0.67 if own else 0.4):
@@ -112,7 +112,7 @@ def random_look(rng: np.random.Generator, colors: tuple[str, ...] = tuple(COLORS
 
 
 def random_setting(rng: np.random.Generator) -> dict:
-    """Table, wall, light."""
+    """Returns a random table, wall and light."""
     return {
         "table": str(rng.choice(TABLES)),
         "wall": str(rng.choice(list(COLORS))),
@@ -150,7 +150,7 @@ EXTENTS = {1: (0.5, 0.68), 2: (0.42, 0.55), 3: (0.33, 0.45)}  # of a usual objec
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """One to three objects. In every second scene of several, two are of one kind and look: one tells of the other."""
+    """Returns a scene of one to three objects; in every second scene of several, two are of one kind and look."""
     count = int(rng.choice([1, 2, 3], p=[0.3, 0.45, 0.25]))
     kinds = [str(kind) for kind in rng.permutation(list(KINDS))[:count]]
     looks = [random_look(rng) for _ in kinds]
@@ -167,7 +167,7 @@ class Blend(NamedTuple):
     concepts: tuple[Scene, ...]  # one for each object, with one object
 
     def redrawn(self) -> Scene:
-        """The scene with the concepts really in it: what a perfect result shows."""
+        """Returns the scene with the concepts really in it: what a perfect result shows."""
         pairs = zip(self.scene.objects, self.concepts, strict=True)
         return self.scene._replace(objects=tuple(thing._replace(look=own.objects[0].look) for thing, own in pairs))
 
@@ -238,7 +238,7 @@ def load_sprite(kind: str, pose: int) -> Sprite:
 
 @functools.cache
 def motif_picture(name: str, side: int = 96) -> np.ndarray:
-    """(side, side) in 0..1, row 0 at the bottom."""
+    """Draws a motif (side, side) in 0..1, row 0 at the bottom."""
     image = Image.new("L", (4 * side, 4 * side))
     draw, unit = ImageDraw.Draw(image), 2 * side
     angle = np.linspace(0, 2 * math.pi, 61)[:-1]
@@ -286,7 +286,7 @@ def motif_picture(name: str, side: int = 96) -> np.ndarray:
 
 
 def pattern_weight(kind: str, look: Look, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """How much of the look's last color is where, 0 to 1; the rest is its first."""
+    """Returns how much of the look's last color is where, 0 to 1; the rest is its first."""
     around, up, *_ = KINDS[kind]
     x, y = u * around, v * up
     if look.motif:
@@ -332,7 +332,7 @@ def dressed(thing: Object, mirrored: bool) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def resized(layers: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(C, H, W), area-averaged to (C, *size)."""
+    """Resizes layers: (C, H, W) → (C, *size), area-averaged."""
     height, width = size
     return np.stack(
         [
@@ -347,7 +347,7 @@ def resized(layers: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def noise(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, octaves: int = 3) -> np.ndarray:
-    """Smooth noise at (H, W) coordinates, around 0; a lattice point is 1 apart in the first octave."""
+    """Returns smooth noise at (H, W) coordinates, around 0; lattice points are 1 apart in the first octave."""
     total = np.zeros_like(x)
     for octave in range(octaves):
         lattice = rng.standard_normal((64, 64)).astype(np.float32)
@@ -366,7 +366,7 @@ PLAINS = ((0.80, 0.78, 0.74), (0.62, 0.66, 0.68), (0.74, 0.66, 0.58))
 
 
 def draw_setting(scene: Scene) -> np.ndarray:
-    """(SIZE, SIZE, 3) light of the wall and of the table in perspective, without objects."""
+    """Draws the (SIZE, SIZE, 3) light of the wall and of the table in perspective, without objects."""
     rng = np.random.default_rng(scene.seed)
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
     right = 1 - x / SIZE if scene.mirrored else x / SIZE  # away from the light
@@ -401,7 +401,7 @@ def draw_setting(scene: Scene) -> np.ndarray:
 
 
 def exposed(light: np.ndarray) -> Tensor:
-    """Linear light → (SIZE, SIZE, 3) picture in 0..1, with a soft shoulder."""
+    """Converts linear light to a (SIZE, SIZE, 3) picture in 0..1, with a soft shoulder."""
     return torch.from_numpy(np.power(1 - np.exp(-1.9 * light.clip(0)), 1 / 2.2).astype(np.float32))
 
 

@@ -89,7 +89,7 @@ def drawn_scenes(folder: Path, seed: int, count: int, device: str) -> Drawn:
 
 
 def random_prompt(phrases: list[tuple[str, str]], rng: np.random.Generator) -> str:
-    """Words for some of the scene: objects with or without their look, in any order, or nothing at all."""
+    """Returns words for some of the scene: objects with or without their look, in any order, or nothing at all."""
     if rng.random() < 0.1:
         return ""
     kept = [noun if rng.random() < 0.5 else words for words, noun in phrases if rng.random() < 0.9]
@@ -100,7 +100,7 @@ def random_prompt(phrases: list[tuple[str, str]], rng: np.random.Generator) -> s
 
 
 def drawn_pictures(folder: Path, seed: int) -> Tensor:
-    """(PICTURES, SIZE, SIZE, 3) in 0..255, drawn once."""
+    """Returns pictures (PICTURES, SIZE, SIZE, 3) in 0..255, drawn once."""
     file = folder / f"pictures-{seed}.pt"
     if not file.exists():
         rng = np.random.default_rng([seed, SCENES])
@@ -110,7 +110,7 @@ def drawn_pictures(folder: Path, seed: int) -> Tensor:
 
 
 def autoencoder_loss(model: Autoencoder, pictures: Tensor, noise: Tensor) -> Tensor:
-    """L1 of pixels and of their differences, and a pull of each channel's latents to mean 0 and variance 1."""
+    """Returns L1 of pixels and of their differences, plus a pull of each channel's latents to mean 0 and variance 1."""
     latents = model.encode(pictures)
     made = model.decoder(latents + LATENT_NOISE * noise).movedim(1, -1) / 2 + 0.5
     edges = [(x.diff(dim=1), x.diff(dim=2)) for x in (made, pictures)]
@@ -120,7 +120,7 @@ def autoencoder_loss(model: Autoencoder, pictures: Tensor, noise: Tensor) -> Ten
 
 
 def crops(pictures: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """(CROPS, CROP, CROP, 3) in 0..1 and noise for their latents; the same whenever it is asked for."""
+    """Returns crops (CROPS, CROP, CROP, 3) in 0..1 and noise for their latents, the same for the same seed and step."""
     rng = np.random.default_rng([seed, step])
     places = rng.integers([0, 0, 0], [len(pictures), SIZE - CROP, SIZE - CROP], (CROPS, 3))
     cut = torch.stack([pictures[i, y : y + CROP, x : x + CROP] for i, y, x in places]).float() / 255
@@ -130,7 +130,7 @@ def crops(pictures: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def psnr(model: Autoencoder, count: int = 24) -> tuple[float, float]:
-    """Mean and least over held-out scenes, in dB."""
+    """Returns mean and least PSNR over held-out scenes, in dB."""
     rng, found = np.random.default_rng(77), []
     for _ in range(count):
         picture = draw_scene(random_scene(rng))[0][None]
@@ -184,12 +184,12 @@ def random_timesteps(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def random_sigmas(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Most of them in the middle: logit-normal, as in Stable Diffusion 3 (arXiv 2403.03206)."""
+    """Returns noise levels, most of them in the middle: logit-normal, as in Stable Diffusion 3 (arXiv 2403.03206)."""
     return 1 / (1 + np.exp(rng.standard_normal(count, dtype=np.float32)))
 
 
 def v_loss(model: nn.Module, latents: Tensor, tokens: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the prediction of v = sqrt(alpha) noise - sqrt(1 - alpha) x0 (arXiv 2202.00512)."""
+    """Returns the mean squared error of v = sqrt(alpha) noise - sqrt(1 - alpha) x0 (arXiv 2202.00512)."""
     alpha = alphas_cumprod().to(latents)[timesteps].view(-1, 1, 1, 1)
     noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
     v = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
@@ -197,7 +197,7 @@ def v_loss(model: nn.Module, latents: Tensor, tokens: Tensor, timesteps: Tensor,
 
 
 def flow_loss(model: nn.Module, latents: Tensor, tokens: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the velocity of a rectified flow (arXiv 2209.03003)."""
+    """Returns the mean squared error of the velocity of a rectified flow (arXiv 2209.03003)."""
     share = sigma.view(-1, 1, 1, 1)
     return F.mse_loss(model((1 - share) * latents + share * noise, sigma, tokens).float(), noise - latents)
 
@@ -245,7 +245,7 @@ def stage_of(step: int, stages: tuple[Stage, ...]) -> Stage:
 
 
 def batch(scenes: Drawn | Tensor, seed: int, step: int, stage: Stage, recipe: Recipe) -> tuple[Tensor, ...]:
-    """What `recipe.loss` takes beside the model; the same whenever it is asked for."""
+    """Returns what `recipe.loss` takes besides the model, the same for the same seed and step."""
     if isinstance(scenes, Tensor):
         return crops(scenes, seed, step)
     rng = np.random.default_rng([seed, step])
@@ -329,7 +329,7 @@ def train(
 
 @torch.no_grad()
 def sample(model: nn.Module, prompts: list[str], seed: int, steps: int = 50, cfg: float = 3.0) -> Tensor:
-    """Latents (B, 8, 32, 32) from words alone, without further noise on the way (DDIM, or Euler of a flow)."""
+    """Samples latents (B, 8, 32, 32) from prompts alone, without further noise (DDIM, or Euler of a flow)."""
     tokens = torch.tensor([padded(tokenize(text)) for text in (*prompts, *[""] * len(prompts))])
     x = torch.randn((len(prompts), CHANNELS, GRID, GRID), generator=torch.Generator().manual_seed(seed))
 
@@ -350,7 +350,7 @@ def sample(model: nn.Module, prompts: list[str], seed: int, steps: int = 50, cfg
 
 
 def write_sample_sheet(path: Path, model: nn.Module) -> None:
-    """28 pictures of prompts that nobody chose: words of scenes drawn at random."""
+    """Draws 28 pictures of prompts that nobody chose: words of scenes drawn at random."""
     rng, autoencoder, rows = np.random.default_rng(12345), load_autoencoder(), []
     for seed in range(4):
         prompts = [random_scene(rng).words() for _ in range(7)]

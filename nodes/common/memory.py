@@ -31,7 +31,7 @@ def rows_that_fit(guider: CFGGuider, shape: torch.Size) -> int:
 
 
 def room_for(model: ModelPatcher, rows: int, least: int, shape: torch.Size) -> Tensor:
-    """The `noise` by which ComfyUI knows how much room to make before it samples: that of one call.
+    """Returns the `noise` by which ComfyUI knows how much room to make before it samples: that of one call.
 
     Args:
         rows: latents of `shape` (C, H, W) in a call.

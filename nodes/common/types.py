@@ -67,7 +67,7 @@ class Concept(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The name of its node in messages."""
+        """Returns the name of its node in messages."""
         return f"Concept '{self.name}'" + (f" (node '{self.title}')" if self.title else "")
 
 

@@ -74,7 +74,7 @@ class Words(NamedTuple):
 
     @property
     def length(self) -> int:
-        """The tokens of the slot, 1 + L."""
+        """Returns the number of tokens of the slot, 1 + L."""
         return 1 + next(iter(self.lengths.values()))
 
     def identifiers(self) -> dict[str, Tensor]:

@@ -18,13 +18,13 @@ class Paths(Protocol):
     concepts: int
 
     def layout_gradient(self, branch: int, x: Tensor, sigma: Tensor) -> Tensor:
-        """`layout.layout_gradient` of a branch's keys, prompt alone, without injection."""
+        """Returns `layout.layout_gradient` of a branch's keys, prompt alone, without injection."""
 
     def record(self, branch: int, x: Tensor, sigma: Tensor, masks: Masks, attention: bool) -> Tensor | None:
         """Runs a concept, keeps what is to be injected, and returns its attention (B, T, T) where asked for."""
 
     def denoise(self, x: Tensor, sigma: Tensor, masks: Masks, attention: bool) -> tuple[Tensor, Tensor | None]:
-        """The base model's guided denoised estimate with what was recorded injected, and its attention."""
+        """Returns the base model's guided denoised estimate with what was recorded injected, and its attention."""
 
 
 class Placement(NamedTuple):

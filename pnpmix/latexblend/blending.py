@@ -25,7 +25,7 @@ class Slot(NamedTuple):
 
     @property
     def last(self) -> int:
-        """The noun's last token."""
+        """Returns the index of the noun's last token."""
         return self.first + self.length - 1
 
 

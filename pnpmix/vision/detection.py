@@ -29,7 +29,7 @@ class GroundingDino(nn.Module):
     """transformers' network, split behind its backbone, whose features of an image serve any text."""
 
     def __init__(self, network, tokenizer):
-        """network: a GroundingDinoForObjectDetection, from which the backbone is taken out."""
+        """Takes the backbone out of `network`, a GroundingDinoForObjectDetection."""
         super().__init__()
         self.seen = SeenBefore()
         self.tokenizer, self.network = tokenizer, network

@@ -22,7 +22,7 @@ class Frame(NamedTuple):
 
     @property
     def size(self) -> Size:
-        """Height and width."""
+        """Returns height and width."""
         return self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
 
 

@@ -15,7 +15,7 @@ Check = Callable[[], None]  # called again and again during the work; what it ra
 
 
 def no_check() -> None:
-    """Nothing ends the work."""
+    """Lets the work go on."""
 
 
 def fill_weights(mask: Tensor, expand: int, feather: int) -> Tensor:
@@ -53,7 +53,7 @@ def inpaint(image: Tensor, weights: Tensor, fill: Callable[[Tensor, Tensor], Ten
 
 
 def fill_smoothly(pixels: Tensor, hole: Tensor, check: Check = no_check) -> Tensor:
-    """The surroundings flow into the hole: no edge in it, none at its border."""
+    """Fills the hole with its surroundings, which flow into it: no edge in it, none at its border."""
     return membrane(pixels.movedim(-1, 0)[None], 1 - hole[None, None], check)[0].movedim(0, -1)
 
 
@@ -78,7 +78,7 @@ def membrane(x: Tensor, known: Tensor, check: Check) -> Tensor:
 
 
 def fill_by_model(model, device: torch.device, check: Check = no_check) -> Callable[[Tensor, Tensor], Tensor]:
-    """Fill with a spandrel inpainting model that is on `device`; it pads to the sizes it needs."""
+    """Returns a fill by a spandrel inpainting model that is on `device`; it pads to the sizes it needs."""
 
     def fill(pixels: Tensor, hole: Tensor) -> Tensor:
         x, mask = pixels.movedim(-1, 0)[None], hole[None, None]

@@ -41,7 +41,7 @@ def network_size(sam: Sam, size: tuple[int, ...]) -> tuple[int, int]:
 
 
 def embed_image(sam: Sam, image: Tensor) -> Tensor:
-    """(H, W, 3) in 0..1 → image embedding (1, 256, 64, 64), in the precision of the image encoder's weights."""
+    """Encodes an image (H, W, 3) in 0..1 to (1, 256, 64, 64), in the precision of the image encoder's weights."""
     # the package's own apply_image_torch takes batch and channels for height and width
     size = network_size(sam, (image.shape[0], image.shape[1]))
     pixels = 255 * F.interpolate(image.movedim(-1, 0)[None], size=size, mode="bilinear", antialias=True)
