@@ -190,8 +190,11 @@ COLUMNS = {
 
 
 def table(results: list[dict[str, Measures]]) -> str:
-    """Markdown: mean ± half a 95 % interval. Marked is what is better (▲) or worse (▼) than the group's base on the
-    same scenes by more than the interval of the difference; for fidelity this difference has a column."""
+    """Returns a table in Markdown: mean ± half a 95 % interval.
+
+    Marked is what is better (▲) or worse (▼) than the group's base on the same scenes by more than the interval of
+    the difference; for fidelity this difference has a column.
+    """
     names = [name.replace("_", " ") for name in COLUMNS]
     names.insert(1, "Δ fidelity")
     lines = ["| | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .errors import BadTable, JobFailed, NotWritable, ServerEnded, ServerGone
 from .files import check_writable, write_whole
-from .jobs import Job, help_of, job_of, read_table
+from .jobs import Job, Request, help_of, job_of, read_table
 from .pictures import changed_share, with_profile
 from .server import Server, comfyui_server
 from .work import work_of
@@ -29,7 +29,7 @@ def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(arguments[:at]), [x for x in arguments[at:] if x != "--"]
 
 
-def command_parser(name: str, description: str | None, table: type[Job]) -> argparse.ArgumentParser:
+def command_parser(name: str, description: str | None, table: type[Request]) -> argparse.ArgumentParser:
     """Returns the parser of a command, whose help ends with the columns of its table."""
     return argparse.ArgumentParser(
         prog=f"run.py {name}",

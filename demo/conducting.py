@@ -212,11 +212,13 @@ def conduct(
     callback: Callable[[Tensor, Masks], None] | None = None,
     counts: Counter | None = None,
 ) -> tuple[Tensor, Masks]:
-    """
+    """Runs Concept Conductor.
+
     Args:
         layout: of `read_layout`, with its own prompt; None: nothing is aligned.
         callback: called in each step with the estimate of the picture (H, W, 3) and the masks.
         counts: filled with what it took: rows of the UNet, its calls, changes of weights.
+
     Returns:
         picture (H, W, 3) and masks.
     """

@@ -60,7 +60,7 @@ class DemoModel(nn.Module):
         self.words = Words()
 
     def forward(self, x: Tensor, timesteps: Tensor, prompts: list[str]) -> Tensor:
-        """v for noisy latents (B, 12, 32, 32)."""
+        """V for noisy latents (B, 12, 32, 32)."""
         return self.unet(x, timesteps, self.words(prompts)).sample
 
     def denoise(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
@@ -331,6 +331,7 @@ def blend(
         callback: called in each step with the estimate of the result (H, W, 3) and of the branches (n, H, W, 3).
         embeddings: in the prompt's place, positive and negative ones (1, tokens, 128).
         tell: called before each call of the model with its rows.
+
     Returns:
         result (H, W, 3) and branches (n, H, W, 3).
     """

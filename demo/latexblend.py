@@ -1,5 +1,7 @@
-"""Learns a concept from five drawn photos, and blends it, alone and with others that were learned before, into new
-pictures: python -m demo --method latexblend"""
+"""Trains a concept and blends it into new pictures: python -m demo --method latexblend
+
+It is trained from five drawn photos, and blended alone and with others that were trained before.
+"""
 
 import argparse
 import time

@@ -45,8 +45,9 @@ def cross_attentions(unet: UNet2DConditionModel) -> dict[str, Attention]:
 
 
 def slots_of(phrases: list[list[int]], nouns: list[str]) -> tuple[list[list[int]], list[int]]:
-    """Phrases with an empty word before the first of each noun, for V*, and where these are; needless empty ones at the
-    end give way.
+    """Returns phrases with an empty word before the first of each noun, for V*, and where these are.
+
+    Needless empty ones at the end give way.
 
     Raises:
         ValueError: the prompt lacks a noun.
@@ -105,9 +106,11 @@ def learn(
     seed: int = SEED,
     callback: Callable[[int, float], bool] = lambda step, loss: False,
 ) -> Learned:
-    """
+    """Trains a concept.
+
     Args:
         photos, class_pictures: (n, 64, 64, 3) of the person's own thing, and of any things of its kind.
+
     Returns:
         features by ComfyUI's names of the layers.
     """
@@ -193,7 +196,8 @@ def strips(nouns: Sequence[str]) -> dict[str, Tensor]:
 def prompt_with(
     model: DemoModel, text: str, concepts: dict[str, Features], masks: dict[str, Tensor] | None = None
 ) -> Prompt:
-    """
+    """Blends trained concepts into a new picture.
+
     Args:
         concepts: by their nouns.
         masks: (64, 64) of the regions of some of them.

@@ -17,7 +17,8 @@ def key_of(module: str) -> str:
 
 
 def load_lora(shape: str) -> dict[str, Tensor]:
-    """
+    """Reads the LoRA of a shape.
+
     Raises:
         ValueError: there is none for the shape, or the file is damaged.
     """

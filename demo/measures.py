@@ -39,8 +39,11 @@ def color_names(picture: Tensor) -> Tensor:
 
 
 def texture(picture: Tensor, mask: Tensor, radius: float) -> Tensor:
-    """Which colors an object has, and which lie beside which: (2, 9, 9) joint histograms of the colors of two of
-    its pixels that are a third of its radius apart, across and down."""
+    """Returns which colors an object has, and which lie beside which.
+
+    These are (2, 9, 9) joint histograms of the colors of two of its pixels that are a third of its radius apart,
+    across and down.
+    """
     names, inside, offset = color_names(picture), mask >= 0.5, max(round(radius / 3), 1)
     histograms = []
     for dimension in (1, 0):
@@ -75,8 +78,11 @@ def background_error(result: Tensor, scene: Tensor, masks: Tensor) -> float:
 
 
 def seam_error(result: Tensor, scene: Tensor, mask: Tensor, thing: Thing) -> float:
-    """Mean absolute difference within BAND pixels of the mask's border, in 1/255: outside it from the scene, inside it
-    from the nearest of the colors that `thing` should have. Pixels on the border itself do not count."""
+    """Returns the mean absolute difference within BAND pixels of the mask's border, in 1/255.
+
+    Outside the mask it is taken from the scene, inside from the nearest of the colors that `thing` should have.
+    Pixels on the border itself do not count.
+    """
     outside = (_grown((mask > 0).float(), BAND) > 0) & (mask == 0)
     inside = (_grown((mask < 1).float(), BAND) > 0) & (mask == 1)
     colors = torch.tensor([COLORS[name] for name in thing.look.colors])
@@ -160,9 +166,10 @@ def objects(names: Tensor) -> list[Tensor]:
 
 
 def measure_conducted(scene: Scene, result: Tensor) -> ConductedMeasures:
-    """
+    """Measures a result of Concept Conductor.
+
     Args:
-        scene: the layout, whose things are to have the look of their LoRAs.
+        scene: the layout, whose objects are to have the look of their LoRAs.
         result: (64, 64, 3) in 0..1.
     """
     wanted = scene._replace(things=tuple(x._replace(look=UNNAMED_LOOKS[x.shape]) for x in scene.things))

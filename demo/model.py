@@ -1,5 +1,8 @@
-"""The demo models: a lossless latent space, a table of words, and the layout of two networks: a UNet as in SD 2 that
-predicts v, and a transformer as in Flux that predicts the velocity of a rectified flow."""
+"""The demo models: a lossless latent space, a table of words, and the layout of two networks.
+
+These are a UNet as in SD 2 that predicts v, and a transformer as in Flux that predicts the velocity of a rectified
+flow.
+"""
 
 import math
 from pathlib import Path
@@ -119,10 +122,7 @@ class Words(nn.Module):
         self.table = nn.Embedding(len(VOCABULARY), CONTEXT)
 
     def forward(self, prompts: list[str]) -> Tensor:
-        """
-        Returns:
-            (B, 4, 128) embeddings; places without a phrase hold the row of the empty word.
-        """
+        """Returns (B, 4, 128) embeddings; places without a phrase hold the row of the empty word."""
         counts = torch.zeros(len(prompts), PHRASES, len(VOCABULARY))
         for i, prompt in enumerate(prompts):
             for phrase, rows in enumerate(parse(prompt)):

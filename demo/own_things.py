@@ -1,5 +1,7 @@
-"""Three things that no one else has, and photos of them: what concepts are learned from. No color occurs in two of
-them."""
+"""Three objects that no one else has, and photos of them: what concepts are trained on.
+
+No color occurs in two of them.
+"""
 
 import numpy as np
 import torch

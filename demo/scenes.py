@@ -205,8 +205,10 @@ def _stencil(thing: Thing) -> Image.Image:
 
 
 def _fabric(thing: Thing) -> Image.Image:
-    """The thing's texture, supersampled, over the whole picture; its pattern is centered on the thing and scales with
-    it."""
+    """Returns the object's texture, supersampled, over the whole picture.
+
+    Its pattern is centered on the object and scales with it.
+    """
     colors = COLORS | UNNAMED_COLORS
     first, *second = (tuple(round(255 * x) for x in colors[name]) for name in thing.look.colors)
     image = Image.new("RGB", (SIZE * SUPERSAMPLING,) * 2, first)
@@ -250,10 +252,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def draw_scene(scene: Scene) -> tuple[Tensor, Tensor]:
-    """
-    Returns:
-        picture (SIZE, SIZE, 3) and the mask of what is seen of each thing (n, SIZE, SIZE), in 0..1.
-    """
+    """Returns the picture (SIZE, SIZE, 3) and the mask of what is seen of each object (n, SIZE, SIZE), in 0..1."""
     picture, stencils = draw_place(scene), list[Image.Image]()
     for thing in scene.things:
         stencil = _stencil(thing)
@@ -266,17 +265,15 @@ def draw_scene(scene: Scene) -> tuple[Tensor, Tensor]:
 
 
 def draw_concepts(task: Blend) -> tuple[list[Tensor], Tensor]:
-    """
-    Returns:
-        n pictures (SIZE, SIZE, 3) and the mask (n, SIZE, SIZE) of the thing in each.
-    """
+    """Returns n pictures (SIZE, SIZE, 3) and the mask (n, SIZE, SIZE) of the object in each."""
     pictures, masks = zip(*(draw_scene(concept) for concept in task.concepts), strict=True)
     return list(pictures), torch.cat(masks)
 
 
 def random_layout(seed: int, concepts: int) -> Scene:
-    """Things of the shapes that have a LoRA, in looks that have words; white and snow are left out, of which one is
-    hard to tell from the other.
+    """Returns a scene with objects of the shapes that have a LoRA, in looks that have words.
+
+    White and snow are left out, of which one is hard to tell from the other.
 
     Raises:
         ValueError: there are LoRAs for three shapes.

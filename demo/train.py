@@ -99,12 +99,15 @@ def learning_rate(step: int, steps: int) -> float:
 def train(
     folder: Path, steps: int, seed: int, device: str, recipe: Recipe = RECIPES["unet"]
 ) -> tuple[nn.Module, list[float], float]:
-    """
+    """Trains a model, from its last state where the folder holds one.
+
     Args:
         folder: for the state to resume from.
         recipe: of the model.
+
     Returns:
         the average of the weights over the last thousand steps or so, the loss of every step, and the time in seconds.
+
     Raises:
         ValueError: the folder holds a training with another seed.
     """

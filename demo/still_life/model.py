@@ -1,5 +1,7 @@
-"""The demo models: a table of words, and the layout of two networks: a UNet as in SD that predicts v, and a transformer
-as in Flux that predicts the velocity of a rectified flow."""
+"""The demo models: a table of words, and the layout of two networks.
+
+These are a UNet as in SD that predicts v, and a transformer as in Flux that predicts the velocity of a rectified flow.
+"""
 
 import math
 

@@ -299,10 +299,10 @@ def smoothed(layer: np.ndarray, inside: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def packed(layers: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Returns:
-        u and v (2, H, W) as differences along the rows, of 13 bits; part, coverage, shade, glazed, metal and shadow
-        (6, H, W) in 8 bits: what `scenes.load_sprite` reads.
+    """Returns the layers as `scenes.load_sprite` reads them.
+
+    These are u and v (2, H, W) as differences along the rows, of 13 bits, and part, coverage, shade, glazed, metal and
+    shadow (6, H, W) in 8 bits.
     """
     inside = layers["part"] >= 0
     rim = ndimage.binary_dilation(inside, iterations=2)  # pixels that it covers in part have no center on it

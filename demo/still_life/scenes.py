@@ -310,10 +310,7 @@ def pattern_weight(kind: str, look: Look, u: np.ndarray, v: np.ndarray) -> np.nd
 
 
 def dressed(thing: Object, mirrored: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """
-    Returns:
-        of the sprite's size: light (H, W, 3), coverage and shadow (H, W).
-    """
+    """Returns light (H, W, 3), coverage and shadow (H, W), of the sprite's size."""
     sprite = load_sprite(thing.kind, thing.pose)
     if mirrored:  # the light, not what is on the object
         sprite = Sprite(*(layer[:, ::-1] for layer in sprite))
@@ -427,10 +424,7 @@ def paste(scene: Scene, thing: Object, light: np.ndarray) -> np.ndarray:
 
 
 def draw_scene(scene: Scene) -> tuple[Tensor, Tensor]:
-    """
-    Returns:
-        picture (SIZE, SIZE, 3) and the mask of what is seen of each object (n, SIZE, SIZE), in 0..1.
-    """
+    """Returns the picture (SIZE, SIZE, 3) and the mask of what is seen of each object (n, SIZE, SIZE), in 0..1."""
     light, masks = draw_setting(scene), []
     for thing in scene.objects:
         coverage = paste(scene, thing, light)
@@ -439,9 +433,6 @@ def draw_scene(scene: Scene) -> tuple[Tensor, Tensor]:
 
 
 def draw_concepts(task: Blend) -> tuple[list[Tensor], Tensor]:
-    """
-    Returns:
-        n pictures (SIZE, SIZE, 3) and the mask (n, SIZE, SIZE) of the object in each.
-    """
+    """Returns n pictures (SIZE, SIZE, 3) and the mask (n, SIZE, SIZE) of the object in each."""
     pictures, masks = zip(*(draw_scene(concept) for concept in task.concepts), strict=True)
     return list(pictures), torch.cat(masks)

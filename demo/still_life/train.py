@@ -266,7 +266,8 @@ def train(
     recipe: Recipe | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[nn.Module, list[float], float]:
-    """
+    """Trains a model, from its last state where the folder holds one.
+
     Args:
         folder: for the state to resume from.
         scenes: for the autoencoder its pictures.

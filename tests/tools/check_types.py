@@ -1,4 +1,4 @@
-"""mypy over the library and the nodes: python tests/tools/check_types.py
+"""mypy over the library, the command line and the nodes: python tests/tools/check_types.py
 
 ComfyUI imports the nodes as a part of one package, whose name is that of its folder and may be none in Python. So mypy
 reads them in a copy of the code, in a folder that has such a name.
