@@ -721,7 +721,7 @@ def test_the_order_of_disjoint_concepts_does_not_matter():
         (lambda: model_of("SD 3.5"), dict(positive="narrow"), ("'positive'", "48", "CLIP")),
         (lambda: model_of("SD 3.5"), dict(positive="plain"), ("'positive'", "pooled", "CLIP")),
         (lambda: model_of("SD 3.5"), dict(negative="pooled"), ("'negative'", "pooled", "24", "CLIP")),
-        (lambda: model_of("SD 3.5"), dict(latent="wide"), ("'latent'", "272 × 8 pixels", "places for 256")),
+        (lambda: model_of("SD 3.5"), dict(latent="wide"), ("'latent'", "272 × 8 pixels", "end at 256 pixels")),
     ],
     ids=[
         "inpainting",
