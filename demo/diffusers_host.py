@@ -351,9 +351,9 @@ def blend(
     start, end = (model.percent_to_sigma(percent) for percent in (settings.start_percent, settings.end_percent))
     guided = [settings.guided and end <= sigma <= start for sigma in sigmas[:-1].tolist()]
 
-    def show(_, output: Tensor, branches: Tensor) -> None:
+    def show(_, latents: Tensor, denoised: Tensor) -> None:
         if callback is not None:
-            result, *others = to_pictures(torch.cat([output[None], branches]))
+            result, *others = to_pictures(denoised)
             callback(result, torch.stack(others))
 
     wired = settings.object_mask or settings.adain

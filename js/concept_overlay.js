@@ -70,6 +70,7 @@ api.addEventListener("pnpmix.concepts", ({ detail: { node, overlay } }) =>
 
 const PANELS = {
   [MIXER]: addOverlay,
+  PnPMixCustomSampler: addOverlay,
   PnPMixConcept: addColor,
   PnPMixConductor: addOverlay,
   PnPMixConductedConcept: addColor,

@@ -5,11 +5,11 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-KEPT = WeakTensorKeyDictionary()  # a tensor of an output → node → what that node keeps
+KEPT = WeakTensorKeyDictionary()  # a tensor of an output → (node, its type) → what it keeps
 
 
-def kept_beside(output: Tensor) -> dict[str, Any]:
-    """Returns node → what it caches beside an output, for as long as ComfyUI keeps that.
+def kept_beside(output: Tensor) -> dict[tuple, Any]:
+    """Returns (node, its type) → what it caches beside an output, for as long as ComfyUI keeps that.
 
     Args:
         output: a tensor that the output consists of.
@@ -24,8 +24,12 @@ def replace_kept(output: Tensor, node_id: str, prompt: dict, value: Any) -> None
         prompt: the graph that runs, as ComfyUI gives it to nodes.
     """
     kept = KEPT.setdefault(output, {})
-    kept[node_id] = value
-    kind = prompt.get(node_id, {}).get("class_type")
-    for other in list(kept):
-        if kept[other] is None or (other != node_id and prompt.get(other, {}).get("class_type") != kind):
-            del kept[other]
+    kept[node_id, type_in(prompt, node_id)] = value
+    for node, kind in list(kept):
+        if kept[node, kind] is None or type_in(prompt, node) != kind:
+            del kept[node, kind]
+
+
+def type_in(prompt: dict, node_id: str) -> str | None:
+    """Returns the type of a node in a graph; None where there is no such node."""
+    return prompt.get(node_id, {}).get("class_type")

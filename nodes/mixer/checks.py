@@ -1,5 +1,6 @@
 """What the mixer and the inversion refuse, in the order in which a user would be asked."""
 
+import torch
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from ..common.checks import (
     check_size,
     check_whole_pictures,
     downscale_ratio,
+    falls_to_zero,
     model_family,
 )
 from ..common.messages import at_fault
@@ -25,6 +27,8 @@ from .families import family_of, is_flow, noise_path, patch_size, token_grid
 from .hooks.trained_concepts import is_of
 
 NODE, OVERLAP = "Mask Noise Mixer", ["shared", "last in front"]
+CUSTOM, SAMPLES, SPLIT = "Mask Noise Mixer (custom sampling)", "SamplerCustomAdvanced", "Split Mixer Result"
+SAME_LEVEL = 1e-3  # relative difference of noise levels up to which schedulers round the model's own
 SAME_PLACE = 0.8  # of the union of two masks, from which on they mark the same object
 REMEDY = (
     "Load an SD 1.x, SD 2.x or SDXL checkpoint, or a Flux, Chroma, Qwen-Image, Z-Image, Lumina 2, SD 3 or "
@@ -91,6 +95,19 @@ def check_positions(node: str, model, latent: Tensor) -> None:
         most *= patch_size(network) * ratio
         fault = f"it is {width} × {height} pixels; this model's position embeddings end at {most} pixels."
         raise BadInput(node, "latent", fault, "Scale the picture down.")
+
+
+def check_sigmas(node: str, sigmas: Tensor, model) -> Tensor:
+    """Returns the noise levels (L + 1,) of a SIGMAS, float32 on the CPU; refuses what is no schedule of this model."""
+    sigmas = sigmas.float().cpu()
+    if sigmas.ndim != 1 or not falls_to_zero(sigmas):
+        fault = "they are not noise levels that fall, step by step, to 0."
+        raise BadInput(node, "sigmas", fault, "Wire a scheduler node, or low_sigmas of SplitSigmas.")
+    noisiest = float(model.get_model_object("model_sampling").sigma_max)
+    if sigmas[0] > noisiest * (1 + SAME_LEVEL):
+        fault = f"they begin at {float(sigmas[0]):.4g}, above this model's noisiest level, {noisiest:.4g}."
+        raise BadInput(node, "sigmas", fault, "Wire a scheduler node for this kind of model, or lower its sigma_max.")
+    return sigmas
 
 
 def check_inversion(model, inversion: InvertedLatent) -> None:
@@ -212,6 +229,39 @@ def check_covered(concepts: list[Concept]) -> None:
             remedy = "Move it to a later place in the chain, or set overlap to shared."
             with at_fault(concept.node_id):
                 raise BadInput(concept.label, "mask", "concepts in front of it cover all of it.", remedy)
+
+
+def check_start(noise: Tensor, latent: Tensor, denoise_mask: Tensor | None, empty: Tensor) -> None:
+    """Refuses to sample from anything but the inversion.
+
+    Args:
+        empty: the latent that stands for it, zeros.
+    """
+    if noise.any():
+        fault = "it adds noise; here all noise comes from DDPM Invert and Concept."
+        raise BadInput(SAMPLES, "noise", fault, "Wire DisableNoise.")
+    if latent.shape != empty.shape or latent.any() or denoise_mask is not None:
+        raise not_the_mixers("latent_image")
+
+
+def check_schedule(sigmas: Tensor, inverted: Tensor) -> None:
+    """Refuses noise levels (M + 1,) that are not the inversion's, or the first of these (N + 1,)."""
+    if len(sigmas) < 2 or not torch.equal(sigmas.cpu(), inverted[: len(sigmas)]):
+        fault = "they are not the noise levels of the inversion, all of them or at least the first two."
+        remedy = f"Wire the sigmas of {CUSTOM}; SplitSigmas may cut off their end."
+        raise BadInput(SAMPLES, "sigmas", fault, remedy)
+
+
+def check_result(samples: Tensor, concepts: int) -> None:
+    """Refuses a latent (B, ...) that is not a run's output with the reference latents of all concepts."""
+    if len(samples) != 1 + concepts:
+        fault = f"it is a batch of {len(samples)}, expected: the result and {concepts} reference latents."
+        raise BadInput(SPLIT, "latent", fault, f"Wire an output of {SAMPLES} that used this guider.")
+
+
+def not_the_mixers(name: str, node: str = SAMPLES) -> BadInput:
+    """Returns the error that this input has to come from the mixer for custom sampling."""
+    return BadInput(node, name, "it is not the mixer's.", f"Wire the output of {CUSTOM}.")
 
 
 def check_on_grid(concept: Concept, name: str, weights: Tensor, ratio: int) -> None:

@@ -23,7 +23,7 @@ from ..common.checks import (
 from ..common.hooks import with_options
 from ..common.memory import is_oom, room_for, rows_that_fit
 from ..common.types import APPEARANCE, CATEGORY, DILUTION, EXPERT, InversionType, InvertedLatent, schema
-from .checks import check_denoiser, check_positions, check_prompt, is_timed, wrappers_of
+from .checks import check_denoiser, check_positions, check_prompt, check_sigmas, is_timed, wrappers_of
 from .families import noise_path, reads_one_level
 from .guider import RowGuider
 from .hooks.output_caches import new_cache
@@ -95,6 +95,12 @@ class PnPMixDDPMInvert(io.ComfyNode):
                     tooltip="How the steps are spaced over the noise levels.",
                     **EXPERT,
                 ),
+                io.Sigmas.Input(
+                    "sigmas",
+                    optional=True,
+                    tooltip="A noise schedule from any scheduler node, which must fall to 0. Wired, it is used instead "
+                    "of steps and scheduler, which then have no effect; skip_steps counts its steps.",
+                ),
             ],
             outputs=[
                 InversionType.Output(display_name="inversion", tooltip="For the Mask Noise Mixer or Save Inversion.")
@@ -103,7 +109,9 @@ class PnPMixDDPMInvert(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, model, positive, negative, latent, steps, skip_steps, cfg, seed, scheduler) -> io.NodeOutput:
+    def execute(
+        cls, model, positive, negative, latent, steps, skip_steps, cfg, seed, scheduler, sigmas=None
+    ) -> io.NodeOutput:
         node = "DDPM Invert"
         check_numbers(node, steps=steps, skip_steps=skip_steps, cfg=cfg, seed=seed)
         check_denoiser(node, model)
@@ -112,7 +120,12 @@ class PnPMixDDPMInvert(io.ComfyNode):
         check_positions(node, model, samples)
         for name, conditioning in (("positive", positive), ("negative", negative)):
             check_prompt(node, name, conditioning, model)
-        sigmas = falling_sigmas(model, scheduler, steps, skip_steps)
+        settings = {"skip_steps": skip_steps, "cfg": cfg}
+        if sigmas is None:
+            sigmas = falling_sigmas(model, scheduler, steps, skip_steps)
+            settings |= {"steps": steps, "scheduler": scheduler}
+        else:
+            sigmas = remaining(check_sigmas(node, sigmas, model), len(sigmas) - 1, skip_steps)
 
         guider = RowGuider(model, positive, negative, cfg)
         one_by_one = acts_by_time(model, [positive, negative]) or reads_one_level(model)
@@ -124,21 +137,27 @@ class PnPMixDDPMInvert(io.ComfyNode):
 
         check_predictions(node, sampler.inversion.eps)
 
-        settings = {"steps": steps, "skip_steps": skip_steps, "cfg": cfg, "scheduler": scheduler}
         settings = {name: str(value) for name, value in settings.items()}
         return io.NodeOutput(InvertedLatent(sampler.inversion, model_family(model), settings))
 
 
 def falling_sigmas(model, scheduler: str, steps: int, skip_steps: int) -> torch.Tensor:
-    """Returns the noise levels (N + 1,), the end of the whole schedule."""
+    """Returns the noise levels (N + 1,) of a scheduler, the end of the whole schedule."""
     node = "DDPM Invert"
     check_choice(node, "scheduler", scheduler, comfy.samplers.SCHEDULER_NAMES)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
-    sigmas = without_noisiest(sigmas.float().cpu(), steps, skip_steps) if skip_steps < steps else sigmas[-1:]
-    if len(sigmas) < 2:
-        raise BadInput(node, "skip_steps", f"it leaves no step of {steps}.", f"Set it below {steps}, or raise steps.")
+    sigmas = remaining(sigmas.float().cpu(), steps, skip_steps)
     if not falls_to_zero(sigmas):
         raise BadInput(node, "scheduler", f"'{scheduler}' does not fall to 0 with {steps} steps.", "Use ddim_uniform.")
+    return sigmas
+
+
+def remaining(sigmas: torch.Tensor, steps: int, skip_steps: int) -> torch.Tensor:
+    """Returns the end (N + 1,) of a schedule of `steps`, without those that are skipped, and refuses to skip all."""
+    sigmas = without_noisiest(sigmas, steps, skip_steps) if skip_steps < steps else sigmas[-1:]
+    if len(sigmas) < 2:
+        fault, remedy = f"it leaves no step of {steps}.", f"Set it below {steps}, or raise steps."
+        raise BadInput("DDPM Invert", "skip_steps", fault, remedy)
     return sigmas
 
 

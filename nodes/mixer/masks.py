@@ -5,7 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...pnpmix.masks import expanded_box_mask, last_in_front, share_overlaps, to_image_size, token_weights
+from ...pnpmix.masks import (
+    changed_pixels,
+    expanded_box_mask,
+    last_in_front,
+    share_overlaps,
+    to_image_size,
+    token_weights,
+)
 from ..common.checks import downscale_ratio
 from ..common.types import DILUTION, Concept, InpaintedBackground, InvertedLatent
 from .checks import check_apart, check_covered, check_on_grid, image_size
@@ -23,6 +30,11 @@ class Targets(NamedTuple):
     def shared(self) -> Tensor:
         """The weights with overlaps shared, so that their sum is at most 1."""
         return share_overlaps(self.masks)
+
+    @property
+    def changed(self) -> Tensor:
+        """The pixels (1, h, w) that may change."""
+        return changed_pixels(self.masks, *self.concepts[0].mask.shape)[None]
 
 
 def rasterize(concepts: list[Concept], inversion: InvertedLatent, model, overlap: str, feather: int) -> Targets:

@@ -1,4 +1,4 @@
-"""One run of the mixer: the node's decisions, what follows once the model is loaded, and the sampler that steps."""
+"""One run of the mixer: the node's decisions, what follows once the model is loaded, its guider and its sampler."""
 
 from dataclasses import dataclass
 
@@ -17,8 +17,9 @@ from ..common.beside import kept_beside
 from ..common.checks import check_predictions
 from ..common.hooks import Hook, installed
 from ..common.memory import is_oom, pinned, place_for, room_for, rows_that_fit
+from ..common.messages import show
 from ..common.types import APPEARANCE, DILUTION, Appearance, InpaintedBackground
-from .checks import NODE, check_caching, is_compiled
+from .checks import NODE, check_caching, check_schedule, check_start, is_compiled, not_the_mixers
 from .families import family_of, joint_blocks, noise_path
 from .guider import RowGuider
 from .hooks import ConceptsOnGrid, areas_of, hooked
@@ -107,13 +108,6 @@ def cache_beside(inversion: Inversion, model, concepts, positive, negative, cfg,
     return FeatureCache(made_with, steps * len(concepts), kept_beside(inversion.eps).values())
 
 
-def guider_of(targets: Targets, model, positive: list, negative: list, cfg: float) -> RowGuider:
-    """Returns the guider of a run, with the concepts' own prompts."""
-    concepts = targets.concepts
-    own = [None if concept.positive is positive else concept.positive for concept in concepts]
-    return RowGuider(model, each_to_its_own(positive, concepts), negative, cfg, own)
-
-
 def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, shape: torch.Size) -> Run:
     """Returns all of a run, once the model is loaded.
 
@@ -196,55 +190,108 @@ def hooks_of(
     return [PromptsApart(prompts, inner, place)], min(fit, count)
 
 
-class MixSampler(comfy.samplers.Sampler):
-    """PnP-MIX as a sampler of ComfyUI: the result's row 0 is the output, the others are the reference latents."""
+class MixGuider(RowGuider):
+    """The GUIDER of a run. It brings what the run starts from, so that whoever samples with it decides none of that."""
 
-    def __init__(self, mix: Mix):
-        self.mix = mix
+    def __init__(self, mix: Mix, model, positive: list, negative: list, cfg: float, node_id: str):
+        concepts = mix.targets.concepts
+        own = [None if concept.positive is positive else concept.positive for concept in concepts]
+        super().__init__(model, each_to_its_own(positive, concepts), negative, cfg, own)
+        self.mix, self.node_id, self.count = mix, node_id, len(concepts)
+
+    @property
+    def empty(self) -> Tensor:
+        """The latent to sample from, (1, C, H, W) or (1, C, 1, H, W): zeros, as the start is in the inversion."""
+        return self.framed(torch.zeros(1, *self.mix.inversion.eps.shape[1:]))
 
     def sample(
-        self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
+        self, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None
     ):
-        guider, seed, steps = model_wrap, extra_args["seed"], len(sigmas) - 1
-        mix, run = self.mix, prepare(self.mix, guider, sigmas, extra_args["model_options"], noise.shape[1:])
+        """Returns (1 + n, C, H, W), or (1 + n, C, 1, H, W): the output and the reference latents.
 
-        def denoise(x: Tensor, sigma: Tensor, rows: BatchRows) -> Tensor:
-            def call(options: dict) -> Tensor:
-                return guider(x, sigma, model_options=options, seed=seed)
+        Args:
+            noise, latent_image: zeros, like `empty`.
+            sigmas: all noise levels of the inversion, or the first of them.
+            seed: not used; the inversion has its own.
 
-            return hooked(run.hooks, call, rows)(run.options)
-
-        def preview(step: int, output: Tensor, references: Tensor) -> None:
-            side_by_side = guider.framed(torch.cat([output, *references], dim=-1)[None])  # previews show row 0 only
-            callback(step, side_by_side, side_by_side, steps)
-
-        output, references = sample_pnp_mix(
-            denoise,
-            run.inversion,
-            run.personal,
-            run.masks,
-            mix.guided,
-            mix.swap_guidance,
-            mix.mix_reference_noise,
-            run.dilution,
-            run.object_masks,
-            concepts_per_call=run.concepts_per_call,
-            callback=preview,
-            is_oom=is_oom,
-            path=run.path,
-            falling_guidance=mix.falling_guidance,
-            cached=mix.features.has if mix.features else lambda step, concepts: False,
-        )
-        return guider.framed(torch.cat([output[None], references]))
+        Raises:
+            BadInput: it is called with anything else, or with another sampler.
+        """
+        mix, inversion, rows = self.mix, self.mix.inversion, self.mix.rows_a_concept
+        check_start(noise, latent_image, denoise_mask, self.empty)
+        check_schedule(sigmas, inversion.sigmas)
+        room = room_for(self.model_patcher, rows * self.count, rows, self.empty.shape[1:])
+        more = dict(callback=callback, disable_pbar=disable_pbar, seed=inversion.seed)
+        result = super().sample(room, latent_image, sampler, sigmas, **more)
+        if len(result) != 1 + self.count:
+            raise not_the_mixers("sampler")
+        check_predictions(NODE, result)
+        if mix.features is not None and len(sigmas) == len(inversion.sigmas):
+            show(NODE, self.node_id, [mix.features.report()])
+        return result
 
 
-def sample(mix: Mix, guider: RowGuider) -> Tensor:
-    """Runs the mixer and returns the result (1 + n, C, H, W), or (1 + n, C, 1, H, W): the output and the references."""
-    model, inversion = guider.model_patcher, mix.inversion
-    rows, count = mix.rows_a_concept, len(mix.targets.concepts)
-    empty = guider.framed(torch.zeros(1, *inversion.eps.shape[1:]))
-    noise = room_for(model, rows * count, rows, empty.shape[1:])
-    callback = latent_preview.prepare_callback(model, len(inversion.eps))
-    result = guider.sample(noise, empty, MixSampler(mix), inversion.sigmas, callback=callback, seed=inversion.seed)
-    check_predictions(NODE, result)
+def sample_mix(model, x, sigmas, extra_args, callback, disable=None):
+    """PnP-MIX as a sampler function like those of k-diffusion, for guiders of its own.
+
+    Args:
+        model: ComfyUI's wrapper of a `MixGuider`, which other packs may have wrapped again.
+        x: (B, C, H, W) or (B, C, 1, H, W), of which only the shape is read.
+        sigmas: see `MixGuider.sample`; checked here again, because wrapped samplers may get others than the guider.
+
+    Returns:
+        (1 + n, C, H, W), or (1 + n, C, 1, H, W): the output and the reference latents at the last of the noise levels.
+    """
+    guider = getattr(model, "inner_model", None)
+    if not isinstance(guider, MixGuider):
+        raise not_the_mixers("guider")
+    mix = guider.mix
+    check_schedule(sigmas, mix.inversion.sigmas)
+    run = prepare(mix, guider, mix.inversion.sigmas.to(x.device), extra_args["model_options"], x.shape[1:])
+
+    def denoise(x: Tensor, sigma: Tensor, rows: BatchRows) -> Tensor:
+        def call(options: dict) -> Tensor:
+            return model(x, sigma, **{**extra_args, "model_options": options})
+
+        return hooked(run.hooks, call, rows)(run.options)
+
+    def report(step: int, latents: Tensor, denoised: Tensor) -> None:
+        if callback is not None:
+            at = {"i": step, "sigma": sigmas[step], "sigma_hat": sigmas[step]}
+            callback({**at, "x": guider.framed(latents), "denoised": guider.framed(denoised)})
+
+    output, references = sample_pnp_mix(
+        denoise,
+        run.inversion,
+        run.personal,
+        run.masks,
+        mix.guided,
+        mix.swap_guidance,
+        mix.mix_reference_noise,
+        run.dilution,
+        run.object_masks,
+        concepts_per_call=run.concepts_per_call,
+        callback=report,
+        is_oom=is_oom,
+        path=run.path,
+        falling_guidance=mix.falling_guidance,
+        cached=mix.features.has if mix.features else lambda step, concepts: False,
+        stop=len(sigmas) - 1,
+    )
+    return guider.framed(torch.cat([output[None], references]))
+
+
+SAMPLER = comfy.samplers.KSAMPLER(sample_mix)
+
+
+def sample(guider: MixGuider) -> Tensor:
+    """Samples with the mixer's own guider and sampler, and a preview of output and references side by side."""
+    sigmas = guider.mix.inversion.sigmas
+    preview = latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1)
+
+    def side_by_side(step: int, denoised: Tensor, latents: Tensor, steps: int) -> None:
+        wide, latents = (torch.cat(list(rows), dim=-1)[None] for rows in (denoised, latents))
+        preview(step, wide, latents, steps)  # which shows the first row only
+
+    result = guider.sample(guider.empty, guider.empty, SAMPLER, sigmas, callback=side_by_side)
     return result.to(comfy.model_management.intermediate_device())

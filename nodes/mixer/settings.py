@@ -12,6 +12,14 @@ from .families import guided_blocks
 LAYERS, POSITIONS, OUTSIDE = ["all", "decoder", "vital"], ["target", "kept"], ["scaled", "blended"]
 
 
+def for_the_mixer() -> io.Output:
+    """Returns the output of a node that only adds settings to a MODEL."""
+    return io.Model.Output(
+        display_name="model",
+        tooltip="For the Mask Noise Mixer. A KSampler, and any other sampler, behaves as if the model were unpatched.",
+    )
+
+
 class PnPMixAppearance(io.ComfyNode):
     @classmethod
     @override
@@ -33,7 +41,7 @@ class PnPMixAppearance(io.ComfyNode):
             category=CATEGORY,
             description="Lets each object of the scene read the look of its concept in the model's attention.",
             inputs=[
-                io.Model.Input("model", tooltip="The checkpoint. With a plain KSampler it works as if unpatched."),
+                io.Model.Input("model", tooltip="The checkpoint."),
                 io.Float.Input(
                     "alpha",
                     default=0.15,
@@ -91,7 +99,7 @@ class PnPMixAppearance(io.ComfyNode):
                     **EXPERT,
                 ),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="For the Mask Noise Mixer.")],
+            outputs=[for_the_mixer()],
         )
 
     @classmethod
@@ -121,7 +129,7 @@ class PnPMixDilution(io.ComfyNode):
             category=CATEGORY,
             description="Surrounds each object with the clean plate, so that concepts do not leak into each other.",
             inputs=[
-                io.Model.Input("model", tooltip="The checkpoint. With a plain KSampler it works as if unpatched."),
+                io.Model.Input("model", tooltip="The checkpoint."),
                 io.Latent.Input("latent", tooltip="The clean plate (the scene without its objects), VAE-encoded."),
                 io.Float.Input(
                     "beta",
@@ -148,7 +156,7 @@ class PnPMixDilution(io.ComfyNode):
                     **EXPERT,
                 ),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="For the Mask Noise Mixer.")],
+            outputs=[for_the_mixer()],
             hidden=[io.Hidden.unique_id],
         )
 

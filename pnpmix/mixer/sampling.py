@@ -85,6 +85,7 @@ def sample_pnp_mix(
     path: NoisePath = added_noise,
     falling_guidance: bool = True,
     cached: Callable[[int, slice], bool] = lambda step, concepts: False,
+    stop: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Blends n concepts into the inverted scene.
 
@@ -102,20 +103,22 @@ def sample_pnp_mix(
         object_masks: (n, 1, H, W) where the object of each concept is in its own picture. Given, AdaIN after each
             guided step brings the rendered objects to the channel statistics of the concepts' objects.
         concepts_per_call: how many concepts share a model call; halved when they do not fit.
-        callback: called with (step, denoised output (C, H, W), denoised references (n, C, H, W)).
+        callback: called with (step, latents (1 + n, C, H, W) before it, their denoised estimates); the first of each is
+            the output's, the others are the references'.
         is_oom: see `in_groups`.
         path: of the model.
         falling_guidance: whether it falls; otherwise it is the same in every step.
         cached: whether `denoise` needs no personal rows in a step for these concepts, because it has cached what the
             swap rows read of them.
+        stop: how many of the N steps to make; None: all.
 
     Returns:
-        output latent (C, H, W) and references (n, C, H, W).
+        output latent (C, H, W) and references (n, C, H, W), at the noise level of the last step's end.
     """
     device, steps, concepts = masks.device, len(inversion.eps), len(masks)
     latents = inversion.trajectory[0].to(device).expand(1 + concepts, -1, -1, -1)  # output, references
 
-    for i in range(steps):
+    for i in range(steps if stop is None else stop):
         back, references = inversion_step(inversion, i, device, path), latents[1:]
         eps_references = torch.zeros_like(references)
         if concepts > 0:
@@ -129,8 +132,7 @@ def sample_pnp_mix(
             eps_references = mix_reference_noise(back.eps, eps_references, masks)
         eps = torch.cat([eps[None], eps_references])
         if callback is not None:
-            denoised = to_denoised(latents, eps, back.sigma)
-            callback(i, denoised[0], denoised[1:])
+            callback(i, latents, to_denoised(latents, eps, back.sigma))
 
         latents = edit_friendly_step(latents, eps, back)
         if object_masks is not None and guided[i]:

@@ -17,7 +17,8 @@ OWN_PROMPT = conditioning(3, tokens=14)
 def graph_result(layout: str, model, concepts=2, own_prompt=False, object_only=(), **settings) -> torch.Tensor:
     """Output and references of the nodes, (1 + concepts, C, H, W)."""
     graph, link, patched = Graph(), None, model
-    inversion = invert(graph, model, cfg=settings.pop("inversion_cfg", 3.5))
+    schedule = settings.pop("schedule", {})
+    inversion = invert(graph, model, cfg=settings.pop("inversion_cfg", 3.5), **schedule)
     for k in range(concepts):
         own = {"positive": OWN_PROMPT} if own_prompt and k == concepts - 1 else {}
         if k in object_only or settings.get("adain"):
@@ -112,6 +113,28 @@ def test_sdxl_with_a_prompt_of_its_own():
     settings = dict(cfg=4.0, own_prompt=True)
     expected = oracle_result("SDXL", unet, model.model.latent_format.scale_factor, **settings)
     assert_same(graph_result("SDXL", model, **settings), expected)
+
+
+@pytest.mark.parametrize(
+    "layout, scheduler, inputs",
+    [
+        ("SD 1.x", "AlignYourStepsScheduler", dict(model_type="SD1", steps=7, denoise=1.0)),
+        ("SDXL", "AlignYourStepsScheduler", dict(model_type="SDXL", steps=10, denoise=0.6)),
+        ("SD 2.x v", "KarrasScheduler", dict(steps=7, sigma_max=14.614642, sigma_min=0.0291675, rho=7.0)),
+        ("SD 1.x", "BetaSamplingScheduler", dict(steps=7, alpha=0.6, beta=0.6)),
+        ("SD 1.x", "KarrasScheduler", dict(steps=5, sigma_max=3.0, sigma_min=0.2, rho=5.0)),
+    ],
+    ids=str,
+)
+def test_the_schedule_of_any_scheduler_node(layout, scheduler, inputs):
+    model, unet = small_model(layout)
+    graph = Graph()
+    given = {"model": model} if scheduler == "BetaSamplingScheduler" else {}
+    sigmas = graph.run(sigmas=graph.add(scheduler, **given, **inputs))["sigmas"]
+    expected = oracle_result(layout, unet, model.model.latent_format.scale_factor, sigmas=sigmas.tolist()[2:])
+    # steps and scheduler have no effect then
+    wired = dict(sigmas=sigmas, steps=3, skip_steps=2, scheduler="normal")
+    assert_same(graph_result(layout, model, schedule=wired), expected)
 
 
 @pytest.mark.oldest

@@ -148,6 +148,29 @@ def test_video_latent(model):
     stops(graph, invert(graph, model, latent=video), "DDPM Invert", "'latent'", "shape")
 
 
+def test_skip_steps_leave_nothing_of_a_wired_schedule(model):
+    graph = Graph()
+    wired = dict(sigmas=torch.tensor([3.0, 2.0, 1.0, 0.0]), skip_steps=3)
+    stops(graph, invert(graph, model, **wired), "DDPM Invert", "'skip_steps'", "below 3")
+
+
+@pytest.mark.parametrize(
+    "sigmas",
+    [[3.0, 2.0, 1.0], [0.0, 1.0, 2.0], [3.0, 1.0, 2.0, 0.0], [3.0, 0.0, 0.0], [0.0], [], [float("nan"), 1.0, 0.0]],
+    ids=str,
+)
+def test_sigmas_that_are_no_schedule(model, sigmas):
+    graph = Graph()
+    wired = dict(sigmas=torch.tensor(sigmas), skip_steps=0)
+    stops(graph, invert(graph, model, **wired), "DDPM Invert", "'sigmas'", "fall", "scheduler node")
+
+
+def test_sigmas_for_another_kind_of_model(model):
+    graph = Graph()
+    wired = dict(sigmas=torch.tensor([700.0, 3.0, 0.0]), skip_steps=0)
+    stops(graph, invert(graph, model, **wired), "DDPM Invert", "'sigmas'", "700", "14.61")
+
+
 @pytest.mark.parametrize("steps, skip", [(10, 10), (10, 11), (1, 1)])
 def test_skip_steps_leave_nothing(model, steps, skip):
     graph = Graph()

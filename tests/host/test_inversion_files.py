@@ -92,6 +92,13 @@ def rewritten(path: Path, **changes: str | None) -> None:
     safetensors.torch.save_file(tensors, path, metadata)
 
 
+def test_of_a_wired_schedule_only_what_had_an_effect_is_saved_beside_it(model, folder):
+    made = save(model, "street", sigmas=torch.tensor([3.0, 2.0, 1.0, 0.0]), skip_steps=1)
+    loaded = load("street_00001_.safetensors")
+    assert loaded.inversion.sigmas.tolist() == made.inversion.sigmas.tolist() == [2.0, 1.0, 0.0]
+    assert loaded.settings == {"skip_steps": "1", "cfg": "3.5"}
+
+
 def test_a_loaded_inversion_gives_the_same_picture(model, folder):
     made = save(model, "street")
     results = []

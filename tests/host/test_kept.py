@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from comfy_host import Graph, output, pack_module, refused
-from mixer_graph import POSITIVE, appearance, chain, dilution, invert, mixer
+from mixer_graph import POSITIVE, appearance, chain, concept, custom_mixer, dilution, invert, mixer
 from oracle import relative_error
 from pictures import mask_batch
 from small_models import LAYOUTS, comfy_model, conditioning
@@ -18,7 +18,9 @@ def model():
     return comfy_model(LAYOUTS["SD 1.x"])
 
 
-def blend(model, inversion, keep: bool, alpha=0.15, cfg=1.0, chained=None, **inputs) -> tuple[torch.Tensor, int]:
+def blend(
+    model, inversion, keep: bool, alpha=0.15, cfg=1.0, chained=None, by=mixer, **inputs
+) -> tuple[torch.Tensor, int]:
     """Output and references, and how many rows the UNet saw."""
     rows = []
     hook = model.model.diffusion_model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
@@ -26,7 +28,7 @@ def blend(model, inversion, keep: bool, alpha=0.15, cfg=1.0, chained=None, **inp
         graph = Graph()
         patched = dilution(graph, appearance(graph, model, alpha=alpha))
         link = chain(graph, 2, **(chained or {}))
-        mixed = mixer(graph, patched, inversion, link, keep_personal=keep, cfg=cfg, **inputs)
+        mixed = by(graph, patched, inversion, link, keep_personal=keep, cfg=cfg, **inputs)
         results = graph.run(latent=mixed, references=output(mixed, 1))
     finally:
         hook.remove()
@@ -44,6 +46,34 @@ def test_another_try_takes_a_third_less_and_gives_the_same(model, cfg):
     assert (rows, all_rows) == (whole * 2 // 3, whole)
     assert relative_error(again, expected) < 1e-5
     assert blend(model, inversion, keep=True, **other)[1] == whole, "switched off, it keeps nothing any longer"
+
+
+def test_custom_sampling_caches_the_same_features(model):
+    graph = Graph()
+    inversion = graph.run(inversion=invert(graph, model, steps=4, skip_steps=1))["inversion"]
+    _, whole = blend(model, inversion, keep=True, by=custom_mixer)
+    _, rows = blend(model, inversion, keep=True, by=custom_mixer, alpha=0.4)
+    assert rows == whole * 2 // 3
+
+
+def test_the_mixer_and_custom_sampling_in_one_graph_both_cache(model):
+    """Each for its own concepts."""
+    graph, rows = Graph(), []
+    inversion = graph.run(inversion=invert(graph, model, steps=4, skip_steps=1))["inversion"]
+    hook = model.model.diffusion_model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    runs = []
+    for alpha in (0.15, 0.4):
+        graph = Graph()
+        patched = appearance(graph, model, alpha=alpha)
+        mixed = {
+            by.__name__: by(graph, patched, inversion, concept(graph, k), keep_personal=True)
+            for k, by in enumerate((mixer, custom_mixer))
+        }
+        graph.run(**mixed)
+        runs.append(sum(rows))
+        rows.clear()
+    hook.remove()
+    assert runs[1] == runs[0] * 2 // 3
 
 
 def test_another_picture_prompt_or_model_is_read_anew(model):

@@ -3,7 +3,7 @@
 import pytest
 
 from comfy_host import Graph
-from mixer_graph import SKIP, STEPS, appearance, chain, invert, mixer
+from mixer_graph import SKIP, STEPS, appearance, chain, custom_mixer, invert, mixer
 from pictures import HEIGHT, WIDTH
 from small_models import LAYOUTS, comfy_model
 
@@ -40,3 +40,14 @@ def test_inversion_and_mixer_report_each_step_with_a_picture(progress):
     assert [value for value, _, _ in progress] == list(range(1, STEPS - SKIP + 1))
     for _, _, preview in progress:
         assert preview[1].size == (4 * WIDTH // 8, HEIGHT // 8), "output and three references side by side"
+
+
+def test_custom_sampling_reports_each_step_with_the_result_so_far(progress):
+    model = comfy_model(LAYOUTS["SD 1.x"])
+    graph = Graph()
+    inversion = graph.run(inversion=invert(graph, model))["inversion"]
+    progress.clear()
+    graph = Graph()
+    graph.run(latent=custom_mixer(graph, appearance(graph, model), inversion, chain(graph, 3)))
+    assert [value for value, _, _ in progress] == list(range(1, STEPS - SKIP + 1))
+    assert all(preview[1].size == (WIDTH // 8, HEIGHT // 8) for _, _, preview in progress)

@@ -120,3 +120,13 @@ def test_a_patch_that_acts_by_time_sees_every_timestep():
         denoised = plain.trajectory[i] - sigma * plain.eps[i]
         expected = (plain.trajectory[i] - denoised * (1.2 if sigma > 2 else 0.8)) / sigma
         assert relative_error(patched.eps[i], expected) < 1e-5
+
+
+def test_a_wired_schedule_inverts_like_the_scheduler_of_the_same_levels():
+    model = comfy_model(LAYOUTS["SD 1.x"])
+    graph = Graph()
+    sigmas = graph.add("BasicScheduler", model=model, scheduler="karras", steps=6, denoise=1.0)
+    wired = invert(graph, model, sigmas=sigmas, skip_steps=2)
+    results = graph.run(wired=wired, named=invert(graph, model, scheduler="karras", steps=6, skip_steps=2))
+    for ours, theirs in zip(results["wired"].inversion, results["named"].inversion, strict=True):
+        assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))

@@ -9,7 +9,7 @@ import torch
 from comfy_host import Graph, output, pack_module, refused
 from diffusers_flux_oracle import DiffusersFluxPnPMix
 from flow_oracle import FlowPnPMix
-from mixer_graph import appearance, concept, dilution, invert, mixer
+from mixer_graph import appearance, concept, custom_mixer, dilution, invert, mixer, sampled
 from oracle import OracleConcept, relative_error
 from small_transformers import (
     FAMILIES,
@@ -68,6 +68,7 @@ def graph_result(
     guidance=None,
     own=None,
     common=None,
+    by=mixer,
     **settings,
 ) -> torch.Tensor:
     """Output and references of the nodes, (1 + concepts, C, H, W)."""
@@ -83,7 +84,7 @@ def graph_result(
         mask = torch.from_numpy(blob(family, k, cells))[None]
         link = concept(graph, k, link, latent=latents[2 + k], mask=mask, **more)
     patched = dilution(graph, appearance(graph, model, **(guidance or {})), latent=latents[1])
-    mixed = mixer(graph, patched, inversion, link, **common, **settings)
+    mixed = by(graph, patched, inversion, link, **common, **settings)
     result = graph.run(latent=mixed, references=output(mixed, 1))
     samples = torch.cat([result["latent"]["samples"], result["references"]["samples"]])
     return samples.squeeze(2) if FAMILIES[family].frames else samples
@@ -228,6 +229,33 @@ def test_scaled_positions_move_objects_as_this_family_scales_them(family):
     assert_same(result, oracle_result(family, scaled, **settings))
     has_effect = relative_error(ksampler(family, scaled), ksampler(family, model_of(family))) > 1e-4
     assert has_effect == FAMILIES[family].scales_positions
+
+
+@pytest.mark.parametrize("family", ["Flux.1", "Qwen-Image"])
+def test_custom_sampling_gives_the_same_bit_for_bit(family):
+    """Qwen-Image's latents are videos of one frame."""
+    model = model_of(family)
+    ours, theirs = (graph_result(family, model, object_only=(0,), by=by) for by in (mixer, custom_mixer))
+    assert torch.equal(ours, theirs)
+
+
+def test_partly_denoised_latents_go_on_where_other_samplers_of_flows_do():
+    """Between samplers ComfyUI keeps a flow's latents divided by 1 - sigma."""
+    family, steps = "Flux.1", 2
+    model = model_of(family)
+    graph = Graph()
+    schedule = dict(steps=STEPS, skip_steps=SKIP, scheduler="simple", cfg=1.0)
+    inversion = graph.run(x=invert(graph, model, latent=encoded(family, 0), **schedule, **prompts(family)))["x"]
+    mask = torch.from_numpy(blob(family, 0))[None]
+    link = concept(graph, 0, latent=encoded(family, 2), mask=mask)
+    custom = mixer(graph, model, inversion, link, node="PnPMixCustomSampler", **prompts(family))
+    split = graph.add("SplitSigmas", sigmas=output(custom, 2), step=steps)
+    result = graph.run(latent=sampled(graph, custom, sigmas=split))["latent"]["samples"][0]
+    sigma, trajectory = inversion.inversion.sigmas[steps], inversion.inversion.trajectory[steps]
+    ratio = FAMILIES[family].ratio
+    outside = mask[0].unfold(0, ratio, ratio).unfold(1, ratio, ratio).amax((-1, -2)) == 0
+    noisy = model.model.process_latent_in(result) * (1 - sigma)
+    assert relative_error(noisy[:, outside], trajectory[:, outside]) < 1e-6
 
 
 @pytest.mark.oldest

@@ -36,6 +36,20 @@ from workflow_files import (
 )
 
 # Node → input → (type, default). Saved graphs depend on it: only ever add to the end.
+MIXER = {
+    "model": ("MODEL", None),
+    "inversion": ("PNPMIX_INVERSION", None),
+    "concepts": ("PNPMIX_CONCEPTS", None),
+    "positive": ("CONDITIONING", None),
+    "negative": ("CONDITIONING", None),
+    "cfg": ("FLOAT", 1.0),
+    "swap_guidance": ("FLOAT", 3.5),
+    "mix_reference_noise": ("BOOLEAN", True),
+    "feather": ("INT", 0),
+    "overlap": ("COMBO", "shared"),
+    "falling_guidance": ("BOOLEAN", True),
+    "keep_personal": ("BOOLEAN", False),
+}
 CONTRACT = {
     "PnPMixDDPMInvert": {
         "model": ("MODEL", None),
@@ -47,6 +61,7 @@ CONTRACT = {
         "cfg": ("FLOAT", 3.5),
         "seed": ("INT", 0),
         "scheduler": ("COMBO", "ddim_uniform"),
+        "sigmas": ("SIGMAS", None),
     },
     "PnPMixSaveInversion": {"inversion": ("PNPMIX_INVERSION", None), "filename_prefix": ("STRING", "background")},
     "PnPMixLoadInversion": {"file": ("COMBO", None)},
@@ -76,20 +91,9 @@ CONTRACT = {
         "expand": ("INT", 16),
         "outside": ("COMBO", "scaled"),
     },
-    "PnPMixSampler": {
-        "model": ("MODEL", None),
-        "inversion": ("PNPMIX_INVERSION", None),
-        "concepts": ("PNPMIX_CONCEPTS", None),
-        "positive": ("CONDITIONING", None),
-        "negative": ("CONDITIONING", None),
-        "cfg": ("FLOAT", 1.0),
-        "swap_guidance": ("FLOAT", 3.5),
-        "mix_reference_noise": ("BOOLEAN", True),
-        "feather": ("INT", 0),
-        "overlap": ("COMBO", "shared"),
-        "falling_guidance": ("BOOLEAN", True),
-        "keep_personal": ("BOOLEAN", False),
-    },
+    "PnPMixSampler": MIXER,
+    "PnPMixCustomSampler": MIXER,
+    "PnPMixSplitResult": {"latent": ("LATENT", None), "guider": ("GUIDER", None)},
     "PnPMixLayoutReference": {
         "model": ("MODEL", None),
         "positive": ("CONDITIONING", None),
@@ -270,6 +274,7 @@ CONTRACT = {
     "PnPMixDemoScene": {"seed": ("INT", 0), "concepts": ("INT", 2), "photos": ("INT", 1)},
 }
 SCORED = [("FLOAT", "score"), ("STRING", "report"), ("PNPMIX_SCORES", "scores")]
+MIXED = [("LATENT", "latent"), ("LATENT", "references"), ("MASK", "mask")]
 OUTPUTS = {
     "PnPMixDDPMInvert": [("PNPMIX_INVERSION", "inversion")],
     "PnPMixSaveInversion": [],
@@ -277,7 +282,9 @@ OUTPUTS = {
     "PnPMixConcept": [("PNPMIX_CONCEPTS", "concepts")],
     "PnPMixAppearance": [("MODEL", "model")],
     "PnPMixDilution": [("MODEL", "model")],
-    "PnPMixSampler": [("LATENT", "latent"), ("LATENT", "references"), ("MASK", "mask")],
+    "PnPMixSampler": MIXED,
+    "PnPMixCustomSampler": [("GUIDER", "guider"), ("SAMPLER", "sampler"), ("SIGMAS", "sigmas"), ("LATENT", "latent")],
+    "PnPMixSplitResult": MIXED,
     "PnPMixLayoutReference": [("PNPMIX_LAYOUT", "layout")],
     "PnPMixConceptLora": [("CONDITIONING", "positive"), ("CONDITIONING", "negative")],
     "PnPMixConductedConcept": [("PNPMIX_CONDUCTED", "concepts")],

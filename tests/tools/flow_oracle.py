@@ -2,7 +2,7 @@
 with an attention of its own. Shares no code with the pack."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -81,7 +81,6 @@ class FlowPnPMix(PnPMix):
     """`unet` is the ModelPatcher, prompts are CONDITIONINGs."""
 
     small: Small = None
-    sigmas: list[float] = field(default_factory=list)
     image_first: bool = False
     turned: bool = True
     own_layers: set[int] | None = None

@@ -46,7 +46,7 @@ def dilution(graph: Graph, model, **inputs) -> list:
     return graph.add("PnPMixDilution", model=model, **(defaults | inputs))
 
 
-def mixer(graph: Graph, model, inversion, concepts, **inputs) -> list:
+def mixer(graph: Graph, model, inversion, concepts, node="PnPMixSampler", **inputs) -> list:
     defaults = dict(
         positive=POSITIVE,
         negative=NEGATIVE,
@@ -56,7 +56,20 @@ def mixer(graph: Graph, model, inversion, concepts, **inputs) -> list:
         feather=0,
         overlap="shared",
     )
-    return graph.add("PnPMixSampler", model=model, inversion=inversion, concepts=concepts, **(defaults | inputs))
+    return graph.add(node, model=model, inversion=inversion, concepts=concepts, **(defaults | inputs))
+
+
+def sampled(graph: Graph, custom: list, **others) -> list:
+    """SamplerCustomAdvanced behind the mixer for custom sampling; `others` take the place of its outputs."""
+    names = ("guider", "sampler", "sigmas", "latent_image")
+    wired = {name: output(custom, i) for i, name in enumerate(names)} | {"noise": graph.add("DisableNoise")}
+    return graph.add("SamplerCustomAdvanced", **(wired | others))
+
+
+def custom_mixer(graph: Graph, *args, **inputs) -> list:
+    """The same as `mixer`, by custom sampling."""
+    custom = mixer(graph, *args, node="PnPMixCustomSampler", **inputs)
+    return graph.add("PnPMixSplitResult", latent=sampled(graph, custom), guider=custom)
 
 
 def run_pnp_mix(model, concepts: int = 2, positive=POSITIVE, own_positive=None, object_mask=None, **inputs) -> dict:

@@ -103,6 +103,7 @@ class PnPMix:
     overlap: str = "shared"
     adain: bool = False
     constant_guidance: bool = False
+    sigmas: list[float] | None = None  # noise levels that fall to 0, in place of those of `steps` and `skip`
     notes: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -113,13 +114,17 @@ class PnPMix:
         # ComfyUI's ddim_uniform: every 1000 // steps-th timestep from 1, without the share `skip` of `steps`
         every = list(range(1, 1000, 1000 // self.steps))[::-1]
         self.timesteps = every[round(len(every) * self.skip / self.steps) :]
+        self.kept = [float(self.abar[t]) for t in self.timesteps]  # of the signal
+        if self.sigmas is not None:
+            self.kept = [1 / (1 + sigma**2) for sigma in self.sigmas[:-1]]
+            training = ((1 - self.abar) / self.abar).log() / 2
+            self.timesteps = [int((training - math.log(sigma)).abs().argmin()) for sigma in self.sigmas[:-1]]
 
     # The schedule
 
     def levels(self, i: int) -> tuple[float, float]:
         """abar at step i and at the next one; 1 after the last."""
-        after = [*self.timesteps[1:], None][i]
-        return float(self.abar[self.timesteps[i]]), 1.0 if after is None else float(self.abar[after])
+        return self.kept[i], [*self.kept[1:], 1.0][i]
 
     def mean(self, x, eps, i):
         """mu_t(x_t), DDIM with eta = 1."""
@@ -146,10 +151,9 @@ class PnPMix:
     def eps(self, x, i, prompt: Prompt, mode="off", reading=None):
         layers = "up_blocks" if self.layers == "decoder" else ""
         self.notes.update(mode=mode, alpha=self.alpha, layers=layers, reading=reading, blended=prompt.blended)
-        t = self.timesteps[i]
-        out = self.unet(x, t, **prompt.for_unet(), return_dict=False)[0]
+        out = self.unet(x, self.timesteps[i], **prompt.for_unet(), return_dict=False)[0]
         if self.prediction == "v_prediction":
-            now = float(self.abar[t])
+            now, _ = self.levels(i)
             out = math.sqrt(now) * out + math.sqrt(1 - now) * x
         return out
 

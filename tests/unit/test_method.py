@@ -260,7 +260,7 @@ def test_the_loop_never_waits_for_the_device(adain):
         guided=[True] * 3,
         dilution=Dilution(torch.zeros(4, 4, 8, 8), masks, 0.8, "blended"),
         object_masks=masks if adain else None,
-        callback=lambda step, output, branches: None,
+        callback=lambda step, latents, denoised: None,
     )
     assert output.device == branches.device == device
     assert branches.shape == (n, *output.shape) == (n, 4, 8, 8)
