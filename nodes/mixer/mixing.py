@@ -11,19 +11,6 @@ from .checks import CUSTOM, NODE, OVERLAP, SPLIT, check_inputs, check_result, no
 from .masks import rasterize
 from .run import SAMPLER, MixGuider, decide, sample
 
-ALIASES = [
-    "multi concept",
-    "multi-concept",
-    "multi subject",
-    "blend concepts",
-    "regional prompt",
-    "swap object",
-    "replace object",
-    "composite",
-    "sampler",
-    "pnp-mix",
-]
-
 
 def inputs() -> list[io.Input]:
     """Returns the inputs of a run, which are those of `prepared`."""
@@ -149,7 +136,18 @@ class PnPMixSampler(io.ComfyNode):
         return schema(
             node_id="PnPMixSampler",
             shows_result=True,
-            search_aliases=ALIASES,
+            search_aliases=[
+                "multi concept",
+                "multi-concept",
+                "multi subject",
+                "blend concepts",
+                "regional prompt",
+                "swap object",
+                "replace object",
+                "composite",
+                "sampler",
+                "pnp-mix",
+            ],
             display_name=NODE,
             category=CATEGORY,
             description="Redraws each masked object of the scene with the look of its concept (PnP-MIX).",
@@ -172,7 +170,14 @@ class PnPMixCustomSampler(io.ComfyNode):
         return schema(
             node_id="PnPMixCustomSampler",
             shows_result=True,
-            search_aliases=[*ALIASES, "custom sampling", "guider"],
+            search_aliases=[
+                "custom sampler",
+                "sampler custom advanced",
+                "guider",
+                "sigmas",
+                "sampler wrapper",
+                "pnp-mix",
+            ],
             display_name=CUSTOM,
             category=CATEGORY,
             description="Mask Noise Mixer for SamplerCustomAdvanced with DisableNoise, and for what other packs put "

@@ -41,7 +41,7 @@ class PnPMixAppearance(io.ComfyNode):
             category=CATEGORY,
             description="Lets each object of the scene read the look of its concept in the model's attention.",
             inputs=[
-                io.Model.Input("model", tooltip="The checkpoint."),
+                io.Model.Input("model", tooltip="The checkpoint, with LoRAs and other patches as you like."),
                 io.Float.Input(
                     "alpha",
                     default=0.15,
@@ -129,7 +129,7 @@ class PnPMixDilution(io.ComfyNode):
             category=CATEGORY,
             description="Surrounds each object with the clean plate, so that concepts do not leak into each other.",
             inputs=[
-                io.Model.Input("model", tooltip="The checkpoint."),
+                io.Model.Input("model", tooltip="The checkpoint, with LoRAs and other patches as you like."),
                 io.Latent.Input("latent", tooltip="The clean plate (the scene without its objects), VAE-encoded."),
                 io.Float.Input(
                     "beta",
