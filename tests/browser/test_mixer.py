@@ -78,6 +78,32 @@ def widgets(workflow: dict) -> dict:
     return {node["id"]: node["widgets_values"] for node in workflow["nodes"] if node["type"] in kinds}
 
 
+def test_custom_sampling_shows_the_masks_and_previews_the_result(editor: Editor, previews):
+    workflow = quick_demo(steps=9)
+    editor.load(workflow)
+    nodes = {node["id"]: node for node in editor.graph()["nodes"]}
+    (mixer,) = ids(workflow, "PnPMixSampler")
+    custom, noise, split = (editor.add(x) for x in ("PnPMixCustomSampler", "DisableNoise", "PnPMixSplitResult"))
+    sampler = editor.add("SamplerCustomAdvanced")
+    for _, origin, slot, target, to, _ in editor.graph()["links"]:
+        if target == mixer:
+            editor.connect(origin, slot, custom, nodes[mixer]["inputs"][to]["name"])
+        if origin == mixer:
+            editor.connect(split, slot, target, nodes[target]["inputs"][to]["name"])
+    editor.connect(noise, 0, sampler, "noise")
+    for slot, name in enumerate(("guider", "sampler", "sigmas", "latent_image")):
+        editor.connect(custom, slot, sampler, name)
+    editor.connect(sampler, 0, split, "latent")
+    editor.connect(custom, 0, split, "guider")
+    editor.look_at(custom)
+    entry = editor.run()
+    assert entry["status"]["status_str"] == "success"
+    assert editor.page.locator(".pnpmix-overlay li").all_inner_texts() == ["heart", "star"]
+    assert editor.page.locator(".pnpmix-color div").count() == 2
+    of_sampler = [shape for node, shape in previews() if node == sampler]
+    assert len(of_sampler) >= 6 and set(of_sampler) == {1.0}
+
+
 def test_a_concept_without_a_name_is_called_by_its_title(editor: Editor):
     editor.load(quick_demo(names=("", "star")))
     editor.run()

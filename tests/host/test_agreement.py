@@ -122,6 +122,7 @@ def test_sdxl_with_a_prompt_of_its_own():
         ("SDXL", "AlignYourStepsScheduler", dict(model_type="SDXL", steps=10, denoise=0.6)),
         ("SD 2.x v", "KarrasScheduler", dict(steps=7, sigma_max=14.614642, sigma_min=0.0291675, rho=7.0)),
         ("SD 1.x", "BetaSamplingScheduler", dict(steps=7, alpha=0.6, beta=0.6)),
+        ("SD 1.x", "GITSScheduler", dict(coeff=1.2, steps=7, denoise=1.0)),
         ("SD 1.x", "KarrasScheduler", dict(steps=5, sigma_max=3.0, sigma_min=0.2, rho=5.0)),
     ],
     ids=str,
