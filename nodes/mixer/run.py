@@ -22,7 +22,7 @@ from ..common.types import APPEARANCE, DILUTION, Appearance, InpaintedBackground
 from .checks import NODE, check_caching, check_schedule, check_start, is_compiled, not_the_mixers
 from .families import family_of, joint_blocks, noise_path
 from .guider import RowGuider
-from .hooks import ConceptsOnGrid, areas_of, hooked
+from .hooks import ROWS, ConceptsOnGrid, areas_of, hooked
 from .hooks.controlnet_hints import ControlNetHints
 from .hooks.feature_cache import FeatureCache, dependencies
 from .hooks.joint_attention import JointAttention
@@ -223,12 +223,15 @@ class MixGuider(RowGuider):
         room = room_for(self.model_patcher, rows * self.count, rows, self.empty.shape[1:])
         more = dict(callback=callback, disable_pbar=disable_pbar, seed=inversion.seed)
         result = super().sample(room, latent_image, sampler, sigmas, **more)
-        if len(result) != 1 + self.count:
-            raise not_the_mixers("sampler")
         check_predictions(NODE, result)
         if mix.features is not None and len(sigmas) == len(inversion.sigmas):
             show(NODE, self.node_id, [mix.features.report()])
         return result
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 the signature of the base class
+        if ROWS not in model_options.get("transformer_options", {}):
+            raise not_the_mixers("sampler")
+        return super().predict_noise(x, timestep, model_options, seed)
 
 
 def sample_mix(model, x, sigmas, extra_args, callback, disable=None):
@@ -290,8 +293,8 @@ def sample(guider: MixGuider) -> Tensor:
     preview = latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1)
 
     def side_by_side(step: int, denoised: Tensor, latents: Tensor, steps: int) -> None:
-        wide, latents = (torch.cat(list(rows), dim=-1)[None] for rows in (denoised, latents))
-        preview(step, wide, latents, steps)  # which shows the first row only
+        wide = torch.cat(list(denoised), dim=-1)[None]  # previews show the first row only
+        preview(step, wide, wide, steps)
 
     result = guider.sample(guider.empty, guider.empty, SAMPLER, sigmas, callback=side_by_side)
     return result.to(comfy.model_management.intermediate_device())

@@ -212,6 +212,17 @@ def test_what_is_not_the_mixers_is_refused(model, inversion, name):
         graph.run(latent=sampled(graph, made, **{name: foreign(graph, name, model)}))
 
 
+def test_another_sampler_is_refused_before_its_first_model_call(model, inversion):
+    """Also where its batch is as large as the mixer's result."""
+    graph, calls = Graph(), []
+    made = mixer(graph, model, inversion, chain(graph, 1), node="PnPMixCustomSampler", swap_guidance=1.0)
+    hook = model.model.diffusion_model.register_forward_pre_hook(lambda *_: calls.append(None))
+    with refused(f"{SAMPLES}, input 'sampler'"):
+        graph.run(latent=sampled(graph, made, sampler=foreign(graph, "sampler", model)))
+    hook.remove()
+    assert calls == []
+
+
 def test_a_noise_mask_is_refused(model, inversion):
     graph = Graph()
     made = custom(graph, model, inversion)
