@@ -74,7 +74,7 @@ class Concept(NamedTuple):
 class Appearance(NamedTuple):
     """Settings of guided appearance attention, in the model_options of a MODEL."""
 
-    alpha: float
+    alpha: float | Tensor  # (), of a compiled model
     layers: str  # "all", "decoder" or "vital"
     start_percent: float
     end_percent: float

@@ -4,11 +4,10 @@ import comfy.lora
 import comfy.ops
 import torch
 from comfy.hooks import EnumHookType
-from comfy.patcher_extension import WrappersMP
-from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 
 from ..common.checks import BadInput, check_conditioning, check_latent, check_size, model_family
+from ..common.compiled import is_compiled
 from ..common.messages import at_fault
 from ..common.types import CONCEPT_FILE, ConceptFile, ConductedConcept, LayoutGuidance
 from .layers import layers_of
@@ -27,8 +26,8 @@ def check_plain_prompt(node: str, name: str, conditioning: list) -> None:
 
 def check_not_compiled(node: str, model) -> None:
     """Refuses a compiled model, into whose layers nothing can be injected."""
-    compiled = model.wrappers.get(WrappersMP.APPLY_MODEL, {}).get(COMPILE_KEY)
-    if compiled or "diffusion_model" in model.object_patches or hasattr(model.model.diffusion_model, "_orig_mod"):
+    network = model.model.diffusion_model
+    if is_compiled(model) or "diffusion_model" in model.object_patches or hasattr(network, "_orig_mod"):
         fault = "it is compiled, and its features can be neither read nor replaced."
         raise BadInput(node, "model", fault, "Bypass the node that compiles it.")
 

@@ -10,6 +10,7 @@ from ...pnpmix.attention import attention_probabilities
 from ...pnpmix.latexblend.guidance import blending_loss, guide
 from ..common.attention import differentiable_attention
 from ..common.checks import check_model, check_numbers, check_one_gpu
+from ..common.compiled import uncompiled
 from ..common.gradients import checkpointed, with_gradients
 from ..common.hooks import with_options
 from ..common.loading import resident
@@ -135,7 +136,8 @@ def loss_gradient(
         look, latent = Look(g1, g2), x.detach().clone().requires_grad_(True)
         override = {MAPS: look, "optimized_attention_override": differentiable_attention}
         own = [without_inference(entry) for entry in conds]
-        comfy.samplers.calc_cond_batch(model, [own], latent, sigma.clone(), with_options(model_options, override))
+        options = uncompiled(with_options(model_options, override))
+        comfy.samplers.calc_cond_batch(model, [own], latent, sigma.clone(), options)
         look.open = False
         if not look.losses:
             return torch.zeros_like(x)

@@ -11,14 +11,15 @@ from torch import Tensor
 from ...pnpmix.latexblend.blending import Slot, acting, blend, region_bias
 from ..common.attention import plain_attention
 from ..common.checks import BadInput
+from ..common.compiled import fully_guarded
 from ..common.hooks import Hook, with_options
 from .layers import cross_attentions
 
 NODE, KEY = "Blend", "pnpmix_blend"
 PLAN = "pnpmix_blend_plan"  # in a conditioning
-# In transformer_options, for the length of one call: plans by conditioning; the noise level, which is read here once,
-# because each look at a number waits for the GPU
-ACTIVE, SIGMA = "pnpmix_blend_active", "pnpmix_blend_sigma"
+# In transformer_options, for the length of one call: `Active` or None, by the uuids of conditionings, which are new in
+# each run, and in the order of the call's chunks, which is all that a compiled model reads
+ACTIVE, CHUNKS = "pnpmix_blend_active", "pnpmix_blend_chunks"
 MAPS = "pnpmix_blend_maps"  # in transformer_options, while Blending Guidance looks
 # Of the mixer's batches: in transformer_options for each row the concept that it belongs to, None where it has another
 # prompt; in a conditioning that holds several prompts, the one that is blended
@@ -42,6 +43,7 @@ class Active(NamedTuple):
     tokens: int  # of the conditioning, with what was joined to it
     start: float  # noise level from which on K and V are blended
     biases: dict  # of layers and slots already seen
+    acts: bool = False  # whether they are blended in this call
 
 
 class BlendedPrompts(Hook):
@@ -54,6 +56,8 @@ class BlendedPrompts(Hook):
     def install(self, options: dict) -> dict:
         options = copy_nested_dicts(options)
         add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, self.wrap_call, options, is_model_options=True)
+        add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, tell_chunks, options, is_model_options=True)
+        add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guard_fully, options, is_model_options=True)
         others = options["transformer_options"].get("patches_replace", {}).get("attn2", {})
         for name, (layer, _) in cross_attentions(self.unet).items():
             attention = BlendAttention(name, others.get(layer, others.get(layer[:2])))
@@ -68,9 +72,24 @@ class BlendedPrompts(Hook):
         if not self.known.keys() >= {entry["uuid"] for entry, _ in entries}:
             check_installed(model_options)
             self.known = {entry["uuid"]: activate(entry, own, model, x_in.device) for entry, own in entries}
-        active = {uuid: x for uuid, x in self.known.items() if x is not None}
-        more = {ACTIVE: active, SIGMA: float(timestep.max())}
-        return executor(model, conds, x_in, timestep, with_options(model_options, more))
+        sigma = float(timestep.max())  # read once a call, because each look at a number waits for the GPU
+        active = {uuid: None if x is None else x._replace(acts=sigma <= x.start) for uuid, x in self.known.items()}
+        return executor(model, conds, x_in, timestep, with_options(model_options, {ACTIVE: active}))
+
+
+def guard_fully(executor, *args, **kwargs):
+    """Lets a compiled model be compiled again where what is blended changes (an OUTER_SAMPLE wrapper)."""
+    guider = executor.class_obj
+    guider.model_options = fully_guarded(guider.model_options, guider.model_patcher.model.diffusion_model)
+    return executor(*args, **kwargs)
+
+
+def tell_chunks(executor, x, t, c_concat, c_crossattn, control, transformer_options, **conds):
+    """Looks up what is blended into each chunk of a call (an APPLY_MODEL wrapper)."""
+    if ACTIVE in transformer_options:
+        chunks = [transformer_options[ACTIVE].get(uuid) for uuid in transformer_options["uuids"]]
+        transformer_options = {**transformer_options, CHUNKS: chunks}
+    return executor(x, t, c_concat, c_crossattn, control, transformer_options, **conds)
 
 
 def install(model) -> None:
@@ -144,19 +163,17 @@ class BlendAttention:
         raise BadInput(NODE, "model", "IP-Adapter comes after it.", "Put Blend after IP-Adapter.")
 
     def __call__(self, query, key, value, extra_options):
-        mask, active = None, extra_options.get(ACTIVE)
-        if active:
-            uuids = extra_options["uuids"]
-            each = len(key) // len(uuids)
-            for n, uuid in enumerate(uuids):
-                if uuid not in active:
-                    continue
-                for rows, slots in parts(active[uuid].plan.slots, n * each, each, extra_options.get(BELONGS)):
-                    bias = self.change(rows, slots, query, key, value, active[uuid], extra_options)
-                    if bias is not None:
-                        if mask is None:
-                            mask = key.new_zeros(len(key), *bias.shape)
-                        mask[rows] = bias.to(mask)
+        mask, chunks = None, extra_options.get(CHUNKS, [])
+        for n, active in enumerate(chunks):
+            if active is None:
+                continue
+            each = len(key) // len(chunks)
+            for rows, slots in parts(active.plan.slots, n * each, each, extra_options.get(BELONGS)):
+                bias = self.change(rows, slots, query, key, value, active, extra_options)
+                if bias is not None:
+                    if mask is None:
+                        mask = key.new_zeros(len(key), *bias.shape)
+                    mask[rows] = bias.to(mask)
         if self.other is not None and mask is not None:
             fault = "a concept has a mask, and another node replaces cross-attention, as IP-Adapter does."
             raise BadInput(NODE, "concepts", fault, "Unwire the mask, or bypass that node.")
@@ -171,7 +188,7 @@ class BlendAttention:
         plan, tokens = active.plan, key.shape[1]
         repeats = range(0, tokens - active.tokens + 1, active.tokens)
         own_key, own_value = key[rows], value[rows]
-        acts, grid = extra_options[SIGMA] <= active.start, tuple(extra_options["activations_shape"][2:])
+        acts, grid = active.acts, tuple(extra_options["activations_shape"][2:])
         if MAPS in extra_options:  # at identifiers as they were trained
             free_key = own_key.clone()
             blend(free_key, own_value.clone(), self.name, slots, repeats, acts)

@@ -20,6 +20,7 @@ from ...pnpmix.latexblend.bank import Features, extract
 from ...pnpmix.schedule import to_eps
 from ..common.attention import differentiable_attention, plain_attention
 from ..common.checks import BadInput
+from ..common.compiled import uncompiled
 from ..common.gradients import checkpointed, unchanged_norms, with_gradients
 from ..common.messages import show_text
 from .layers import cross_attentions
@@ -196,7 +197,7 @@ class TrainSampler(comfy.samplers.Sampler):
                 {name: self.processed(cond) for name, cond in entry["model_conds"].items()}
                 for entry in model_wrap.conds["positive"]
             ]
-            self.options = extra_args["model_options"]["transformer_options"]
+            self.options = uncompiled(extra_args["model_options"])["transformer_options"]
             self.views, self.class_pictures = (
                 self.base_model.process_latent_in(x.clone().to(self.device)) for x in (self.views, self.class_pictures)
             )

@@ -1,7 +1,6 @@
 """What the mixer and the inversion refuse, in the order in which a user would be asked."""
 
 import torch
-from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 
 from ..common.checks import (
@@ -19,6 +18,7 @@ from ..common.checks import (
     falls_to_zero,
     model_family,
 )
+from ..common.compiled import is_compiled
 from ..common.messages import at_fault
 from ..common.types import APPEARANCE, DILUTION, Appearance, Concept, InpaintedBackground, InvertedLatent
 from ..latexblend.hooks import PLAN, is_installed
@@ -272,11 +272,6 @@ def check_on_grid(concept: Concept, name: str, weights: Tensor, ratio: int) -> N
         with at_fault(concept.node_id):
             remedy = f"Mark an object of at least {ratio} pixels, or let Fit Picture crop around the object."
             raise BadInput(concept.label, name, fault, remedy)
-
-
-def is_compiled(model) -> bool:
-    """Says whether torch.compile wraps the model."""
-    return COMPILE_KEY in wrappers_of(model)
 
 
 def wrappers_of(model) -> list:

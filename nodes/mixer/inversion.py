@@ -4,7 +4,7 @@ import comfy.samplers
 import latent_preview
 import torch
 from comfy_api.latest import io
-from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY, TORCH_COMPILE_KWARGS
 from torch import Tensor
 from typing_extensions import override
 
@@ -20,6 +20,7 @@ from ..common.checks import (
     falls_to_zero,
     model_family,
 )
+from ..common.compiled import fully_guarded
 from ..common.hooks import with_options
 from ..common.memory import is_oom, room_for, rows_that_fit
 from ..common.types import APPEARANCE, CATEGORY, DILUTION, EXPERT, InversionType, InvertedLatent, schema
@@ -173,7 +174,7 @@ class InvertSampler(comfy.samplers.Sampler):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False
     ):
         model_wrap.bring_conditionings(sigmas.device)
-        model_options = extra_args["model_options"]
+        model_options = fully_guarded(extra_args["model_options"], model_wrap.inner_model.diffusion_model)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             # no timestep follows from another, so that nothing of one is of use to the next
@@ -199,7 +200,7 @@ class InvertSampler(comfy.samplers.Sampler):
 
 def acts_by_time(model, conditionings: list[list]) -> bool:
     """Says whether anything may look at the noise level of a call: it would see only the first of several."""
-    known = {"transformer_options", APPEARANCE, DILUTION}
+    known = {"transformer_options", APPEARANCE, DILUTION, TORCH_COMPILE_KWARGS}
     patched = model.model_options.keys() - known or any(model.model_options["transformer_options"].values())
     wrapped = any(key != COMPILE_KEY for key in wrappers_of(model))
     return bool(patched or wrapped or any(is_timed(options) for cond in conditionings for _, options in cond))

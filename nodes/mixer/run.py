@@ -15,11 +15,12 @@ from ...pnpmix.mixer.sampling import BatchRows, roles_needed, sample_pnp_mix
 from ...pnpmix.schedule import NoisePath
 from ..common.beside import kept_beside
 from ..common.checks import check_predictions
+from ..common.compiled import fully_guarded, is_compiled
 from ..common.hooks import Hook, installed
 from ..common.memory import is_oom, pinned, place_for, room_for, rows_that_fit
 from ..common.messages import show
 from ..common.types import APPEARANCE, DILUTION, Appearance, InpaintedBackground
-from .checks import NODE, check_caching, check_schedule, check_start, is_compiled, not_the_mixers
+from .checks import NODE, check_caching, check_schedule, check_start, not_the_mixers
 from .families import family_of, joint_blocks, noise_path
 from .guider import RowGuider
 from .hooks import ROWS, ConceptsOnGrid, areas_of, hooked
@@ -126,7 +127,7 @@ def prepare(mix: Mix, guider: RowGuider, sigmas: Tensor, model_options: dict, sh
         x0 = guider.flat(model.process_latent_in(guider.framed(latent.to(place))))[0]
         return edit_friendly_trajectory(x0, sigmas.to(place), seed, path)
 
-    options = comfy.model_patcher.create_model_options_clone(model_options)
+    options = fully_guarded(comfy.model_patcher.create_model_options_clone(model_options), model.diffusion_model)
     fit = max(1, rows_that_fit(guider, shape) // mix.rows_a_concept)
     height, width = shape[-2:]
     hooks, concepts_per_call = hooks_of(mix, guider, options, (height, width), device, fit)
@@ -168,19 +169,20 @@ def hooks_of(
     prompts = OwnPrompts(conds)
     shared: list[Hook] = [TrainedConcepts(conds), ControlNetHints()]
     cached = CACHE in options["transformer_options"]
-    counted = not cached and not is_compiled(guider.model_patcher)
     if cached:
         shared.append(HostCaches(model.model_sampling))
     if mix.features is not None:
         shared.insert(0, mix.features)
+    if appearance is not None and is_compiled(guider.model_patcher):  # a number would be part of the graph
+        appearance = appearance._replace(alpha=torch.tensor(appearance.alpha, device=device))
     on_grid = ConceptsOnGrid(concepts, grid, areas_of(conds, grid))
     if family is None:
-        layers = attention_layers(model.diffusion_model) if counted else 0
+        layers = 0 if cached else attention_layers(model.diffusion_model)
         attention = [] if appearance is None else [UNetAttention(model.diffusion_model, appearance, on_grid, device)]
         return [*shared, ForeignCaches(layers, patched=True), *attention, prompts], fit
     if appearance is None:
         return [*shared, ForeignCaches(0, patched=False), prompts], fit
-    layers = joint_blocks(model.diffusion_model, family) if counted else 0
+    layers = 0 if cached else joint_blocks(model.diffusion_model, family)
     joint = JointAttention(guider.model_patcher, family, appearance, on_grid, device)
     inner = [*shared, ForeignCaches(layers, patched=False), joint]
     apart = [concept for k, concept in enumerate(concepts) if is_apart(conds, k)]

@@ -13,7 +13,7 @@ from torch import Tensor
 def guided_appearance_attention(
     key: Tensor,
     value: Tensor,
-    alpha: float,
+    alpha: float | Tensor,
     roles: tuple[str, ...],
     chunks: int = 1,
     cached: tuple[Tensor, Tensor] | None = None,
@@ -47,7 +47,7 @@ def guided_appearance_attention(
 def guided_joint_attention(
     key: Tensor,
     value: Tensor,
-    alpha: float,
+    alpha: float | Tensor,
     roles: tuple[str, ...],
     chunks: int,
     image: slice,

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from comfy_host import Graph, output, pack_module, refused
-from mixer_graph import NEGATIVE, POSITIVE, appearance, chain, invert, mixer, run_pnp_mix
+from mixer_graph import NEGATIVE, POSITIVE, appearance, chain, invert, mix, mixer, run_pnp_mix
 from oracle import relative_error
 from other_caches import with_deep_cache, with_residual_cache
 from pictures import HEIGHT, WIDTH, ellipse, latent, mask_batch
-from small_models import LAYOUTS, comfy_model, conditioning, save_lora, small_control_net
+from small_models import LAYOUTS, as_on_a_gpu, comfy_model, conditioning, save_lora, small_control_net, smallest_model
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,80 @@ def test_caches_of_other_packs_that_would_mistake_rows_are_refused(model, monkey
         blend_and_count(add(model), end_percent=0.7 if case == "guidance ends" else 1.0)
 
 
+def with_skipped_layer(model):
+    """As Skip Layer Guidance does it: a further call, in which one layer attends to nothing."""
+    import comfy.model_patcher
+    import comfy.samplers
+
+    def guide(arguments):
+        options = comfy.model_patcher.create_model_options_clone(arguments["model_options"])
+        comfy.model_patcher.set_model_options_patch_replace(options, lambda q, k, v, _: v, "attn1", "middle", 0)
+        given = (arguments["model"], [arguments["cond"]], arguments["input"], arguments["sigma"], options)
+        (skipped,) = comfy.samplers.calc_cond_batch(*given)
+        return arguments["denoised"] + 2.0 * (arguments["cond_denoised"] - skipped)
+
+    patched = model.clone()
+    patched.set_model_sampler_post_cfg_function(guide)
+    return patched
+
+
+def with_other_attention(model):
+    """As Sage attention comes in: a kernel that computes a little less exactly."""
+
+    def attend(func, query, *others, **options):
+        return as_on_a_gpu(func, query.bfloat16().to(query), *others, **options)
+
+    patched = model.clone()
+    patched.model_options["transformer_options"]["optimized_attention_override"] = attend
+    return patched
+
+
+def with_node(class_type: str, **inputs):
+    def add(model):
+        graph = Graph()
+        return graph.run(model=graph.add(class_type, model=model, **inputs))["model"]
+
+    return add
+
+
+# FreeU changes the lower one, and PAG what lies below it
+TWO_LEVELS = dict(
+    channel_mult=[1, 2],
+    num_res_blocks=[1, 1],
+    transformer_depth=[1, 0],
+    transformer_depth_output=[1, 0, 0, 0],
+    transformer_depth_middle=1,
+)
+CACHING = dict(reuse_threshold=0.7, start_percent=0.0, end_percent=1.0, verbose=False)
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize(
+    "add",
+    [
+        with_node("EasyCache", **CACHING),
+        with_node("LazyCache", **CACHING),
+        with_residual_cache,
+        with_node("FreeU_V2", b1=1.3, b2=1.4, s1=0.9, s2=0.2),
+        with_node("PerturbedAttentionGuidance", scale=3.0),
+        with_skipped_layer,
+        with_other_attention,
+    ],
+    ids=["EasyCache", "LazyCache", "as TeaCache", "FreeU", "PAG", "as SLG", "as Sage"],
+)
+def test_nothing_that_other_packs_store_leaks_into_the_next_run(add):
+    """Of one MODEL whose concepts change from run to run."""
+    model, graph = smallest_model(**TWO_LEVELS), Graph()
+    kept, before = add(model), None
+    inversion = graph.run(inversion=invert(graph, kept))["inversion"]
+    for changes in ({}, dict(alpha=1.0), dict(layers="decoder"), dict(concepts=3), dict(object_mask=mask_batch(1))):
+        after_others, alone, without = (mix(x, inversion, **changes) for x in (kept, add(model), model))
+        assert torch.equal(after_others, alone), changes
+        assert relative_error(alone, without) > 1e-5, "it does something"
+        assert before is None or relative_error(alone, before) > 1e-3, "and so does the change"
+        before = alone if before is None else before
+
+
 def test_rescale_cfg(model):
     graph = Graph()
     rescaled = graph.run(model=graph.add("RescaleCFG", model=model, multiplier=0.7))["model"]
@@ -204,13 +278,7 @@ def test_another_attn1_replacement_beside_object_masks(model):
 @pytest.mark.newest  # the same torch in both, and most of a minute
 def test_torch_compile(model, plain):
     """The patches are part of the compiled graph."""
-    from comfy.ldm.modules.attention import attention_pytorch
     from comfy_api.torch_helpers import set_torch_compile_wrapper
-
-    def as_on_a_gpu(_, *arguments, **options):  # ComfyUI's attention for CPUs is no graph either
-        return attention_pytorch(
-            *arguments, **{name: options[name] for name in options if name != "transformer_options"}
-        )
 
     compiled = model.clone()
     compiled.model_options["transformer_options"]["optimized_attention_override"] = as_on_a_gpu

@@ -11,6 +11,7 @@ from diffusers_flux_oracle import DiffusersFluxPnPMix
 from flow_oracle import FlowPnPMix
 from mixer_graph import appearance, concept, custom_mixer, dilution, invert, mixer, sampled
 from oracle import OracleConcept, relative_error
+from small_models import as_on_a_gpu
 from small_transformers import (
     FAMILIES,
     available,
@@ -704,20 +705,17 @@ def test_a_control_net_steers_all_but_the_persons_pictures():
 def test_a_compiled_model():
     """The patches are part of the compiled graph. Tracing it takes a few seconds."""
     family = "Flux.1"
-    from comfy.ldm.modules.attention import attention_pytorch
     from comfy_api.torch_helpers import set_torch_compile_wrapper
-
-    def as_on_a_gpu(_, *arguments, **options):  # ComfyUI's attention for CPUs is no graph
-        return attention_pytorch(
-            *arguments, **{name: options[name] for name in options if name != "transformer_options"}
-        )
+    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 
     compiled = model_of(family).clone()
     compiled.model_options["transformer_options"]["optimized_attention_override"] = as_on_a_gpu
-    set_torch_compile_wrapper(compiled, backend="eager", fullgraph=True)  # stops where the graph would break
-    settings = dict(concepts=1, object_only=(0,))
-    expected = graph_result(family, model_of(family), **settings)
-    assert relative_error(graph_result(family, compiled, **settings), expected) < 1e-4
+    settings = dict(fullgraph=True, options={"guard_filter_fn": skip_torch_compile_dict})
+    set_torch_compile_wrapper(compiled, backend="eager", **settings)  # stops where the graph would break
+    for alpha in (0.15, 1.0):
+        settings = dict(concepts=1, object_only=(0,), guidance=dict(alpha=alpha))
+        expected = graph_result(family, model_of(family), **settings)
+        assert relative_error(graph_result(family, compiled, **settings), expected) < 1e-4
 
 
 @pytest.mark.oldest

@@ -1,5 +1,7 @@
 """The graph of the workflows, on a small model: what most host tests run, with what they vary."""
 
+import torch
+
 from comfy_host import Graph, output
 from pictures import latent, mask_batch
 from small_models import conditioning
@@ -81,3 +83,11 @@ def run_pnp_mix(model, concepts: int = 2, positive=POSITIVE, own_positive=None, 
     mixed = mixer(graph, patched, inversion, link, positive=positive, **inputs)
     results = graph.run(latent=mixed, references=output(mixed, 1))
     return {name: result["samples"] for name, result in results.items()}
+
+
+def mix(model, inversion, alpha: float = 0.15, layers: str = "all", concepts: int = 2, **of_concepts) -> torch.Tensor:
+    """The mixer's result with an inversion that has been made; what is left of the inputs goes to each concept."""
+    graph = Graph()
+    patched = appearance(graph, model, alpha=alpha, layers=layers)
+    mixed = mixer(graph, patched, inversion, chain(graph, concepts, **of_concepts))
+    return graph.run(latent=mixed)["latent"]["samples"]

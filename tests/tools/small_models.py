@@ -108,6 +108,51 @@ def comfy_model(layout: Layout, unet: UNet2DConditionModel | None = None):
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
 
 
+SMALLEST = dict(
+    image_size=32,
+    in_channels=4,
+    out_channels=4,
+    model_channels=32,
+    num_res_blocks=[1],
+    channel_mult=[1],
+    transformer_depth=[1],
+    transformer_depth_output=[1, 0],
+    transformer_depth_middle=-2,
+    context_dim=CONTEXT,
+    use_spatial_transformer=True,
+    num_heads=2,
+    num_head_channels=-1,
+    adm_in_channels=None,
+    legacy=False,
+    dtype=torch.float32,
+)
+
+
+def smallest_model(**changes):
+    """A ModelPatcher of a UNet with one transformer block each in the encoder and in the decoder."""
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    settings = SMALLEST | changes
+    config = comfy.supported_models.SD15(settings)
+    config.unet_config.update(settings)
+    base = comfy.model_base.BaseModel(config)
+    generator = torch.Generator().manual_seed(0)
+    for weight in base.diffusion_model.requires_grad_(False).parameters():
+        scale = weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.1
+        weight.copy_(scale * torch.randn(weight.shape, generator=generator) + (weight.ndim == 1))
+    device = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(base.eval(), load_device=device, offload_device=device)
+
+
+def as_on_a_gpu(_, *arguments, **options):
+    """PyTorch's attention, which torch.compile can trace (an optimized_attention_override)."""
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    return attention_pytorch(*arguments, **{name: options[name] for name in options if name != "transformer_options"})
+
+
 def conditioning(seed: int, tokens: int = 7) -> list:
     """A CONDITIONING of random tokens."""
     generator = torch.Generator().manual_seed(1000 + seed)

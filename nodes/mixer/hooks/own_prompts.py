@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ....pnpmix.mixer.sampling import BatchRows
 from ...common.checks import BadInput
+from ...common.compiled import is_compiled
 from ...common.hooks import Call, Hook, installed, with_options
 from ...common.memory import place_for_some
 from ...common.messages import at_fault
 from ...common.types import Concept
 from ...latexblend.hooks import BLENDED
-from ..checks import is_compiled
 from . import hooked, telling
 from .joint_attention import PICTURES, JointAttention, Pictures
 
