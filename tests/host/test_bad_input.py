@@ -231,9 +231,24 @@ def test_concept_hidden_by_those_in_front(model):
     stops(graph, mixed, "Concept 'concept 0'", "'mask'", "in front", "later place", "shared")
 
 
-def test_batch_of_masks(model):
-    graph = Graph()
-    stops(graph, concept(graph, 0, mask=torch.ones(2, HEIGHT, WIDTH)), "Concept", "'mask'", "batch of 2")
+def test_of_a_batch_of_masks_each_concept_takes_its_own():
+    graph, masks, link = Graph(), torch.eye(2)[:, :, None].expand(-1, -1, 8), None
+    for k in range(2):
+        link = concept(graph, k, link, mask=masks)
+    assert all(torch.equal(x.mask, mask) for x, mask in zip(graph.run(link=link)["link"], masks, strict=True))
+    stops(graph, concept(graph, 2, link, mask=masks), "Concept", "'mask'", "batch of 2", "concept 3")
+
+
+def test_a_mask_of_the_photo_is_cropped_as_its_scene_was():
+    graph, mask = Graph(), torch.zeros(1, 90, 120)
+    mask[:, 30:60, 50:80] = 1
+    settings = dict(width=64, height=64, mode="crop", margin=20, multiple=8)
+    fitted = graph.add("PnPMixFitPicture", image=torch.rand(1, 90, 120, 3), mask=mask, **settings)
+    place = [fitted[0], 2]
+    results = graph.run(link=concept(graph, 0, mask=mask, place=place), cut=[fitted[0], 1])
+    assert torch.equal(results["link"][0].mask, results["cut"][0]) and results["cut"].any()
+    other = concept(graph, 0, mask=torch.ones(1, 50, 50), place=place)
+    stops(graph, other, "Concept", "'mask'", "50 x 50", "photo of 120 x 90", "Fit Picture")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +262,7 @@ def test_batch_of_masks(model):
 )
 def test_a_concept_without_a_name_is_called_by_its_title_or_number(titles, called):
     graph = Graph()
-    first = concept(graph, 0, name="", mask=torch.ones(2, HEIGHT, WIDTH))
+    first = concept(graph, 0, name="", mask=torch.zeros(1, HEIGHT, WIDTH))
     second = concept(graph, 1, first, name="")
     for link, title in zip((first, second), titles, strict=True):
         if title is not None:
