@@ -6,18 +6,18 @@ import { text } from "./texts.js";
 const checks = new WeakMap(); // by node
 
 /** What goes into a folder, and links to it. */
-function listed({ folder, files }, k) {
+function listed({ folder, files }) {
   const list = document.createElement("ul");
   for (const [name, address] of Object.entries(files)) {
     const item = document.createElement("li");
     item.append(link(address, name));
     list.append(item);
   }
-  return [k === 0 ? text("putFilesInto", { folder }) : text("putAlsoInto", { folder }), list];
+  return [text("putFilesInto", { folder }), list];
 }
 
 function addFiles(node, combo, known) {
-  const lines = known.reduce((sum, { files }) => sum + 3 + Object.keys(files).length, 0);
+  const lines = 3 + Object.keys(known.files).length;
   const panel = addPanel(node, "files", () => (panel.hasChildNodes() ? 20 * lines : 0));
 
   function check() {
@@ -25,7 +25,7 @@ function addFiles(node, combo, known) {
     const found = typeof values === "function" ? values(combo, node) : values;
     const isThere = found.length > 0 && (!combo.value || found.includes(combo.value));
     if (isThere !== panel.hasChildNodes()) return;
-    panel.replaceChildren(...(isThere ? [] : known.flatMap(listed)));
+    panel.replaceChildren(...(isThere ? [] : listed(known)));
     fit(node);
   }
 

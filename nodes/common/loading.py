@@ -37,7 +37,6 @@ KNOWN_FILES = {
     "inpaint": {
         "big-lama.pt": "https://github.com/Sanster/models/releases/download/add_big_lama/big-lama.pt",
     },
-    BERT: {"vocab.txt": "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt"},
 }
 CONCEPTS = "concepts"
 FOLDERS = {
@@ -63,13 +62,9 @@ def register_folders() -> None:
                 os.makedirs(paths[-1])
 
 
-def file_input(folder: str, tooltip: str, also: str | None = None) -> io.Combo.Input:
-    """Returns the input 'model_name', with the known files for js/model_files.js to show where one is missing.
-
-    also: another folder of which a file is needed.
-    """
-    folders = [folder] if also is None else [folder, also]
-    known = [{"folder": f"models/{x}", "files": KNOWN_FILES[x]} for x in folders]
+def file_input(folder: str, tooltip: str) -> io.Combo.Input:
+    """Returns the input 'model_name', with the known files for js/model_files.js to show where one is missing."""
+    known = {"folder": f"models/{folder}", "files": KNOWN_FILES[folder]}
     names = model_files(folder).names
     choice = io.Combo.Input("model_name", options=names, tooltip=tooltip)
     choice.extra_dict = {"pnpmix_known": known}  # an argument only of newer hosts

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import comfy.model_management
 import folder_paths
@@ -14,7 +15,7 @@ from typing_extensions import override
 
 from ...pnpmix.files.texts import first_fault
 from ..common.checks import BadInput
-from ..common.loading import BERT, KNOWN_FILES, MAX_SAID, file_input, importing, load_weights, needs, validate_file
+from ..common.loading import BERT, MAX_SAID, file_input, importing, load_weights, needs, validate_file
 from ..common.types import CATEGORY, DetectorType, schema
 from .picture_model import PictureModel
 
@@ -35,9 +36,7 @@ class PnPMixGroundingDinoLoader(io.ComfyNode):
             inputs=[
                 file_input(
                     "grounding-dino",
-                    tooltip="A Swin-T or Swin-B checkpoint in models/grounding-dino. Swin-B finds more and is slower. "
-                    "It also needs vocab.txt of bert-base-uncased in models/bert-base-uncased.",
-                    also=BERT,
+                    tooltip="A Swin-T or Swin-B checkpoint in models/grounding-dino. Swin-B finds more and is slower.",
                 )
             ],
             outputs=[DetectorType.Output(display_name="detector", tooltip="For Grounded Mask.")],
@@ -70,7 +69,7 @@ class PnPMixGroundingDinoLoader(io.ComfyNode):
         except BadInput:
             raise
         except Exception as error:  # of weights of other shapes transformers raises almost anything
-            remedy = f"Use groundingdino_swint_ogc or groundingdino_swinb_cogcoor, and vocab.txt of {BERT}."
+            remedy = f"Use groundingdino_swint_ogc or groundingdino_swinb_cogcoor, with the vocabulary of {BERT}."
             raise BadInput(NODE, "model_name", f"{model_name}: {error}"[:MAX_SAID], remedy) from error
         return io.NodeOutput(Detector(detector))
 
@@ -101,29 +100,30 @@ def read_bert(read: Callable, folder: str):
     except Exception as error:  # transformers, the tokenizer and Python raise almost anything then
         what = first_fault(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
         fault = f"the text encoder in {folder} does not load ({what[:MAX_SAID]})."
-        raise BadInput(NODE, "model_name", fault, f"Download vocab.txt of {BERT} again.") from error
+        remedy = f"Download the files of {BERT} again, or remove that folder: the pack has its vocabulary."
+        raise BadInput(NODE, "model_name", fault, remedy) from error
 
 
 def bert_folders() -> Iterator[str]:
-    """Yields models/bert-base-uncased, then the same in a Hugging Face cache; nothing is downloaded."""
+    """Yields models/bert-base-uncased, the same in a Hugging Face cache, and the pack's vocabulary."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     yield from folder_paths.get_folder_paths(BERT)
     for repository in (BERT, f"google-bert/{BERT}"):
         with contextlib.suppress(LocalEntryNotFoundError):
-            yield snapshot_download(repository, local_files_only=True)
+            yield snapshot_download(repository, local_files_only=True)  # nothing is downloaded
+    yield str(Path(__file__).parents[2] / "pnpmix" / "vision" / BERT)
 
 
 def bert_folder() -> str:
     """Returns the first folder that has the vocabulary of the text encoder."""
-    for folder in bert_folders():
-        if any(os.path.isfile(os.path.join(folder, name)) for name in ("tokenizer.json", "vocab.txt")):
-            return folder
-    place = folder_paths.get_folder_paths(BERT)[0]
-    known = "\n".join(f"{name}: {url}" for name, url in KNOWN_FILES[BERT].items())
-    remedy = f"Put this file into {place}, and run again.\n{known}"
-    raise BadInput(NODE, "model_name", f"its vocabulary, vocab.txt of {BERT}, is missing.", remedy)
+    has_vocabulary = (
+        folder
+        for folder in bert_folders()
+        if any(os.path.isfile(os.path.join(folder, name)) for name in ("tokenizer.json", "vocab.txt"))
+    )
+    return next(has_vocabulary)
 
 
 NODES = [PnPMixGroundingDinoLoader]

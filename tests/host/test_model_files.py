@@ -16,7 +16,7 @@ from pnpmix.vision.dino_weights import build_grounding_dino, hub_layout, read_te
 from segment_anything import sam_model_registry
 from spandrel.architectures.LaMa import LaMa
 
-from comfy_host import Graph, refused
+from comfy_host import Graph, pack_module, refused
 from detection_models import randomise, read_bert_folder, write_bert_folder
 from published_dino import CONFIGS, PublishedDino
 
@@ -403,20 +403,18 @@ def test_text_encoder_that_asks_for_its_code_to_be_run(folders, dino_weights, di
     write_bert_folder(bert)
 
 
-def test_text_encoder_from_a_hugging_face_cache_or_an_error_that_says_what_to_put_where(
+def test_text_encoder_from_a_hugging_face_cache_or_with_the_packs_vocabulary(
     folders, dino_weights, dino, tmp_path, monkeypatch
 ):
     save_safetensors(dino_weights, folders["grounding-dino"] / "d.safetensors")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     shutil.rmtree(folders["bert-base-uncased"])
-    address = "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt"
-    missing = "its vocabulary", f"vocab.txt: {address}", str(folders["bert-base-uncased"])
-    stops("PnPMixGroundingDinoLoader", "d.safetensors", *missing)
+    config, tokenizer = read_text_encoder(pack_module("vision.detection").bert_folder())
+    assert config.vocab_size == len(tokenizer) == 30522
+    assert tokenizer("a dog . mugs .")["input_ids"] == [101, 1037, 3899, 1012, 14757, 2015, 1012, 102]
     (tmp_path / "models--google-bert--bert-base-uncased" / "refs").mkdir(parents=True)
     (tmp_path / "models--google-bert--bert-base-uncased" / "refs" / "main").write_text("0" * 40)
     snapshot = tmp_path / "models--google-bert--bert-base-uncased" / "snapshots" / ("0" * 40)
     write_bert_folder(snapshot)
     assert same_weights(load("PnPMixGroundingDinoLoader", "d.safetensors").model, dino)
-    (snapshot / "vocab.txt").unlink()
-    stops("PnPMixGroundingDinoLoader", "d.safetensors", *missing)
     write_bert_folder(folders["bert-base-uncased"])
