@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .errors import BadTable, JobFailed, NotWritable, ServerEnded, ServerGone
 from .files import check_writable, write_whole
-from .jobs import Job, Request, help_of, job_of, read_table
+from .jobs import TEMPLATE, Job, Request, help_of, job_of, read_table
 from .pictures import changed_share, with_profile
 from .server import Server, comfyui_server
 from .work import work_of
@@ -56,7 +56,7 @@ def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
     option("--seed", type=int, default=0, help="default: 0")
     option("--steps", type=int, help="of the whole schedule; default: the template's")
     option("--checkpoint", default="", help="file in models/checkpoints; default: the template's")
-    option("--template", default="", help="default: the one for as many objects")
+    option("--template", default="", help=f"default: {TEMPLATE}")
     option("--url", help="of a ComfyUI that runs already, with this pack; default: one is started")
     options = parser.parse_args(ours)
     if options.table and (options.scene or options.concept):

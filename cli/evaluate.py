@@ -23,7 +23,7 @@ from .blend import command_parser, split_options
 from .datasets import MAKERS, make_tasks
 from .errors import BadTable, JobFailed, NotWritable, ServerEnded, ServerGone
 from .files import check_writable, write_whole
-from .jobs import read_table
+from .jobs import TEMPLATE, read_table
 from .server import Server, comfyui_server
 from .tasks import CompleteTask, Evaluated, Made, Task, images_of, read_tasks, spread
 from .variants import OTHER_METHODS, ROWS, Variant, change, for_demo
@@ -48,7 +48,7 @@ def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
     option("--output", type=Path, default=OUTPUT, help=f"folder of the results; default: {OUTPUT}")
     option("--rows", nargs="*", default=[], help="parts of the rows' names; default: all")
     option("--checkpoint", default="", help="file in models/checkpoints; default: the template's")
-    option("--template", default="", help="default: the one for as many objects")
+    option("--template", default="", help=f"default: {TEMPLATE}")
     option("--clip-vision", default="", help="file in models/clip_vision, for CLIP-I and CLIP-T")
     option("--dino", default="", help="DINOv2's file in models/clip_vision, for DINO")
     option("--clip-text", default="", help="text encoder of the same CLIP in models/text_encoders")

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
+from itertools import count
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[1]
@@ -9,8 +11,13 @@ TEMPLATES = PACK / "workflows"
 CONTROLS = {"fixed", "increment", "decrement", "randomize"}  # of the widget that the editor adds behind a seed
 INPUTS, OUTPUTS = -10, -20  # the two ends of a subgraph, as nodes that its links name
 FINDERS, MASK_LOADER = ("PnPMixGroundedMask", "SAM3_Detect"), "LoadImageMask"
-# Titles of the nodes that find an object, of the one that says how large the crop is, and of the negative prompt
-IN_SCENE, IN_PICTURE, SIDE, NEGATIVE = "In the photo", "In your picture", "Side of the part, pixels", "Not in it"
+# Titles in the templates: of the subgraphs, and with a number of those of an object and of its picture
+SCENE, OBJECT, REPLACE, FILES = "Objects in your photo", "Your object", "Replace objects", "Model files"
+PHOTO, PICTURE = "Your photo", "Your picture"
+CONCEPTS, ROOM = "concepts", 60  # the input that makes a chain; pixels between a node and its copy
+# of the nodes that find objects, of the one that says how large the crop is, and of the negative prompt
+IN_SCENE, IN_PICTURE, SIDE, NEGATIVE = "In the photo", "In your picture", "Working size (px)", "Not in it"
+BETWEEN_WORDS = {"words": " . ", "sam3": ", "}  # of several objects, as Grounding DINO and SAM 3 read them
 # Inputs in image pixels, for images of 64 × 64 instead of 512 or 1024
 SMALL = {
     "ImageScale": {"width": 64, "height": 64},
@@ -83,6 +90,73 @@ def nodes_of(workflow: dict, kind: str) -> list[dict]:
     return [node for level in levels(workflow) for node in level["nodes"] if node["type"] == kind]
 
 
+def count_of(workflow: dict) -> int:
+    """Returns how many objects a template replaces."""
+    titles = {title(workflow, node) for node in workflow["nodes"]}
+    return next(k for k in count() if f"{OBJECT} {k + 1}" not in titles)
+
+
+def set_count(workflow: dict, wanted: int) -> None:
+    """Gives a template another number of objects: leaves out the last ones, or copies the last one, as people do.
+
+    An object is its picture and the subgraph that takes it; `concepts` joins them to a chain.
+    """
+    there = count_of(workflow)
+    for k in range(there, wanted, -1):
+        for name in (PICTURE, OBJECT):
+            remove(workflow, titled(workflow, f"{name} {k}"))
+    for k in range(there, wanted):
+        copies: dict[int, dict] = {}
+        for name in (PICTURE, OBJECT):
+            node = titled(workflow, f"{name} {k}")
+            copies[node["id"]] = copy_of(workflow, node, copies, title=f"{name} {k + 1}")
+        connect(workflow, titled(workflow, f"{OBJECT} {k}"), titled(workflow, f"{OBJECT} {k + 1}"), CONCEPTS)
+    connect(workflow, titled(workflow, f"{OBJECT} {wanted}"), titled(workflow, REPLACE), CONCEPTS)
+
+
+def remove(workflow: dict, node: dict) -> None:
+    """Removes a node of the top level with its links."""
+    for link in [x for x in workflow["links"] if node["id"] in (x[1], x[3])]:
+        disconnect(workflow, link)
+    workflow["nodes"].remove(node)
+
+
+def disconnect(workflow: dict, link: list) -> None:
+    """Removes a link of the top level."""
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    number, origin, slot, target, entry, _ = link
+    nodes[origin]["outputs"][slot]["links"].remove(number)
+    nodes[target]["inputs"][entry]["link"] = None
+    workflow["links"].remove(link)
+
+
+def connect(workflow: dict, origin: dict, target: dict, name: str, slot: int = 0) -> None:
+    """Links an output to the input of a name, in the place of what is linked there."""
+    (at,) = (k for k, entry in enumerate(target["inputs"]) if entry["name"] == name)
+    for link in [x for x in workflow["links"] if x[3:5] == [target["id"], at]]:
+        disconnect(workflow, link)
+    workflow["last_link_id"] = number = workflow["last_link_id"] + 1
+    workflow["links"].append([number, origin["id"], slot, target["id"], at, target["inputs"][at]["type"]])
+    target["inputs"][at]["link"] = number
+    origin["outputs"][slot]["links"].append(number)
+
+
+def copy_of(workflow: dict, node: dict, copies: dict[int, dict], **fields) -> dict:
+    """Adds a copy of a node with the same inputs. copies: of nodes before it, by the ids of their originals."""
+    nodes = {x["id"]: x for x in workflow["nodes"]} | copies
+    workflow["last_node_id"] += 1
+    copy = deepcopy(node) | {"id": workflow["last_node_id"], **fields}
+    copy["pos"] = [node["pos"][0], node["pos"][1] + node["size"][1] + ROOM]
+    copy["outputs"] = [entry | {"links": []} for entry in copy["outputs"]]
+    for entry in copy["inputs"]:
+        entry["link"] = None
+    workflow["nodes"].append(copy)
+    for _, origin, slot, target, at, _ in list(workflow["links"]):
+        if target == node["id"]:
+            connect(workflow, nodes[origin], copy, node["inputs"][at]["name"], slot)
+    return copy
+
+
 def to_api(workflow: dict) -> dict:
     """Returns what the editor sends when the workflow is queued; nodes of a subgraph have ids such as "3:7"."""
     prompt: dict = {}
@@ -112,7 +186,8 @@ def add_level(prompt: dict, level: dict, inside: dict[str, dict], path: str, giv
             continue
         inputs = widget_values(node)
         inputs.pop("upload", None)  # a button
-        inputs |= {i["name"]: origin(i["link"]) for i in node["inputs"] if i.get("link") is not None}
+        linked = {i["name"]: origin(i["link"]) for i in node["inputs"] if i.get("link") is not None}
+        inputs |= {name: value for name, value in linked.items() if value is not None}  # of a subgraph's open input
         node_id = f"{path}{node['id']}"
         if node["type"] in inside:
             subgraph = inside[node["type"]]
@@ -140,7 +215,7 @@ def in_order(level: dict, wired: dict[int, tuple]) -> list[dict]:
 def api_graph(name: str) -> dict:
     """Returns a template in API format, for programs.
 
-    Every node has a title, which begins with its subgraph's, such as "Your thing 1: In the photo".
+    Every node has a title, which begins with its subgraph's, such as "Your object 1: In your picture".
 
     Raises:
         FileNotFoundError: there is no such template.
@@ -180,6 +255,13 @@ def load_mask(node: dict, file: str) -> None:
     node |= {"class_type": MASK_LOADER, "inputs": {"image": file, "channel": "red"}}
 
 
+def load_masks(prompt: dict, node_id: str, files: Sequence[str]) -> None:
+    """Replaces a node that finds several objects by a batch of masks from files of one size."""
+    masks = [add(prompt, MASK_LOADER, image=file, channel="red") for file in files]
+    made = add_mask_batch(prompt, masks)[0]
+    prompt[node_id] = prompt.pop(made) | {"_meta": prompt[node_id]["_meta"]}
+
+
 def needed(prompt: dict, output: str) -> dict:
     """Returns the part of a graph that one node needs."""
     reached, waiting = set(), [output]
@@ -197,6 +279,15 @@ def add(prompt: dict, kind: str, outputs: int = 1, /, **inputs):
     prompt[node_id] = {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}
     made = [[node_id, slot] for slot in range(outputs)]
     return made if outputs > 1 else made[0]
+
+
+def add_mask_batch(prompt: dict, masks: Sequence[list]) -> list:
+    """Adds nodes that join masks of one size to a batch, and returns its link."""
+    drawn = [add(prompt, "MaskToImage", mask=mask) for mask in masks]
+    batch = drawn[0]
+    for image in drawn[1:]:
+        batch = add(prompt, "ImageBatch", image1=batch, image2=image)
+    return add(prompt, "ImageToMask", image=batch, channel="red")
 
 
 def text_to_image(checkpoint: str, text: str, size: dict, loras: Sequence[tuple[str, float]] = (), **sampling) -> dict:

@@ -21,7 +21,7 @@ from pydantic import (
 from .errors import BadTable, JobFailed
 
 BETWEEN = "|"  # of several objects in a cell; no file's name has it
-BY_COUNT = {1: "3 One thing", 2: "4 Two things", 3: "5 Three things"}  # number of objects → template
+TEMPLATE = "Replace two objects with Grounding DINO"  # or of another number
 
 
 def split(cell: object) -> object:
@@ -63,7 +63,7 @@ class Request(BaseModel):
     seed: int = Field(0, ge=0, lt=2**64, description="seed of the noise; default: 0")
     steps: int | None = Field(None, ge=2, le=1000, description="steps of the whole schedule; default: the template's")
     checkpoint: str = Field("", description="file in `models/checkpoints`; default: the template's")
-    template: str = Field("", description="name of a template; default: the one for as many objects")
+    template: str = Field("", description=f"name of a template; default: {TEMPLATE}")
     target_masks: Files = Field((), description="an image for each object of the scene, white where it is; default: "
                                 "found by `objects`")  # fmt: skip
     object_masks: Files = Field((), description="the same for the concept images")
@@ -82,8 +82,8 @@ class Request(BaseModel):
     @model_validator(mode="after")
     def one_for_each_object(self) -> "Request":
         count = len(self.concepts)
-        if count not in BY_COUNT:
-            raise ValueError(f"{count} concepts: there are templates for {', '.join(map(str, BY_COUNT))}")
+        if not count:
+            raise ValueError("there are no concepts")
         for column, given in self:
             if isinstance(given, tuple) and given and len(given) != count:
                 said = f"there are {count} concepts and {len(given)} {column_of(column)}"

@@ -10,7 +10,7 @@ from .pictures import InputFile, add_file
 from .tasks import CompleteTask
 from .work import Work, finish, prompt_of, read_template
 
-CONDUCTOR, BLENDED = "Conductor 2 Two LoRA concepts from a layout picture", "Learn 4 Blend two, each in its region"
+CONDUCTOR, BLENDED = "Two LoRAs in one picture", "Blend trained concepts"
 LORA, IN_LAYOUT, IN_ITS_WORDS = "LoRA", "what it is in the layout", "picture in its words"  # widgets of a concept
 STRENGTH = 0.7  # of the LoRAs, as Concept LoRA has it
 
@@ -72,7 +72,7 @@ def conducted(task: CompleteTask, files: dict[str, InputFile]) -> dict:
     graphs.set_widget(layout, "image", add_file(files, task.scene))
     fill_in(workflow, "Conduct", task)
     if task.checkpoint:
-        graphs.set_widget(graphs.titled(workflow, "Model files"), "checkpoint", task.checkpoint)
+        graphs.set_widget(graphs.titled(workflow, graphs.FILES), "checkpoint", task.checkpoint)
     prompt = graphs.to_api(workflow)
     finders = [node for node in prompt.values() if node["class_type"] in graphs.FINDERS]
     for node, mask in zip(finders, task.target_masks, strict=True):
@@ -83,7 +83,7 @@ def conducted(task: CompleteTask, files: dict[str, InputFile]) -> dict:
 def blended(task: CompleteTask, files: dict[str, InputFile]) -> dict:
     """Returns LaTexBlend's graph: a new picture in the layout of the masks, of trained concepts."""
     workflow = read_template(BLENDED)
-    fill_in(workflow, "Blend", task)
+    fill_in(workflow, "Generate", task)
     prompt = graphs.to_api(workflow)
     concepts = [node for node in prompt.values() if node["class_type"] == "PnPMixLoadConcept"]
     painted = [node_id for node_id, node in prompt.items() if node["class_type"] == "LoadImage"]
@@ -107,7 +107,7 @@ def merged(task: CompleteTask, files: dict[str, InputFile]) -> dict:
         text = text.replace(word, trigger_words, 1)
     (size,) = graphs.nodes_of(workflow, "EmptyLatentImage")
     return graphs.text_to_image(
-        task.checkpoint or graphs.widget_values(graphs.titled(workflow, "Model files"))["checkpoint"],
+        task.checkpoint or graphs.widget_values(graphs.titled(workflow, graphs.FILES))["checkpoint"],
         text, graphs.widget_values(size), [(file, STRENGTH) for file in task.loras],
         seed=task.seed, steps=200, cfg=7.5, sampler_name="ddim", scheduler="ddim_uniform",
     )  # fmt: skip

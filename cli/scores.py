@@ -15,7 +15,7 @@ from pnpmix.metrics.background import lpips, lpips_network, psnr, ssim
 from torch import Tensor, nn
 
 from . import graphs
-from .jobs import BY_COUNT
+from .jobs import TEMPLATE
 from .pictures import Content, InputFile, add_file
 from .server import Server
 from .tasks import CompleteTask, images_of
@@ -159,7 +159,7 @@ def by_encoders(task: CompleteTask, result: Path, encoders: Encoders, server: Se
 
 def segsim_inputs(prompt: dict, task: CompleteTask, load, loaded: dict[str, list]) -> dict:
     """Returns what SegSim needs besides the results; Grounding DINO and SAM are the template's."""
-    template = graphs.to_api(read_template(BY_COUNT[len(task.concepts)]))
+    template = graphs.to_api(read_template(TEMPLATE))
     kinds = {"detector": "PnPMixGroundingDinoLoader", "segmenter": "PnPMixSamLoader"}
     files = {node["class_type"]: node["inputs"] for node in template.values() if node["class_type"] in kinds.values()}
     inputs = {name: graphs.add(prompt, kind, **files[kind]) for name, kind in kinds.items()}

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from . import graphs
 from .errors import JobFailed
-from .jobs import BY_COUNT, Job, Request
-from .pictures import InputFile, add_file, frames, is_cut_out, profile_of, safe
+from .jobs import TEMPLATE, Job, Request
+from .pictures import InputFile, add_file, decode, frames, is_cut_out, profile_of, safe
 
 
 class Work(NamedTuple):
@@ -44,14 +44,12 @@ def read_template(name: str) -> dict:
 
 
 @cache
-def fitting_templates(count: int) -> list[str]:
-    """Returns the names of the templates with a scene and so many concept images to fill in."""
-    titles = ["Your photo", *(f"Your {x} {k}" for x in ("picture", "thing") for k in range(1, count + 1))]
-    titles += ["Blend", "Model files"]
+def fitting_templates() -> list[str]:
+    """Returns the names of the templates with a scene and concept images to fill in."""
+    titles = {graphs.PHOTO, graphs.SCENE, f"{graphs.PICTURE} 1", f"{graphs.OBJECT} 1", graphs.REPLACE, graphs.FILES}
 
     def fits(workflow: dict) -> bool:
-        there = {graphs.title(workflow, node) for node in workflow["nodes"]}
-        return there.issuperset(titles) and f"Your picture {count + 1}" not in there
+        return titles.issubset(graphs.title(workflow, node) for node in workflow["nodes"])
 
     return [name for name in sorted(path.stem for path in graphs.TEMPLATES.glob("*.json")) if fits(read_template(name))]
 
@@ -87,56 +85,63 @@ def work_of(job: Job, demo: bool = False, change: Callable[[dict], None] | None 
 
 def fill_in(job: Job, demo: bool) -> tuple[dict, dict, dict[str, InputFile]]:
     """Returns the template as the editor saves it and as the server takes it, and the images that it loads."""
-    count = len(job.concepts)
-    template = job.template or BY_COUNT[count]
-    if template not in fitting_templates(count):
-        fit = ", ".join(map(repr, fitting_templates(count)))
-        raise JobFailed(f"the template '{template}' is not one for {count} concepts. There are: {fit}")
+    template = job.template or TEMPLATE
+    if template not in fitting_templates():
+        fit = ", ".join(map(repr, fitting_templates()))
+        raise JobFailed(f"the template '{template}' has no scene and concept images to fill in. There are: {fit}")
     if demo and not (job.target_masks and job.object_masks):
         raise JobFailed("the demo finds nothing by words: give 'target masks' and 'object masks' in a table")
     workflow, profile = read_template(template), profile_of(job.scene)
+    graphs.set_count(workflow, len(job.concepts))
     files: dict[str, InputFile] = {}
 
     def fill(title: str, **values) -> None:
         for name, value in values.items():
             graphs.set_widget(graphs.titled(workflow, title), name, value)
 
-    fill("Your photo", image=add_file(files, job.scene, profile=profile))
+    fill(graphs.PHOTO, image=add_file(files, job.scene, profile=profile))
+    between = graphs.BETWEEN_WORDS["sam3" if graphs.nodes_of(workflow, "SAM3_Detect") else "words"]
+    fill(graphs.SCENE, **{"objects to replace": between.join(job.objects)})
     for k, (path, word) in enumerate(zip(job.concepts, job.objects, strict=True), 1):
-        fill(f"Your picture {k}", image=add_file(files, path, profile=profile))
-        fill(f"Your thing {k}", **{"what it replaces": word})
-    fill("Blend", prompt=job.prompt or prompt_of(job.objects), seed=job.seed)
+        fill(f"{graphs.PICTURE} {k}", image=add_file(files, path, profile=profile))
+        fill(f"{graphs.OBJECT} {k}", **{"what your picture shows": word})
+    fill(graphs.REPLACE, prompt=job.prompt or prompt_of(job.objects), seed=job.seed)
     if job.checkpoint:
-        fill("Model files", checkpoint=job.checkpoint)
+        fill(graphs.FILES, checkpoint=job.checkpoint)
     if job.steps is not None:
-        for node in graphs.nodes_of(workflow, "PnPMixDDPMInvert"):
-            inputs = graphs.widget_values(node)
-            skipped = round(job.steps * inputs["skip_steps"] / inputs["steps"])  # the same share of the schedule
-            graphs.set_widget(node, "steps", job.steps)
-            graphs.set_widget(node, "skip_steps", min(skipped, job.steps - 1))
+        (node,) = graphs.nodes_of(workflow, "PnPMixDDPMInvert")
+        inputs = graphs.widget_values(node)
+        skipped = round(job.steps * inputs["skip_steps"] / inputs["steps"])  # the same share of the schedule
+        graphs.set_widget(node, "steps", job.steps)
+        fill(graphs.REPLACE, **{"skipped steps": min(skipped, job.steps - 1)})
     prompt = graphs.to_api(workflow)
-    for title, masks in ((graphs.IN_SCENE, job.target_masks), (graphs.IN_PICTURE, job.object_masks)):
-        for k, path in enumerate(masks, 1):
-            graphs.load_mask(prompt[finder(workflow, prompt, k, title)], add_file(files, path, "mask"))
+    if job.target_masks:
+        check_shapes(job)
+        names = [add_file(files, path, "mask") for path in job.target_masks]
+        graphs.load_masks(prompt, finder(workflow, prompt), names)
     for k, path in enumerate(job.concepts, 1):
-        if not job.object_masks and is_cut_out(path):
-            graphs.load_mask(prompt[finder(workflow, prompt, k, graphs.IN_PICTURE)], add_file(files, path, "alpha"))
+        if job.object_masks:
+            graphs.load_mask(prompt[finder(workflow, prompt, k)], add_file(files, job.object_masks[k - 1], "mask"))
+        elif is_cut_out(path):
+            graphs.load_mask(prompt[finder(workflow, prompt, k)], add_file(files, path, "alpha"))
     if demo:
         graphs.for_demo_model(prompt)
     return workflow, prompt, files
 
 
-def finder(workflow: dict, prompt: dict, k: int, title: str) -> str:
-    """Returns the id of the node that finds object k."""
-    step, title = ("Blend", f"{title} {k}") if title == graphs.IN_SCENE else (f"Your thing {k}", title)
+def check_shapes(job: Job) -> None:
+    """Checks that the target masks, which become one batch, have one size."""
+    sizes = {decode(path).size for path in job.target_masks}
+    if len(sizes) > 1:
+        said = " and ".join(f"{width} x {height}" for width, height in sorted(sizes))
+        raise JobFailed(f"the target masks have {said} pixels; make them as large as the scene")
+
+
+def finder(workflow: dict, prompt: dict, k: int | None = None) -> str:
+    """Returns the id of the node that finds the object in concept image k, or all objects in the scene."""
+    step, title = (graphs.SCENE, graphs.IN_SCENE) if k is None else (f"{graphs.OBJECT} {k}", graphs.IN_PICTURE)
     inside = f"{graphs.titled(workflow, step)['id']}:"
-    (node_id,) = (
-        node_id
-        for node_id, node in prompt.items()
-        if node_id.startswith(inside)
-        and node["class_type"] in (*graphs.FINDERS, graphs.MASK_LOADER)
-        and node["_meta"]["title"] == title
-    )
+    (node_id,) = (x for x in prompt if x.startswith(inside) and prompt[x]["_meta"]["title"] == title)
     return node_id
 
 
@@ -146,23 +151,24 @@ def masks_work(job: Job) -> tuple[dict, list[str], dict[str, InputFile]]:
     With it come the ids of the nodes that save the target masks, then the object masks, and the images that it loads.
     """
     workflow, prompt, files = fill_in(job, demo=False)
-    saves: list[str] = []
+    every = graphs.add(prompt, "MaskToImage", mask=[finder(workflow, prompt), 0])
+    count = range(len(job.concepts))
+    drawn = [graphs.add(prompt, "ImageFromBatch", image=every, batch_index=k, length=1) for k in count]
+    drawn += [graphs.add(prompt, "MaskToImage", mask=[finder(workflow, prompt, k + 1), 0]) for k in count]
+    saves = [graphs.add(prompt, "SaveImage", images=x, filename_prefix="PnP-MIX mask")[0] for x in drawn]
     needed: dict = {}
-    for title in (graphs.IN_SCENE, graphs.IN_PICTURE):
-        for k in range(1, len(job.concepts) + 1):
-            drawn = graphs.add(prompt, "MaskToImage", mask=[finder(workflow, prompt, k, title), 0])
-            saves.append(graphs.add(prompt, "SaveImage", images=drawn, filename_prefix="PnP-MIX mask")[0])
-            needed |= graphs.needed(prompt, saves[-1])
+    for save in saves:
+        needed |= graphs.needed(prompt, save)
     return needed, saves, files
 
 
 def scene_work(job: Request) -> Work:
     """Returns a graph in which the checkpoint generates the scene, from the job's prompt and seed."""
-    workflow = read_template(job.template or BY_COUNT[len(job.concepts)])
+    workflow = read_template(job.template or TEMPLATE)
     (side,) = (x for x in graphs.nodes_of(workflow, "PrimitiveInt") if x["title"] == graphs.SIDE)
     side = graphs.widget_values(side)["value"]
     prompt = graphs.text_to_image(
-        job.checkpoint or graphs.widget_values(graphs.titled(workflow, "Model files"))["checkpoint"],
+        job.checkpoint or graphs.widget_values(graphs.titled(workflow, graphs.FILES))["checkpoint"],
         job.prompt or prompt_of(job.objects),
         dict(width=side, height=side, batch_size=1),
         seed=job.seed, steps=30, cfg=7.0, sampler_name="dpmpp_2m", scheduler="karras",

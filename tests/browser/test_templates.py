@@ -6,9 +6,21 @@ from itertools import combinations
 import pytest
 
 from editor import Editor
-from workflow_files import BLUEPRINTS, OLD_WORKFLOWS, WORKFLOWS, levels, links, read, subgraphs, to_api
+from workflow_files import (
+    BLUEPRINTS,
+    OLD_WORKFLOWS,
+    SHOWN,
+    START,
+    TEMPLATES,
+    graphs,
+    levels,
+    links,
+    read,
+    subgraphs,
+    to_api,
+)
 
-DEMO, APP = "1 Try it without downloads", "9 Two things as an app.app"
+SAM3, APP = "Replace two objects", "Replace two objects as an app.app"
 # Of the nodes and groups: left, top, right and bottom in pixels of the canvas
 BOXES = """(() => {
     const { scale, offset } = app.canvas.ds;
@@ -17,6 +29,11 @@ BOXES = """(() => {
     return boxes.map(([x, y, width, height]) => [x, y, x + width, y + height])
         .map((box) => box.map((x, i) => Math.round(scale * (x + offset[i % 2]))));
 })()"""
+# As if it had run, of every node that shows pictures
+SHOW_PICTURES = """kinds => app.graph.nodes.filter((node) => kinds.includes(node.type)).forEach((node) => {
+    const images = [{ filename: "example.png", subfolder: "", type: "input" }], id = String(node.id);
+    app.api.dispatchCustomEvent("executed", { node: id, display_node: id, prompt_id: "", output: { images } });
+})"""
 WINDOW = "[app.canvas.canvas.clientWidth, app.canvas.canvas.clientHeight]"
 SAYS = "[role=dialog]:visible, [data-testid=error-overlay]:visible, .p-toast-message"
 LEAVE_APP = "Comfy.ToggleLinear"
@@ -47,12 +64,12 @@ def essence(workflow: dict, like: dict) -> list:
 
 def known_here(editor: Editor, name: str) -> bool:
     """False for a graph with nodes that this ComfyUI is older than."""
-    return "sam3" not in name.lower().replace(" ", "") or editor.knows("SAM3_Detect")
+    return name != SAM3 or editor.knows("SAM3_Detect")
 
 
 def test_every_template_opens_from_the_shelf_as_it_was_written(editor: Editor):
-    """With nothing said but which model files are missing, readable, and all of it on the screen."""
-    for name in WORKFLOWS:
+    """Readable, all of it on the screen, and nothing covers anything, also once it has run."""
+    for name in TEMPLATES:
         editor.page.evaluate("app.graph.clear()")
         editor.open_template(name)
         written = read(name)
@@ -62,12 +79,19 @@ def test_every_template_opens_from_the_shelf_as_it_was_written(editor: Editor):
         scale = editor.page.evaluate("app.canvas.ds.scale")
         assert scale >= 0.6, name
         width, height = editor.page.evaluate(WINDOW)
-        for left, top, right, bottom in editor.page.evaluate(BOXES):
+        editor.page.evaluate(SHOW_PICTURES, [*SHOWN, "PnPMixDemoScene"])
+        editor.page.wait_for_timeout(500)
+        boxes = editor.page.evaluate(BOXES)
+        for left, top, right, bottom in boxes:
             assert left > 0 and top > 0 and right < width and bottom < height, name
+        nodes = zip(written["nodes"], boxes, strict=False)
+        for (node, (left, top, right, bottom)), (other, box) in combinations(nodes, 2):
+            apart = right <= box[0] or box[2] <= left or bottom <= box[1] or box[3] <= top
+            assert apart, (name, node.get("title"), other.get("title"))
 
 
 def test_a_template_complains_of_nothing_but_model_files(editor: Editor):
-    for name in WORKFLOWS:
+    for name in TEMPLATES:
         if known_here(editor, name):
             editor.load(read(name), dismiss=False)
             editor.page.wait_for_timeout(700)
@@ -76,7 +100,7 @@ def test_a_template_complains_of_nothing_but_model_files(editor: Editor):
                 name,
                 said,
             )
-            assert name != DEMO or not said, "the demo needs no files"
+            assert name != START or not said, "the demo needs no files"
             editor.close_dialogs()
 
 
@@ -88,7 +112,7 @@ def test_graphs_that_people_have_saved_still_open(editor: Editor):
 
 def test_the_editor_sends_what_the_tests_of_the_templates_send(editor: Editor):
     """So what they see of a template holds for one that is queued in the editor."""
-    for name in WORKFLOWS:
+    for name in TEMPLATES:
         if known_here(editor, name):
             editor.load(read(name))
             sent = editor.page.evaluate("app.graphToPrompt().then((x) => x.output)")
@@ -100,15 +124,16 @@ def test_the_editor_sends_what_the_tests_of_the_templates_send(editor: Editor):
 
 
 def test_the_demo_runs_and_shows_large_pictures(editor: Editor):
-    workflow = read(DEMO)
-    (blend,) = [x for x in subgraphs(workflow).values()]
+    workflow = read(START)
+    (blend,) = [x for x in subgraphs(workflow).values() if x["name"] == "Replace objects"]
     (invert,) = [node for node in blend["nodes"] if node["type"] == "PnPMixDDPMInvert"]
     invert["widgets_values"][:2] = 12, 4
+    graphs.set_widget(graphs.titled(workflow, "Replace objects"), "skipped steps", 4)
     editor.load(workflow)
     entry = editor.run()
     assert entry["status"]["status_str"] == "success"
     (save,), (shown,) = ([n["id"] for n in workflow["nodes"] if n["type"] == x] for x in ("SaveImage", "PreviewImage"))
-    assert len(entry["outputs"][str(shown)]["images"]) == 6, "scene, emptied, two pictures and two branches"
+    assert len(entry["outputs"][str(shown)]["images"]) == 4, "scene, clean plate and two reference latents"
     editor.wait_until(f"app.graph.getNodeById({save}).imgs?.[0]?.naturalWidth === 512")
     boxes = editor.page.evaluate(BOXES)[: len(workflow["nodes"])]
     for (left, top, right, bottom), other in combinations(boxes, 2):
@@ -122,7 +147,8 @@ def test_the_app_shows_pictures_words_seed_and_result(editor: Editor):
         pytest.skip("this editor is older than apps")
     editor.load(read(APP))
     app = editor.page.get_by_test_id("linear-widgets")
-    for words in ("Your photo", "Your picture 1", "Your picture 2", "Your thing 1: what it replaces", "prompt", "seed"):
+    shown = ["Your photo", "Your picture 1", "Your picture 2", "objects to replace", "Your object 1", "prompt", "seed"]
+    for words in shown:
         app.get_by_text(words, exact=True).first.wait_for()
     editor.command(LEAVE_APP)
 
@@ -131,6 +157,6 @@ def test_the_app_shows_pictures_words_seed_and_result(editor: Editor):
 def test_blueprints_are_found_by_the_search(editor: Editor):
     if not editor.server.get("/global_subgraphs"):
         pytest.skip("this ComfyUI is older than blueprints")
-    found = editor.search("yours into a photo")
+    found = editor.search("with PnP-MIX")
     for name in BLUEPRINTS:
         found.filter(has_text=name).first.wait_for()

@@ -23,6 +23,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from comfy_host import COMFYUI, DEVICE, PACK
+from workflow_files import DEFAULT
 
 # one at a time, so that one server serves them all
 pytestmark = pytest.mark.xdist_group("blend")
@@ -197,20 +198,21 @@ def test_the_program_of_the_page_that_uses_the_http_api_runs_as_written(server, 
     pack = home / "ComfyUI" / "custom_nodes" / "pnp-mix"
     pack.mkdir(parents=True)
     (home / "ComfyUI" / "input").symlink_to(server.base / "input")
-    command = [sys.executable, PACK / "run.py", "api", "4 Two things"]
+    command = [sys.executable, PACK / "run.py", "api", DEFAULT]
     graph = json.loads(subprocess.check_output(command, text=True))
     client = Client(server.url)
+    ids = {node["_meta"]["title"]: node_id for node_id, node in graph.items()}
     for k in (1, 2):
-        for where, kind in ((graphs.IN_SCENE, "target mask"), (graphs.IN_PICTURE, "object mask")):
+        for kind in ("target mask", "object mask"):
             client.send(f"{kind}{k}.png", InputFile(drawn / f"scene-0 {kind} {k}.png", "mask"))
-            title = f"Blend: {where} {k}" if where == graphs.IN_SCENE else f"Your thing {k}: {where}"
-            (node,) = (x for x in graph.values() if x["_meta"]["title"] == title)
-            graphs.load_mask(node, f"pnp-mix/{kind}{k}.png")
+        graphs.load_mask(graph[ids[f"{graphs.OBJECT} {k}: {graphs.IN_PICTURE}"]], f"pnp-mix/object mask{k}.png")
+    files = [f"pnp-mix/target mask{k}.png" for k in (1, 2)]
+    graphs.load_masks(graph, ids[f"{graphs.SCENE}: {graphs.IN_SCENE}"], files)
     graphs.for_demo_model(graph)
     for node in graph.values():
         if node["class_type"] == "PnPMixDDPMInvert":
             node["inputs"] |= dict(steps=4, skip_steps=1)
-    stand_in = f"import sys; assert sys.argv[1:] == ['api', '4 Two things']; print({json.dumps(graph)!r})"
+    stand_in = f"import sys; assert sys.argv[1:] == ['api', {DEFAULT!r}]; print({json.dumps(graph)!r})"
     (pack / "run.py").write_text(stand_in)
     for name, file in (("scene", "scene-0"), ("my_dog", "scene-0 concept 1"), ("my_cat", "scene-0 concept 2")):
         (tmp_path / f"{name}.png").write_bytes((drawn / f"{file}.png").read_bytes())

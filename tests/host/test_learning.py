@@ -15,7 +15,7 @@ from learned_concepts import Vae, blend, blend_concept, closest, encode, ksample
 from oracle import alphas_cumprod, relative_error
 from small_models import LAYOUTS, comfy_model, diffusers_unet, small_clip
 from stand_ins import learned_with_demo_model
-from workflow_files import LEARN, WITHOUT_DOWNLOADS, read, to_api
+from workflow_files import LATEXBLEND, WITHOUT_DOWNLOADS, read, to_api
 
 RARE_TOKEN = 42170  # "ktn" in the vocabulary of every CLIP
 
@@ -408,7 +408,7 @@ def test_photos_to_picture(case):
 
 
 @pytest.mark.oldest
-@pytest.mark.parametrize("name", LEARN)
+@pytest.mark.parametrize("name", LATEXBLEND)
 def test_template_gives_a_picture_with_the_demo_model_in_the_place_of_its_files(name):
     """In few steps of learning and of sampling."""
     prompt, graph = to_api(read(name)), Graph()

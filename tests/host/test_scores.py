@@ -27,7 +27,7 @@ from small_encoders import (
     seen,
     siglip_model,
 )
-from workflow_files import read, to_api
+from workflow_files import SCORES, read, to_api
 
 TEXT = "A photo of a (red:1.4) cup on a table."
 
@@ -499,7 +499,7 @@ def test_a_score_node_goes_straight_into_the_plot():
 @pytest.mark.newest
 def test_the_template_compares_its_variants():
     """One scene blended three times, and each measured."""
-    graph, prompt = Graph(), to_api(read("Score 1 Compare variants"))
+    graph, prompt = Graph(), to_api(read(SCORES))
     nodes = {node["class_type"]: (node_id, node["inputs"]) for node_id, node in prompt.items()}
     nodes["PnPMixDDPMInvert"][1].update(steps=6, skip_steps=2)
     graph.prompt = prompt

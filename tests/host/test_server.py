@@ -16,7 +16,7 @@ from PIL import Image
 from comfy_host import COMFYUI, DEVICE, PACK
 from oracle import relative_error
 from server_process import Server
-from workflow_files import SIDE, read, to_api
+from workflow_files import DEFAULT, SIDE, graphs, read, to_api
 
 SIZE = 128
 # one at a time: each of them takes about 8 GB
@@ -104,7 +104,15 @@ def small_two_concept_graph() -> tuple[dict, dict]:
     return prompt, ids
 
 
-def template_with_given_masks(side: int = SIZE, name: str = "4 Two things") -> tuple[dict, dict]:
+def save_painted(folder: Path, pictures: dict[str, np.ndarray]) -> None:
+    """dog.png and cat.png: the photo with its left or right half painted, as the mask editor saves it."""
+    for noun, columns in {"dog": slice(0, 256), "cat": slice(256, 512)}.items():
+        painted = np.dstack([pictures["background.png"], np.full((512, 512), 255, np.uint8)])
+        painted[100:400, columns, 3] = 0
+        Image.fromarray(painted).save(folder / f"{noun}.png")
+
+
+def template_with_given_masks(side: int = SIZE, name: str = DEFAULT) -> tuple[dict, dict]:
     """A template as the editor would send it, its part of the photo `side` pixels wide, with 3 steps and with masks
     from files in the place of Grounded Mask; its nodes' ids by title, or else by class."""
     prompt, ids = to_api(read(name)), {}
@@ -112,14 +120,15 @@ def template_with_given_masks(side: int = SIZE, name: str = "4 Two things") -> t
     settings |= {"UNETLoader": {"unet_name": "random.safetensors"}, "VAELoader": {"vae_name": "random.safetensors"}}
     settings["PnPMixDDPMInvert"] = {"steps": 4, "skip_steps": 1}
     pictures = {"Your photo": "background.png", "Your picture 1": "my_dog.png", "Your picture 2": "my_cat.png"}
-    masks = {"In the photo 1": "suit.png", "In the photo 2": "head.png", "In your picture": "middle.png"}
+    (finder,) = (x for x, node in prompt.items() if node["_meta"]["title"] == graphs.IN_SCENE)
+    graphs.load_masks(prompt, finder, ["suit.png", "head.png"])
     for node_id, node in prompt.items():
         kind, title = node["class_type"], node["_meta"]["title"]
         node["inputs"] |= settings.get(kind, {})
         if kind == "LoadImage":
             node["inputs"]["image"] = pictures[title]
         if kind == "PnPMixGroundedMask":
-            node |= {"class_type": "LoadImageMask", "inputs": {"image": masks[title], "channel": "red"}}
+            graphs.load_mask(node, "middle.png")
         if title == SIDE:
             node["inputs"]["value"] = side
         ids.setdefault(title or kind, node_id)
@@ -141,7 +150,7 @@ def save_latent(link: list, prefix: str) -> dict:
 def test_two_things_with_flux_at_full_width(server):
     """Its template, with a stand-in for the text encoders alone, which have 10 GB."""
     pictures = save_pictures(server.base / "input")
-    prompt, ids = template_with_given_masks(name="Flow 2 Two things with Flux.1 dev")
+    prompt, ids = template_with_given_masks(name="Replace two objects with a transformer")
     prompt[ids["DualCLIPLoader"]] = {"class_type": "TestTextEncoder", "inputs": {"width": 4096, "pooled": 768}}
     background = prompt[ids["PnPMixDDPMInvert"]]["inputs"]["latent"]
     prompt |= {
@@ -248,7 +257,7 @@ def test_checkpoints_and_the_demo_model_stand_in_for_each_other(server):
 @pytest.mark.parametrize("server", LAYOUTS[:1], indirect=True, scope="module")
 def test_two_things_learned_from_photos_to_a_picture_with_both(server):
     """The templates as the editor would send them, at 128 × 128, with 3 steps of learning and 1 or 2 of sampling."""
-    save_pictures(server.base / "input")
+    save_painted(server.base / "input", save_pictures(server.base / "input"))
     settings = {
         "CheckpointLoaderSimple": {"ckpt_name": "random.safetensors"},
         "PnPMixTrainConcept": {"resolution": SIZE, "augment": False, "dtype": "fp32"},
@@ -276,7 +285,7 @@ def test_two_things_learned_from_photos_to_a_picture_with_both(server):
             "PnPMixSaveConcept": {"filename_prefix": noun},
             "PnPMixBlend": {"text": f"a photo of a {noun}"},
         }
-        prompt, ids = template("Learn 2 Learn a concept", **own)
+        prompt, ids = template("Train a concept", **own)
         outputs = server.run(prompt)
         assert picture(saved(server, outputs, ids["SaveImage"], "images")).shape == (SIZE, SIZE, 3)
     files = [f"{noun}_00001_.safetensors" for noun in ("dog", "cat")]
@@ -287,8 +296,11 @@ def test_two_things_learned_from_photos_to_a_picture_with_both(server):
         learned = safetensors.torch.load_file(path)
         assert len(learned) == 2 * 16 and all(torch.isfinite(x).all() for x in learned.values())
 
-    prompt, ids = template("Learn 3 Blend two concepts", KSampler={"steps": 2})
+    prompt, ids = template("Blend trained concepts", KSampler={"steps": 2})
     assert [x["inputs"]["file"] for x in prompt.values() if x["class_type"] == "PnPMixLoadConcept"] == files
+    for node in prompt.values():
+        if node["class_type"] == "LoadImage":
+            node["inputs"]["image"] = node["_meta"]["title"].split()[-1] + ".png"
     blended = picture(saved(server, server.run(prompt), ids["SaveImage"], "images"))
     for node in prompt.values():
         if node["class_type"] == "PnPMixBlendConcept":
@@ -372,14 +384,10 @@ def random_lora(seed: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("server", LAYOUTS[:1], indirect=True, scope="module")
 def test_two_lora_concepts_in_a_new_picture(server):
-    """The template with drawn masks as the editor would send it, at 128 × 128 with 2 steps."""
-    pictures = save_pictures(server.base / "input")
+    """The template with painted masks as the editor would send it, at 128 × 128 with 2 steps."""
+    save_painted(server.base / "input", save_pictures(server.base / "input"))
     (server.base / "models" / "loras").mkdir(exist_ok=True)
-    places = {"dog": slice(0, 256), "cat": slice(256, 512)}
-    for k, (noun, columns) in enumerate(places.items()):
-        painted = np.dstack([pictures["background.png"], np.full((512, 512), 255, np.uint8)])
-        painted[100:400, columns, 3] = 0  # as the mask editor saves it
-        Image.fromarray(painted).save(server.base / "input" / f"{noun}.png")
+    for k, noun in enumerate(("dog", "cat")):
         safetensors.torch.save_file(random_lora(k), server.base / "models" / "loras" / f"your_{noun}.safetensors")
     settings = {
         "CheckpointLoaderSimple": {"ckpt_name": "random.safetensors"},
@@ -391,12 +399,15 @@ def test_two_lora_concepts_in_a_new_picture(server):
     }
     shown = []
     for strength in (0.7, 0.0):
-        prompt = to_api(read("Conductor 3 Two LoRA concepts with masks drawn by hand"))
-        ids = {node["class_type"]: node_id for node_id, node in prompt.items()}
+        prompt = to_api(read("Two LoRAs in one picture"))
+        ids, nouns = {node["class_type"]: node_id for node_id, node in prompt.items()}, iter(("dog", "cat"))
         for node in prompt.values():
             node["inputs"] |= settings.get(node["class_type"], {})
             if node["class_type"] == "LoadImage":
-                node["inputs"]["image"] = node["_meta"]["title"].split()[-1] + ".png"
+                node["inputs"]["image"] = "background.png"
+            if node["class_type"] == "PnPMixGroundedMask":
+                node |= {"class_type": "LoadImageMask"}
+                node["inputs"] = {"image": f"{next(nouns)}.png", "channel": "alpha"}
             if node["class_type"] == "PnPMixConceptLora":
                 node["inputs"]["strength"] = strength
         prompt["latent"] = save_latent([ids["PnPMixConductor"], 0], "conducted")

@@ -72,8 +72,11 @@ class Graph:
             self.links.append((value, number, names.index(name)))
         return Node(node)
 
-    def add_subgraph(self, subgraph: "Subgraph", at, size, **values) -> Node:
-        """A node that stands for a subgraph; of `values`, Outputs are linked, the others are of its widgets."""
+    def add_subgraph(self, subgraph: "Subgraph", at, size, title: str = "", **values) -> Node:
+        """A node that stands for a subgraph; of `values`, Outputs are linked, the others are of its widgets.
+
+        title: where several stand for the same one.
+        """
         inputs, widgets, linked = [], [], {}
         for name, kind, value in subgraph.inputs:
             entry = {"name": name, "type": kind, "link": None}
@@ -87,7 +90,7 @@ class Graph:
             inputs.append(entry)
         assert values.keys() <= {x["name"] for x in inputs}, values.keys()
         outputs = [(name, output.kind) for name, output in subgraph.outputs]
-        return self.place(subgraph.id, subgraph.name, inputs, outputs, widgets, linked, at, size)
+        return self.place(subgraph.id, title or subgraph.name, inputs, outputs, widgets, linked, at, size)
 
     def note(self, text: str, at, size) -> None:
         self.place("MarkdownNote", "Read me", [], [], [text], {}, at, size)

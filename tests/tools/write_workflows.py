@@ -7,16 +7,15 @@ import json
 import tempfile
 from pathlib import Path
 
-import write_score_workflows
 from comfy_host import boot
 from conductor_workflows import conductor_templates
 from graph_files import Graph, Output, Subgraph, workflow
 from template_models import (
-    BERT,
-    CHECKPOINTS,
-    DINO,
     FILES,
     FINDERS,
+    FLUX,
+    LIGHTNING,
+    PICTURE,
     PLAIN,
     RESULT,
     SAM,
@@ -26,103 +25,87 @@ from template_models import (
     Kind,
     add_finding,
     add_loaders,
-    add_places,
     loaders,
 )
-from workflow_files import FOLDER, LIBRARY, SIDE
-from write_few_steps_workflows import FEW_STEPS_KINDS
-from write_flow_workflows import FLOW_KINDS, flow_demo, flow_note
-from write_learn_workflows import learn_templates
-from write_together_workflows import together_templates
+from workflow_files import FOLDER, LIBRARY, graphs
+from write_all_methods_workflow import all_methods_template
+from write_latexblend_workflows import latexblend_templates
+from write_score_workflow import compare_template
 
-WORDS, PICTURE = ["dog", "cat", "cup"], "example.png"  # which every ComfyUI has, until people choose their own
-ROW = 356
+WORDS = ["dog", "cat"]
 DEMO_SEED = 18  # its picture is among the best of 50 seeds
+SCENE, OBJECT, REPLACE = graphs.SCENE, graphs.OBJECT, graphs.REPLACE  # titles of the subgraphs
+PROMPT = "a photo of a dog and a cat on a street"
 
 
 # --- What the steps are made of: each adds its nodes to a graph or subgraph
 
 
-def add_part_of_photo(graph: Graph, photo: Output, masks: list[Output], side: int | Output):
-    """Adds the crop around all masks; returns its image, the masks in it, all of them as one, and the crop box."""
-    size = graph.add("PrimitiveInt", SIDE, value=side)[0]
-    margin = graph.add("PrimitiveInt", "Margin around the objects, %", value=20)[0]
-    settings = {"width": size, "height": size, "margin": margin, "mode": "around the object"}
-    every = masks[0]
-    for mask in masks[1:]:
-        every = graph.add("MaskComposite", "All target masks", destination=every, source=mask, operation="add")[0]
-    part = graph.add("PnPMixFitPicture", "Crop of your photo", image=photo, mask=every, **settings)
-    if len(masks) == 1:
-        return part[0], [part[1]], part[1], part[2]
-    own = []
-    for k, mask in enumerate(masks, 1):  # the same frame cuts each mask as if it were a picture
-        drawn = graph.add("MaskToImage", f"Mask {k}", mask=mask)[0]
-        cut = graph.add("PnPMixFitPicture", f"Target mask {k}", image=drawn, mask=every, **settings)[0]
-        own.append(graph.add("ImageToMask", f"Mask {k}", image=cut, channel="red")[0])
-    return part[0], own, part[1], part[2]
+def add_crop(graph: Graph, photo: Output, masks: Output, side: int) -> tuple[Output, Output, Output]:
+    """Adds the crop around all masks; returns its image, the masks in it, and the crop box."""
+    size = graph.add("PrimitiveInt", graphs.SIDE, value=side)[0]
+    crop = graph.add(
+        "PnPMixFitPicture", "Crop of your photo", image=photo, mask=masks, width=size, height=size,
+        mode="around the object",
+    )  # fmt: skip
+    return crop[0], crop[1], crop[2]
 
 
-def add_blend(graph: Graph, model, clip, vae, photo, things, prompt, seed, side, kind=PLAIN) -> tuple[Output, Output]:
-    """From pictures and masks to the finished picture, and to the pictures on the way there.
+def add_concept(graph: Graph, picture, mask, vae, target_masks, concepts, crop: Output | None, title="") -> Output:
+    """Adds a concept image, fitted to the crop, and what it replaces; returns the chain of concepts."""
+    if crop is not None:
+        fitted = graph.add(
+            "PnPMixFitPicture", graphs.PICTURE, image=picture, mask=mask, like=crop, mode="around the object"
+        )
+        picture, mask = fitted[0], fitted[1]
+    latent = graph.add("VAEEncode", graphs.PICTURE, pixels=picture, vae=vae)[0]
+    chain = {} if concepts is None else {"concepts": concepts}
+    return graph.add("PnPMixConcept", title, latent=latent, mask=target_masks, object_mask=mask, **chain)[0]
+
+
+def add_replacing(
+    graph: Graph, ends: dict[str, Output], target_masks: Output, dials: dict, kind: Kind = PLAIN
+) -> tuple[Output, Output]:
+    """Adds all from the crop and the concepts to the finished picture, and to the pictures on the way there.
 
     Args:
-        things: (where it goes, picture, where the object is in it) of each.
-        side: of the part that the model works on; None: all is in the demo model's size already.
-        kind: what this kind of model needs that others do not.
+        ends: model, clip, vae, photo, concepts, prompt; crop and place, where the photo is not as large as the model's.
+        dials: inputs of nodes, by the nodes' types.
     """
-    wheres, pictures, objects = ([thing[k] for thing in things] for k in range(3))
-    expand, feather, wide = (3, 1, 4) if side is None else (8, 4, 16)
-    if side is None:
-        part, place = photo, {}
-        every = wheres[0]
-        for mask in wheres[1:]:
-            every = graph.add("MaskComposite", "All target masks", destination=every, source=mask, operation="add")[0]
-    else:
-        part, wheres, every, origin = add_part_of_photo(graph, photo, wheres, side)
-        place = {"place": origin}
-        fitted = [
-            graph.add(
-                "PnPMixFitPicture", f"Your picture {k}", image=picture, mask=mask, like=part, mode="around the object"
-            )
-            for k, (picture, mask) in enumerate(zip(pictures, objects, strict=True), 1)
-        ]
-        pictures, objects = [node[0] for node in fitted], [node[1] for node in fitted]
-
-    clean_plate = graph.add("PnPMixInpaintBackground", image=part, mask=every, expand=expand, feather=feather)[0]
-    encoded = graph.add("VAEEncode", "Scene", pixels=part, vae=vae)[0]
-    positive = graph.add("CLIPTextEncode", "Finished picture", text=prompt, clip=clip)[0]
-    negative = graph.add("CLIPTextEncode", "Not in it", text="" if side is None else "blurry, distorted", clip=clip)[0]
+    small, photo, vae = "crop" not in ends, ends["photo"], ends["vae"]
+    crop = photo if small else ends["crop"]
+    pixels = graphs.SMALL if small else {}
+    clean_plate = graph.add(
+        "PnPMixInpaintBackground", image=crop, mask=target_masks, **pixels.get("PnPMixInpaintBackground", {})
+    )[0]
+    encoded = graph.add("VAEEncode", "Scene", pixels=crop, vae=vae)[0]
+    positive = graph.add("CLIPTextEncode", "Finished picture", text=ends["prompt"], clip=ends["clip"])[0]
+    unwanted = "" if small else "blurry, distorted"
+    negative = graph.add("CLIPTextEncode", graphs.NEGATIVE, text=unwanted, clip=ends["clip"])[0]
     described, positive = add_guidance(graph, positive, kind)
     inversion = graph.add(
-        "PnPMixDDPMInvert", model=model, positive=described, negative=negative, latent=encoded, seed=seed,
-        **kind.inversion,
+        "PnPMixDDPMInvert", model=ends["model"], positive=described, negative=negative, latent=encoded,
+        **kind.inversion | dials["PnPMixDDPMInvert"],
     )[0]  # fmt: skip
     around = graph.add("VAEEncode", "Clean plate", pixels=clean_plate, vae=vae)[0]
-    model = graph.add("PnPMixAppearance", model=model, adain=True)[0]
-    model = graph.add("PnPMixDilution", model=model, latent=around, expand=wide)[0]
-    concepts = None
-    for k, (where, picture, mask) in enumerate(zip(wheres, pictures, objects, strict=True), 1):
-        latent = graph.add("VAEEncode", f"Your picture {k}", pixels=picture, vae=vae)[0]
-        chain = {} if concepts is None else {"concepts": concepts}
-        title = f"Your thing {k}"
-        concepts = graph.add(
-            "PnPMixConcept", title, latent=latent, mask=where, object_mask=mask, seed=k, **chain
-        )[0]  # fmt: skip
+    model = graph.add("PnPMixAppearance", model=ends["model"], **dials["PnPMixAppearance"])[0]
+    model = graph.add(
+        "PnPMixDilution", model=model, latent=around, **pixels.get("PnPMixDilution", {}), **dials["PnPMixDilution"]
+    )[0]
     mixed = graph.add(
-        "PnPMixSampler", model=model, inversion=inversion, concepts=concepts, positive=positive, negative=negative
-    )
+        "PnPMixSampler", model=model, inversion=inversion, concepts=ends["concepts"], positive=positive,
+        negative=negative, **dials["PnPMixSampler"],
+    )  # fmt: skip
     decoded = graph.add("VAEDecode", samples=mixed[0], vae=vae)[0]
-    branches = graph.add("VAEDecode", "Reference latents", samples=mixed[1], vae=vae)[0]
-    rim = {"expand": 1, "feather": 1} if side is None else {}
-    finished = graph.add("PnPMixPasteBack", original=photo, image=decoded, mask=mixed[2], **rim, **place)[0]
-    shown = part
-    for picture in (clean_plate, *pictures, branches):
-        shown = graph.add("ImageBatch", "Look inside", image1=shown, image2=picture)[0]
-    return finished, shown
+    references = graph.add("VAEDecode", "Reference latents", samples=mixed[1], vae=vae)[0]
+    place = {"place": ends["place"]} if "place" in ends else pixels["PnPMixPasteBack"]
+    finished = graph.add("PnPMixPasteBack", original=photo, image=decoded, mask=mixed[2], **place)[0]
+    shown = graph.add("ImageBatch", "Look inside", image1=crop, image2=clean_plate)[0]
+    return finished, graph.add("ImageBatch", "Look inside", image1=shown, image2=references)[0]
 
 
 def add_guidance(graph: Graph, positive: Output, kind: Kind) -> tuple[Output, Output]:
-    """The prompt for inverting and for mixing, where a model takes its guidance from the prompt."""
+    """Returns the prompt for inverting and for mixing, where a model takes its guidance from the prompt."""
     if kind.guidance is None:
         return positive, positive
     inverting, mixing = (
@@ -135,43 +118,73 @@ def add_guidance(graph: Graph, positive: Output, kind: Kind) -> tuple[Output, Ou
 # --- Subgraphs
 
 
-def thing(info: dict, k: int, finder: str) -> Subgraph:
-    """Your thing k: its mask in the person's own picture, and the word that finds it there and in the photo."""
-    graph = Subgraph(info, f"Your thing {k}", k)
-    picture = graph.input("your picture", "IMAGE")
-    found_by = [graph.input(name, kind) for name, kind in FINDERS[finder]]
-    name = graph.input("what it replaces", "STRING", WORDS[k - 1])
-    words = graph.add("PrimitiveString", "Object name", value=name)[0]
-    graph.output("your object", add_finding(graph, [("In your picture", picture)], words, found_by)[0])
-    graph.output("word", words)
+def scene(info: dict, side: int, finder: str | None) -> Subgraph:
+    """Finds the objects in the photo, and crops it around them. finder: of FINDERS; None: a mask comes in."""
+    graph = Subgraph(info, SCENE, 1)
+    photo = graph.input("photo", "IMAGE")
+    if finder is None:
+        masks = graph.input("target masks", "MASK")
+    else:
+        found_by = [graph.input(name, kind) for name, kind in FINDERS[finder]]
+        between = graphs.BETWEEN_WORDS[finder]
+        words = graph.input("objects to replace", "STRING", between.join(WORDS))
+        masks = add_finding(graph, graphs.IN_SCENE, photo, words, found_by, several=True)
+    for name, output in zip(("crop", "target masks", "place"), add_crop(graph, photo, masks, side), strict=True):
+        graph.output(name, output)
     return graph
 
 
-def blend(
-    info: dict, count: int, side: int | None, prompt: str, kind: Kind = PLAIN, finder: str | None = None
-) -> Subgraph:
-    """finder: of FINDERS, where words say where the things go; None: masks do."""
-    graph = Subgraph(info, "Blend", 4)
-    model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
-    photo, things = graph.input("photo", "IMAGE"), []
-    found_by = [graph.input(name, sort) for name, sort in FINDERS[finder]] if finder else []
-    for k in range(1, count + 1):
-        # a text is a widget of the node, also where it comes from outside
-        where = (f"word {k}", "STRING", WORDS[k - 1]) if finder else (f"where {k} goes", "MASK")
-        names = [where, (f"your picture {k}", "IMAGE"), (f"your object {k}", "MASK")]
-        things.append([graph.input(*name) for name in names])
-    if finder:
-        masks = add_places(graph, photo, [thing[0] for thing in things], found_by)
-        things = [[mask, *thing[1:]] for mask, thing in zip(masks, things, strict=True)]
-    words, seed = graph.input("prompt", "STRING", prompt), graph.input("seed", "INT", 0)
+def one_object(info: dict, finder: str | None, small: bool = False) -> Subgraph:
+    """A concept: the person's picture of the object, and the object's mask in it.
+
+    Args:
+        finder: of FINDERS, where a word says what the picture shows; None: its mask comes in.
+        small: all pictures have the model's size.
+    """
+    graph = Subgraph(info, OBJECT, 2)
+    picture, vae = graph.input("your picture", "IMAGE"), graph.input("vae", "VAE")
+    concepts = graph.input("concepts", "PNPMIX_CONCEPTS")
+    target_masks = graph.input("target masks", "MASK")
+    crop = None if small else graph.input("crop", "IMAGE")
+    if finder is None:
+        mask = graph.input("object mask", "MASK")
+    else:
+        found_by = [graph.input(name, kind) for name, kind in FINDERS[finder]]
+        word = graph.input("what your picture shows", "STRING", WORDS[0])
+        mask = add_finding(graph, graphs.IN_PICTURE, picture, word, found_by)
+    graph.output("concepts", add_concept(graph, picture, mask, vae, target_masks, concepts, crop))
+    return graph
+
+
+def replacing(info: dict, prompt: str = PROMPT, small: bool = False, kind: Kind = PLAIN, masks: int = 1) -> Subgraph:
+    """From the crop and the concepts to the finished picture, with the dials that people turn most."""
+    graph = Subgraph(info, REPLACE, 3)
+    wanted = {"model": "MODEL", "clip": "CLIP", "vae": "VAE", "photo": "IMAGE"}
+    wanted |= {} if small else {"crop": "IMAGE", "place": "PNPMIX_PLACE"}
+    ends = {name: graph.input(name, sort) for name, sort in wanted.items()}
+    target_masks = [graph.input(f"target mask {k}" if small else "target masks", "MASK") for k in range(1, masks + 1)]
+    ends["concepts"] = graph.input("concepts", "PNPMIX_CONCEPTS")
+    ends["prompt"] = graph.input("prompt", "STRING", prompt)
+    seed = graph.input("seed", "INT", 0)
+    dials = {
+        "PnPMixAppearance": {
+            "alpha": graph.input("appearance strength", "FLOAT", 0.15), "adain": graph.input("AdaIN", "BOOLEAN", True),
+        },
+        "PnPMixSampler": {"swap_guidance": graph.input("swap guidance", "FLOAT", 3.5)},
+        "PnPMixDDPMInvert": {
+            "skip_steps": graph.input("skipped steps", "INT", kind.inversion["skip_steps"]), "seed": seed,
+        },
+        "PnPMixDilution": {"beta": graph.input("dilution strength", "FLOAT", 0.8)},
+    }  # fmt: skip
     if not prompt:  # it comes from outside, and the field of one line shows a name there
-        words = graph.add("PrimitiveString", "Prompt", value=words)[0]
+        ends["prompt"] = graph.add("PrimitiveString", "Prompt", value=ends["prompt"])[0]
+    every = target_masks[0]
+    for mask in target_masks[1:]:
+        every = graph.add("MaskComposite", "All target masks", destination=every, source=mask, operation="add")[0]
     for name, picture in zip(
-        ("finished picture", "look inside"),
-        add_blend(graph, model, clip, vae, photo, things, words, seed, side, kind),
-        strict=True,
+        ("finished picture", "look inside"), add_replacing(graph, ends, every, dials, kind), strict=True
     ):
-        if side is None:
+        if small:
             picture = graph.add("ImageScaleBy", "Enlarge", image=picture, upscale_method="nearest-exact", scale_by=8)[0]
         graph.output(name, picture)
     return graph
@@ -179,7 +192,7 @@ def blend(
 
 def model_files(info: dict, side: int, finder: str, kind: Kind = PLAIN) -> Subgraph:
     """All loaders in one node."""
-    graph = Subgraph(info, "Model files", 5)
+    graph = Subgraph(info, graphs.FILES, 5)
     own, finding = kind.load(graph) if kind.load else [], loaders(side, finder)[bool(kind.load) :]
     files = [(*loader, graph.input(label, "COMBO", loader[2]["name"])) for label, loader in finding]
     names = ["model", "clip", "vae", *(name for name, _ in FINDERS[finder])]
@@ -188,147 +201,133 @@ def model_files(info: dict, side: int, finder: str, kind: Kind = PLAIN) -> Subgr
     return graph
 
 
-def candidates(info: dict, prompt: str, side: int) -> Subgraph:
-    graph = Subgraph(info, "Candidates for the scene", 6)
-    model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
-    words = graph.add("PrimitiveStringMultiline", "Prompt", value=graph.input("prompt", "STRING", prompt))[0]
-    seed = graph.input("seed", "INT", 0)
-    empty = graph.add("EmptyLatentImage", "Size and number", width=side, height=side, batch_size=4)[0]
-    positive = graph.add("CLIPTextEncode", "Scene", text=words, clip=clip)[0]
-    negative = graph.add("CLIPTextEncode", "Not in it", text="blurry, distorted", clip=clip)[0]
-    sampled = graph.add(
-        "KSampler", model=model, seed=seed, steps=30, cfg=7.0, sampler_name="dpmpp_2m", scheduler="karras",
-        positive=positive, negative=negative, latent_image=empty,
-    )[0]  # fmt: skip
-    graph.output("candidates", graph.add("VAEDecode", samples=sampled, vae=vae)[0])
-    graph.output("prompt", words)
-    return graph
-
-
 def whole(info: dict, count: int) -> Subgraph:
     """All steps in one node, for the editor's own library."""
-    graph = Subgraph(info, f"{THINGS[count].capitalize()} of yours into a photo with PnP-MIX", 1)
-    model, clip, vae = (graph.input(name, name.upper()) for name in ("model", "clip", "vae"))
-    photo, things = graph.input("photo", "IMAGE"), []
+    graph = Subgraph(info, f"Replace {COUNTED[count]} with PnP-MIX", 1)
+    ends = {name: graph.input(name, name.upper()) for name in ("model", "clip", "vae")}
+    ends["photo"] = graph.input("photo", "IMAGE")
     pictures = [graph.input(f"your picture {k}", "IMAGE") for k in range(1, count + 1)]
-    words = [graph.input(f"picture {k} replaces", "STRING", WORDS[k - 1]) for k in range(1, count + 1)]
-    prompt, seed = graph.input("prompt", "STRING", prompt_for(count)), graph.input("seed", "INT", 0)
+    words = graph.input("objects to replace", "STRING", " . ".join(WORDS[:count]))
+    shown = [graph.input(f"what picture {k} shows", "STRING", WORDS[k - 1]) for k in range(1, count + 1)]
+    ends["prompt"], seed = graph.input("prompt", "STRING", PROMPT if count > 1 else ONE), graph.input("seed", "INT", 0)
     _, *finding = loaders(SD, "words")
-    files = [(*loader, graph.input(label, "COMBO", loader[2]["name"])) for label, loader in finding]
+    found_by = add_loaders(
+        graph, [(*loader, graph.input(label, "COMBO", loader[2]["name"])) for label, loader in finding]
+    )
     side = graph.input("working size (px)", "INT", SD)
-    found_by = add_loaders(graph, files)
-    wheres = add_places(graph, photo, words, found_by)
-    for k, (where, picture, word) in enumerate(zip(wheres, pictures, words, strict=True), 1):
-        things.append([where, picture, add_finding(graph, [(f"Your object {k}", picture)], word, found_by)[0]])
-    finished, shown = add_blend(graph, model, clip, vae, photo, things, prompt, seed, side)
+    masks = add_finding(graph, graphs.IN_SCENE, ends["photo"], words, found_by, several=True)
+    ends["crop"], masks, ends["place"] = add_crop(graph, ends["photo"], masks, side)
+    concepts = None
+    for k, (picture, word) in enumerate(zip(pictures, shown, strict=True), 1):
+        mask = add_finding(graph, graphs.IN_PICTURE, picture, word, found_by)
+        concepts = add_concept(graph, picture, mask, ends["vae"], masks, concepts, ends["crop"], f"{OBJECT} {k}")
+    dials = {"PnPMixAppearance": {"adain": True}, "PnPMixDilution": {}, "PnPMixSampler": {}}
+    dials["PnPMixDDPMInvert"] = {"seed": seed}
+    finished, looked = add_replacing(graph, ends | {"concepts": concepts}, masks, dials)
     graph.output("finished picture", finished)
-    graph.output("look inside", shown)
+    graph.output("look inside", looked)
     return graph
 
 
 # --- Templates
 
-NOTE, FILES_AT, PICTURE_AT, THING_AT, BLEND_AT, RESULT_AT = 0, 310, 570, 810, 1060, 1330  # columns
-THINGS = ["", "one thing", "two things", "three things"]
+NOTE, PHOTO_AT, PICTURE_AT, OBJECT_AT, REPLACE_AT, RESULT_AT = 0, 275, 570, 820, 1097, 1352  # columns
+ROW = 360  # an image is 314 pixels high, and its title 30
+COUNTED, ONE = ["", "one object", "two objects"], "a photo of a dog on a street"
 
 
-def photo_template(
-    info: dict, count: int, side: int = SD, finder: str = "words", sampled=False, app=False, kind: Kind = PLAIN
-) -> dict:
-    """Your photo and pictures on the left, blending in the middle, the finished picture on the right.
+def photo_template(info: dict, side: int = SD, finder: str = "words", app: bool = False, kind: Kind = PLAIN) -> dict:
+    """Your photo and pictures on the left, replacing in the middle, the finished picture on the right.
 
-    finder: of FINDERS. sampled: the scene is one of the candidates that the checkpoint makes.
-    app: it opens as an app in editors that know them. kind: a model that is no plain checkpoint.
+    Args:
+        finder: of FINDERS.
+        app: whether it opens as an app in editors that know them.
+        kind: of a model that is no plain checkpoint.
     """
-    graph, prompt = Graph(info), prompt_for(count)
-    files, mixing = (
-        model_files(info, side, finder, kind),
-        blend(info, count, side, "" if sampled else prompt, kind, finder),
-    )
-    steps = [thing(info, k, finder) for k in range(1, count + 1)]
-    subgraphs = [files, *steps, mixing]
-    graph.note(photo_note(count, side, finder, sampled, kind), [NOTE, -32], [280, 840])
-    more = 32 * max(len(files.inputs) - 3, 0)  # files than a checkpoint and the finders
-    loaded = graph.add_subgraph(files, [FILES_AT, 0], [230, 216 + more])
+    graph, files = Graph(info), model_files(info, side, finder, kind)
+    finding, own, mixing = scene(info, side, finder), one_object(info, finder), replacing(info, kind=kind)
+    graph.note(photo_note(side, finder, kind), [NOTE, -32], [250, 900])
+    top = 215 + 28 * len(files.inputs)
+    loaded = graph.add_subgraph(files, [PHOTO_AT, 0], [270, top - 90])
     graph.group("Model files", FILES, loaded)
-    model, clip, vae, *found_by = (loaded[k] for k in range(len(files.outputs)))
-    ends = {"model": model, "clip": clip, "vae": vae}
-    if sampled:
-        sampling = candidates(info, prompt, side)
-        subgraphs.append(sampling)
-        made = graph.add_subgraph(sampling, [FILES_AT, 310], [230, 210], **ends)
-        photo = graph.add("PnPMixBackgroundPicker", "Choose the scene", [FILES_AT, 566], [230, 300], images=made[0])
-        graph.group("1 · The scene", YOURS, made, photo)
-        ends["prompt"] = made[1]
-    else:
-        photo = graph.add("LoadImage", "Your photo", [FILES_AT, 310 + more], [230, 314], image=PICTURE)
-        graph.group("1 · Your photo", YOURS, photo)
-    finders = dict(zip([name for name, _ in FINDERS[finder]], found_by, strict=True))
-    ends |= {"photo": photo[0]} | finders
-    rows = []
-    for k, step in enumerate(steps, 1):
-        picture_at, thing_at = [PICTURE_AT, ROW * (k - 1)], [THING_AT, ROW * (k - 1)]
-        if count == 3:  # a third row would not fit on the screen
-            thing_at[1] = 192 * (k - 1)
-            picture_at = [THING_AT, 576] if k == 3 else picture_at
-        picture = graph.add("LoadImage", f"Your picture {k}", picture_at, [220, 314], image=PICTURE)
-        found = graph.add_subgraph(step, thing_at, [210, 130], **{"your picture": picture[0]}, **finders)
-        (word,) = [entry for entry in found.data["inputs"] if entry["name"] == "what it replaces"]
-        word["label"] = "replaces"  # what a narrow node has room for
-        ends |= {f"word {k}": found[1], f"your picture {k}": picture[0], f"your object {k}": found[0]}
-        rows += [picture, found]
+    ends = {name: loaded[k] for k, (name, _) in enumerate(files.outputs)}
+    finders = {name: ends.pop(name) for name, _ in FINDERS[finder]}
+    photo = graph.add("LoadImage", "Your photo", [PHOTO_AT, top], [270, 314], image=PICTURE)
+    crop = graph.add_subgraph(finding, [PHOTO_AT, top + ROW], [270, 130], photo=photo[0], **finders)
+    graph.group("1 · Your photo", YOURS, photo, crop)
+    cropped = {name: crop[k] for k, (name, _) in enumerate(finding.outputs)}
+    rows, chain = [], {}
+    for k, word in enumerate(WORDS, 1):
+        picture = graph.add(
+            "LoadImage", f"{graphs.PICTURE} {k}", [PICTURE_AT, ROW * (k - 1)], [230, 314], image=PICTURE
+        )
+        given = {"your picture": picture[0], "vae": ends["vae"], "what your picture shows": word} | finders | chain
+        given |= {name: cropped[name] for name in ("crop", "target masks")}
+        node = graph.add_subgraph(own, [OBJECT_AT, ROW * (k - 1)], [252, 210], f"{OBJECT} {k}", **given)
+        chain = {"concepts": node[0]}
+        rows += [picture, node]
     graph.group("2 · Your objects", YOURS, *rows)
-    mixed = graph.add_subgraph(mixing, [BLEND_AT, 0], [230, 480], **ends)
-    graph.group("3 · Prompt" if not sampled else "3 · Blend", YOURS, mixed)
-    save = add_results(graph, mixed, RESULT_AT, wide=230)
-    inputs = [(photo, "image"), *((x, "image") for x in rows[::2]), *((x, "what it replaces") for x in rows[1::2])]
-    inputs += [(mixed, "prompt"), (mixed, "seed")]
-    return workflow(graph, subgraphs, linear(inputs, save) if app else None)
+    mixed = graph.add_subgraph(mixing, [REPLACE_AT, 0], [230, 440], **ends, photo=photo[0], **cropped, **chain)
+    graph.group("3 · Prompt", YOURS, mixed)
+    save = add_results(graph, mixed, RESULT_AT, wide=225)
+    inputs = [(photo, "image"), *((x, "image") for x in rows[::2]), (crop, "objects to replace")]
+    inputs += [*((x, "what your picture shows") for x in rows[1::2]), (mixed, "prompt"), (mixed, "seed")]
+    return workflow(graph, [files, finding, own, mixing], linear(inputs, save) if app else None)
 
 
 def linear(inputs: list, save) -> dict:
     """What an app shows: the widgets of (node, name), and what a node saves."""
     for node, name in inputs:
         for entry in node.data["inputs"]:
-            if entry["name"] == name and name in ("image", "what it replaces"):
-                entry["label"] = f"{node.data['title']}: {name}" if name != "image" else node.data["title"]
+            if entry["name"] == name and name in ("image", "what your picture shows"):
+                entry["label"] = node.data["title"]
     shown = [[node.data["id"], name] for node, name in inputs]
     return {"linearMode": True, "linearData": {"inputs": shown, "outputs": [save.data["id"]]}}
 
 
 def painted_template(info: dict) -> dict:
     """Masks from the mask editor; no file but a checkpoint."""
-    graph, mixing = Graph(info), blend(info, 1, SD, prompt_for(1))
+    graph, finding, own, mixing = Graph(info), scene(info, SD, None), one_object(info, None), replacing(info, ONE)
     graph.note(painted_note(), [NOTE, -32], [270, 742])
-    properties = {"models": [CHECKPOINTS[SD]]}
-    name = CHECKPOINTS[SD]["name"]
-    loaded = graph.add("CheckpointLoaderSimple", "", [310, 0], [270, 110], properties, ckpt_name=name)
+    ((_, (kind, name, file)), *_) = loaders(SD, "words")
+    properties = {"models": [file]}
+    loaded = graph.add(kind, "", [300, 0], [330, 110], properties, **{name: file["name"]})
     graph.group("Model file", FILES, loaded)
-    photo = graph.add("LoadImage", "Your photo: paint the object to replace", [310, 210], [270, 314], image=PICTURE)
+    photo = graph.add("LoadImage", "Your photo: paint the object", [300, 210], [330, 314], image=PICTURE)
     graph.group("1 · Your photo", YOURS, photo)
-    picture = graph.add("LoadImage", "Your picture: paint your object", [620, 0], [270, 314], image=PICTURE)
-    graph.group("2 · Your picture", YOURS, picture)
+    picture = graph.add("LoadImage", "Your picture: paint your object", [670, 0], [260, 314], image=PICTURE)
+    crop = graph.add_subgraph(finding, [670, 610], [260, 90], photo=photo[0], **{"target masks": photo[1]})
+    cropped = {name: crop[k] for k, (name, _) in enumerate(finding.outputs)}
+    given = {"your picture": picture[0], "object mask": picture[1], "vae": loaded[2]}
+    given |= {name: cropped[name] for name in ("crop", "target masks")}
+    node = graph.add_subgraph(own, [670, 390], [260, 150], **given)
+    graph.group("2 · Your picture", YOURS, picture, node, crop)
     ends = {name: loaded[k] for k, name in enumerate(("model", "clip", "vae"))} | {"photo": photo[0]}
-    ends |= {"where 1 goes": photo[1], "your picture 1": picture[0], "your object 1": picture[1]}
-    mixed = graph.add_subgraph(mixing, [930, 0], [270, 400], **ends)
+    mixed = graph.add_subgraph(mixing, [970, 0], [260, 440], **ends, **cropped, concepts=node[0])
     graph.group("3 · Prompt", YOURS, mixed)
-    add_results(graph, mixed, 1240)
-    return workflow(graph, [mixing])
+    add_results(graph, mixed, 1270)
+    return workflow(graph, [finding, own, mixing])
 
 
 def demo_template(info: dict) -> dict:
-    graph, mixing = Graph(info), blend(info, 2, None, "")
-    graph.note(demo_note(), [NOTE, -32], [300, 742])
-    loaded = graph.add("PnPMixDemoModel", "", [350, 0], [250, 110])
-    scene = graph.add("PnPMixDemoScene", "", [350, 170], [250, 330], seed=DEMO_SEED, concepts=2)
-    graph.group("Included in the pack", FILES, loaded, scene)
-    ends = {name: loaded[k] for k, name in enumerate(("model", "clip", "vae"))}
+    graph, own, mixing = Graph(info), one_object(info, None, small=True), replacing(info, "", small=True, masks=2)
+    graph.note(demo_note(), [NOTE, -32], [300, 802])
+    loaded = graph.add("PnPMixDemoModel", "", [340, 0], [240, 110])
+    drawn = graph.add("PnPMixDemoScene", "", [340, 170], [240, 560], seed=DEMO_SEED, concepts=2)
+    graph.group("Included in the pack", FILES, loaded, drawn)
+    rows, chain = [], {}
     for k in (1, 2):
-        ends |= {f"where {k} goes": scene[3 + k], f"your picture {k}": scene[k], f"your object {k}": scene[7 + k]}
-    mixed = graph.add_subgraph(mixing, [650, 0], [270, 470], photo=scene[0], prompt=scene[7], **ends)
+        given = {"your picture": drawn[k], "target masks": drawn[3 + k], "object mask": drawn[7 + k], **chain}
+        node = graph.add_subgraph(own, [620, 220 * (k - 1)], [230, 150], f"{OBJECT} {k}", vae=loaded[2], **given)
+        chain = {"concepts": node[0]}
+        rows.append(node)
+    graph.group("Objects", YOURS, *rows)
+    ends = {name: loaded[k] for k, name in enumerate(("model", "clip", "vae"))}
+    ends |= {"photo": drawn[0], "prompt": drawn[7], "target mask 1": drawn[4], "target mask 2": drawn[5]} | chain
+    mixed = graph.add_subgraph(mixing, [890, 0], [250, 440], **ends)
     graph.group("PnP-MIX", YOURS, mixed)
-    add_results(graph, mixed, 970, wide=360)
-    return workflow(graph, [mixing])
+    add_results(graph, mixed, 1180, wide=360)
+    return workflow(graph, [own, mixing])
 
 
 def add_results(graph: Graph, mixed, x: int, wide: int = 240):
@@ -343,7 +342,7 @@ def blueprint(info: dict, count: int) -> dict:
     graph, step = Graph(info), whole(info, count)
     graph.add_subgraph(step, [0, 0], [320, 500])
     extra = {
-        "BlueprintDescription": f"{THINGS[count].capitalize()} of yours into a photo; the rest is unchanged.",
+        "BlueprintDescription": f"Replaces {COUNTED[count]} of a photo by your own; the rest is unchanged.",
     }
     return workflow(graph, [step], extra)
 
@@ -351,28 +350,19 @@ def blueprint(info: dict, count: int) -> dict:
 # --- Notes
 
 
-def prompt_for(count: int) -> str:
-    things = [f"a {word}" for word in WORDS[:count]]
-    listed = things[0] if count == 1 else ", ".join(things[:-1]) + " and " + things[-1]
-    return f"a photo of {listed} on a " + ("table" if count == 3 else "street")
-
-
 def file_list(side: int, finder: str, kind: Kind = PLAIN) -> str:
     lines = [kind.listed] if kind.listed else []
     for _, (_, _, file) in loaders(side, finder)[bool(kind.load) :]:
-        extra = f"; any {'SDXL' if side == SDXL else 'SD 1.x or 2.x'} checkpoint works" * (file == CHECKPOINTS[side])
+        extra = f"; any {'SDXL' if side == SDXL else 'SD 1.x or 2.x'} checkpoint works"
+        extra *= file["directory"] == "checkpoints" and "sam" not in file["name"]
         extra += "; ViT-L and ViT-H give finer outlines" * (file == SAM)
         lines.append(f"- **{file['name']}** in models/{file['directory']}: [download]({file['url']}){extra}")
-        if file == DINO:
-            lines.append(BERT)
     return "\n".join(lines)
 
 
-LOOKS = """- The look is too weak: raise *swap_guidance* of **Mask Noise Mixer** or *alpha* of **Guided Appearance \
-Attention**.
-- Shapes are lost: raise *skip_steps* of **DDPM Invert**, or set *layers* of **Guided Appearance Attention** to \
-decoder.
-- Concepts mix: raise *beta* or lower *expand* of **Background Dilution++**.
+LOOKS = """- The look is too weak: raise *swap guidance* or *appearance strength* of **Replace objects**.
+- Shapes are lost: raise *skipped steps*, or set *layers* of **Guided Appearance Attention** to decoder.
+- Concepts mix: raise *dilution strength*, or lower *expand* of **Background Dilution++**.
 - The clean plate is smeared: connect **Load Inpaint Model** with \
 [big-lama.pt](https://github.com/Sanster/models/releases/download/add_big_lama/big-lama.pt) in models/inpaint to \
 **Inpaint Background**."""
@@ -380,66 +370,60 @@ HINTS = f"""{LOOKS}
 - Settings of the paper: *steps* 100, *skip_steps* 32 and *cfg* 3.5 in **DDPM Invert**, *adain* off in **Guided \
 Appearance Attention**, and *object_mask* of each **Concept** not connected. This takes longer."""
 OPEN = "with the icon in its top-right corner (Nodes 2.0: Enter subgraph)"
-INSIDE = f"**To change more**, open a subgraph {OPEN}. In **Blend**:"
+INSIDE = f"**To change more**, open the subgraph **Replace objects** {OPEN}."
 SIZES = """The model works on a crop of the photo around all objects, at {side} × {side} pixels. The result has the \
 size of the photo; pixels outside the expanded masks are unchanged."""
+THIRD = """**A third object**: write its word into **Objects in your photo** too. Select **Your picture 2** and **Your \
+object 2**, copy (Ctrl+C) and paste with the links (Ctrl+Shift+V), and connect *concepts*: **Your object 2** to the \
+copy, and the copy to **Replace objects**. For one object delete **Your object 2** and connect **Your object 1**."""
 
 
-def photo_note(count: int, side: int, finder: str, sampled: bool, kind: Kind = PLAIN) -> str:
-    things = prompt_for(count).removeprefix("a photo of ").rsplit(" on a ", 1)[0]
-    scene = "The scene" if sampled else "Your photo"
-    drawn = f"{'The dog is' if count == 1 else 'They are'} redrawn to look like yours"
-    where = "a scene that you choose" if sampled else "your photo"
-    title = f"# {THINGS[count].capitalize()} of yours in {where}{kind.name}"
-    first = (
-        "1. **Candidates for the scene**: a prompt for the scene. Select **Finished picture** and **Look inside**, "
-        "mute them (Ctrl+M) and run to get four candidates. Click one in **Choose the scene**, unmute, and run again."
-        if sampled
-        else f"1. **Your photo**: any size, with {things} in it."
-    )
-    last = "" if sampled else "\n4. **Blend**: a prompt for the result."
+def photo_note(side: int, finder: str, kind: Kind) -> str:
     found = "*threshold* of **SAM3_Detect**" if finder == "sam3" else "*box_threshold*"
-    return f"""{title}
+    between = {"sam3": "a comma", "words": "a period"}[finder]
+    two = {"sam3": "dog:2", "words": "dog . dog"}[finder]
+    return f"""# Replace two objects of your photo{kind.name}
 
-{scene} contains {things}. {drawn}; nothing else changes.
+Your photo contains a dog and a cat. They are redrawn to look like yours; nothing else changes.
 
 **Fill in the nodes in the green groups**
-{first}
-2. **Your picture**: one picture per object, any size.
-3. **Your thing**: the name of the object in the scene to replace, such as dog.{last}
+1. **Your photo**: any size. **Objects in your photo**: their names, with {between} between them.
+2. **Your picture**: one picture per object, any size, in the same order. **Your object**: the name of what it shows.
+3. **Replace objects**: a prompt for the result.
 
-Then **Run**. **Look inside** shows the crop, the crop with the objects removed (clean plate), your pictures after \
-cropping, and each object's reference latent.
+Then **Run**. **Look inside** shows the crop, the crop with the objects removed (clean plate), and each object's \
+reference latent.
 
 **Files to download once**
 {file_list(side, finder, kind)}
 
 {SIZES.format(side=side)}
 
-- Not found, or the wrong object: be more specific, such as dog on the left, or lower {found} in **Blend**.
-- Two objects of a kind: use the same name in both **Your thing** nodes. The two best detections are used, from left \
-to right.
+{THIRD}
+
+- Not found, or the wrong object: be more specific, such as dog on the left, or lower {found}.
+- Two objects of a kind: {two} takes the two best detections{", from left to right" * (finder == "words")}.
 
 {INSIDE}
-{kind.hints}{HINTS if kind == PLAIN else LOOKS}
+{kind.hints or HINTS}
 """
 
 
 def painted_note() -> str:
-    return f"""# One thing of yours in your photo, masks by hand
+    _, (_, _, file) = loaders(SD, "words")[0]
+    return f"""# Replace one object, masks painted by hand
 
 You paint the masks yourself, so this needs only a checkpoint.
 
 **Fill in the nodes in the green groups**
 1. **Your photo**: load it, right-click, **Open in MaskEditor**, and paint over the object to replace.
 2. **Your picture**: load it, and paint over your object in the same way.
-3. **Blend**: a prompt for the result.
+3. **Replace objects**: a prompt for the result.
 
 Then **Run**. For a second object, load the result as your photo.
 
 **File to download once**
-- **{CHECKPOINTS[SD]["name"]}** in models/checkpoints: [download]({CHECKPOINTS[SD]["url"]}); any SD 1.x or 2.x \
-checkpoint works
+- **{file["name"]}** in models/checkpoints: [download]({file["url"]}); any SD 1.x or 2.x checkpoint works
 
 {SIZES.format(side=SD)}
 
@@ -449,56 +433,66 @@ checkpoint works
 
 
 def demo_note() -> str:
-    return """# Try it without downloads
+    return """# START HERE
 
 Press **Run**. Everything is included in the pack, and it takes less than a minute, also on a CPU.
 
-**Demo Scene** draws a scene with two objects, and a concept image for each. **Blend** redraws the objects of the \
-scene to look like the concepts; nothing else changes. **Look inside** shows the scene, the clean plate, the two \
-concept images, and the reference latents.
+**Demo Scene** draws a scene with two objects, and a concept image for each. **Replace objects** redraws the objects \
+of the scene to look like the concepts; nothing else changes. **Look inside** shows the scene, the clean plate, and \
+the reference latents.
 
 - Change *seed* in **Demo Scene** for another scene. Not every seed gives a result as good as this one.
-- Open **Blend** with the icon in its top-right corner (Nodes 2.0: Enter subgraph). While it runs, **Mask Noise \
-Mixer** shows the target masks. Bypass (Ctrl+B) **Guided Appearance Attention** or **Background Dilution++** to see \
-its effect.
+- Open **Replace objects** with the icon in its top-right corner (Nodes 2.0: Enter subgraph). While it runs, **Mask \
+Noise Mixer** shows the target masks. Bypass (Ctrl+B) **Guided Appearance Attention** or **Background Dilution++** to \
+see its effect.
 - Settings of the paper: *steps* 100, *skip_steps* 32 and *cfg* 3.5 in **DDPM Invert**, *adain* off in **Guided \
 Appearance Attention**, and *object_mask* of each **Concept** not connected.
+- A transformer like Flux instead of the UNet: *network* flow in **Load Demo Model**, and in **DDPM Invert** *steps* \
+16, *skip_steps* 5 and the *scheduler* simple. It was trained less, so shapes and patterns are rougher.
 
 **Load Demo Model** is a tiny diffusion model for drawings of 64 × 64 pixels; the images here are enlarged. It knows \
 the shapes ball, box, cup, fish, heart, star; the patterns striped, checkered, dotted in red, orange, yellow, \
 green, blue, purple, white, black; the places meadow, desert, sea, dusk, snow, room.
 
-For your own photos use the templates **2** to **9**.
+For your own photos use **Replace two objects**.
 """
 
 
 def write_all(info: dict) -> None:
     templates = {
-        "1 Try it without downloads": demo_template(info),
-        "2 One thing, masks painted by hand": painted_template(info),
-        "3 One thing": photo_template(info, 1),
-        "4 Two things": photo_template(info, 2),
-        "5 Three things": photo_template(info, 3),
-        "6 Two things with SDXL": photo_template(info, 2, SDXL),
-        "7 Two things with SAM 3": photo_template(info, 2, finder="sam3"),
-        "8 Two things in a scene you choose": photo_template(info, 2, SDXL, sampled=True),
-        "9 Two things as an app.app": photo_template(info, 2, app=True),
-        "Flow 1 Without downloads": flow_demo(demo_template(info), flow_note()),
+        "START HERE - two objects, no downloads": demo_template(info),
+        "Replace one object, masks painted by hand": painted_template(info),
+        "Replace two objects": photo_template(info, finder="sam3"),
+        "Replace two objects with Grounding DINO": photo_template(info),
+        "Replace two objects with SDXL": photo_template(info, SDXL),
+        "Replace two objects with a transformer": photo_template(info, SDXL, kind=FLUX),
+        "Replace two objects in 4 steps": photo_template(info, SDXL, kind=LIGHTNING),
+        "Replace two objects as an app.app": photo_template(info, app=True),
+        "All methods together, no downloads": all_methods_template(info),
+        "Compare settings, no downloads": compare_template(info),
     }
-    templates |= {name: template(info) for name, template in write_score_workflows.TEMPLATES.items()}
-    templates |= conductor_templates(info)
-    templates |= learn_templates(info) | together_templates(info)
-    for kinds in (FLOW_KINDS, FEW_STEPS_KINDS):
-        templates |= {name: photo_template(info, 2, kind.side, kind=kind) for name, kind in kinds.items()}
-    for name, data in templates.items():
+    for name, data in {**templates, **conductor_templates(info), **latexblend_templates(info)}.items():
         write(FOLDER / f"{name}.json", data)
-    for count in (1, 2, 3):
-        write(LIBRARY / f"{THINGS[count].capitalize()} of yours into a photo with PnP-MIX.json", blueprint(info, count))
+    for count in (1, 2):
+        write(LIBRARY / f"Replace {COUNTED[count]} with PnP-MIX.json", blueprint(info, count))
 
 
 def write(path: Path, data: dict) -> None:
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(lines(data) + "\n", encoding="utf-8")
+
+
+def lines(data, depth: int = 0) -> str:
+    """JSON with a line for each node, link and group, so that a change of one shows as a change of one line."""
+    if isinstance(data, dict) and any(name in data for name in ("nodes", "subgraphs")):
+        parts = [f"{json.dumps(name)}: {lines(x, depth + 1)}" for name, x in data.items()]
+        ends = "{}"
+    elif isinstance(data, list) and data and isinstance(data[0], dict | list):
+        parts, ends = [lines(x, depth + 1) for x in data], "[]"
+    else:
+        return json.dumps(data, ensure_ascii=False)
+    space = "\n" + " " * depth
+    return f"{ends[0]}{space} " + f",{space} ".join(parts) + space + ends[1]
 
 
 def node_info() -> dict:

@@ -10,14 +10,14 @@ import pytest
 from cli import blend, evaluate, graphs
 from cli.blend import in_order
 from cli.errors import BadTable, JobFailed
-from cli.jobs import Job, columns, read_table
+from cli.jobs import TEMPLATE, Job, columns, read_table
 from cli.tasks import Task
-from cli.work import fitting_templates, prompt_of, work_of
+from cli.work import prompt_of, work_of
 from PIL import Image
 
 
-def save_picture(path: Path, color: str = "red") -> Path:
-    Image.new("RGB", (8, 8), color).save(path)
+def save_picture(path: Path, color: str = "red", size: tuple[int, int] = (8, 8)) -> Path:
+    Image.new("RGB", size, color).save(path)
     return path
 
 
@@ -48,16 +48,6 @@ def by_class(prompt: dict) -> dict[str, list[dict]]:
     for node in prompt.values():
         found.setdefault(node["class_type"], []).append(node["inputs"])
     return found
-
-
-def said(prompt: dict, value) -> str:
-    """The text that an input gets, through the nodes that hold and join texts."""
-    if not isinstance(value, list):
-        return value
-    inputs = prompt[value[0]]["inputs"]
-    if "delimiter" in inputs:
-        return inputs["delimiter"].join(said(prompt, inputs[name]) for name in ("string_a", "string_b"))
-    return said(prompt, inputs["value"])
 
 
 def test_a_table_says_what_the_options_say_for_each_row(tmp_path):
@@ -108,7 +98,6 @@ def test_a_file_that_is_no_table_is_refused(tmp_path):
         ),
         ("a,b,dog,-1", "the column 'seed': input should be greater than or equal to 0 (it is '-1')"),
         ("a,b,dog,1,1", "the column 'steps': input should be greater than or equal to 2 (it is '1')"),
-        ("a,b|b|b|b,w|w|w|w", "4 concepts: there are templates for 1, 2, 3"),
         ("a,b|c,dog|cat,1,9,m", "2 concepts and 1 target masks, not one for each"),
         ("a,b|c,dog|", "the column 'objects': one of them is empty (it is 'dog|')"),
         ("a,b,dog,1,9,m,too many", "more cells"),
@@ -149,12 +138,9 @@ def test_the_template_is_filled_in(job):
     ((inverted,), (loaded,)) = nodes["PnPMixDDPMInvert"], nodes["CheckpointLoaderSimple"]
     assert (inverted["seed"], inverted["steps"], inverted["skip_steps"]) == (5, 25, 8), "the template's share is 16/50"
     assert loaded["ckpt_name"] == "mine.safetensors"
-    assert sorted(said(work.prompt, x["prompt"]) for x in nodes["PnPMixGroundedMask"]) == [
-        "cup",
-        "cup . fish",
-        "cup . fish",
-        "fish",
-    ]
+    assert sorted((x["prompt"], x["pick"]) for x in nodes["PnPMixGroundedMask"]) == [
+        ("cup", "best"), ("cup . fish", "in order"), ("fish", "best"),
+    ]  # fmt: skip
     assert {"cup, fish"} < {x["text"] for x in nodes["CLIPTextEncode"]}
     assert {x["image"] for x in nodes["LoadImage"]} == {f"pnp-mix/{name}" for name in work.files}
     assert [sent.path.stem for sent in work.files.values()] == ["scene", "dog", "cat"]
@@ -165,8 +151,8 @@ def test_the_template_is_filled_in(job):
 def test_two_of_a_kind_each_take_an_object_of_their_own(job):
     """Two dogs, from left to right in the order of the concepts."""
     work = work_of(changed(job, objects=("dog", "dog"), target_masks=(), object_masks=()))
-    asked = [x for x in by_class(work.prompt)["PnPMixGroundedMask"] if x["pick"] == "in order"]
-    assert [(said(work.prompt, x["prompt"]), x["number"]) for x in asked] == [("dog . dog", 1), ("dog . dog", 2)]
+    asked = [x["prompt"] for x in by_class(work.prompt)["PnPMixGroundedMask"] if x["pick"] == "in order"]
+    assert asked == ["dog . dog"]
 
 
 def test_a_cut_out_is_its_own_object_mask(job, tmp_path):
@@ -177,7 +163,7 @@ def test_a_cut_out_is_its_own_object_mask(job, tmp_path):
     work = work_of(changed(job, concepts=(tmp_path / "mug.png", job.concepts[1]), target_masks=(), object_masks=()))
     (loaded,) = by_class(work.prompt)["LoadImageMask"]
     assert work.files[loaded["image"].removeprefix("pnp-mix/")].content == "alpha"
-    assert len(by_class(work.prompt)["PnPMixGroundedMask"]) == 3 and work.workflow is None
+    assert len(by_class(work.prompt)["PnPMixGroundedMask"]) == 2 and work.workflow is None
 
 
 def test_masks_from_files_replace_the_nodes_that_find_objects(job):
@@ -216,10 +202,31 @@ def test_a_missing_and_a_broken_picture_are_named(job, tmp_path):
 
 
 def test_a_template_that_does_not_fit_is_answered_by_those_that_do(job):
-    assert "4 Two things" in fitting_templates(2) and "4 Two things" not in fitting_templates(1)
-    for name in ("3 One thing", "1 Try it without downloads", "../x", "8 Two things in a scene you choose"):
-        with pytest.raises(JobFailed, match="'4 Two things'"):
+    for name in ("START HERE - two objects, no downloads", "Replace one object, masks painted by hand", "../x"):
+        with pytest.raises(JobFailed, match="'Replace two objects with SDXL'"):
             work_of(changed(job, template=name))
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, "Replace two objects"])
+def test_a_template_takes_any_number_of_objects(job, template):
+    """As people copy one: each has its picture and its own node in the chain, also in the graph of the metadata."""
+    for count in (1, 2, 4):
+        many = {x: getattr(job, x)[:1] * count for x in ("concepts", "objects")}
+        work = work_of(changed(job, **many, target_masks=(), object_masks=(), template=template))
+        nodes = by_class(work.prompt)
+        assert len(nodes["PnPMixConcept"]) == count == sum("concepts" in x for x in nodes["PnPMixConcept"]) + 1
+        chain, (mixer,) = {key: x["inputs"].get("concepts") for key, x in work.prompt.items()}, nodes["PnPMixSampler"]
+        link, reached = mixer["concepts"], 0
+        while link:
+            reached, link = reached + 1, chain[link[0]]
+        assert reached == count
+        assert graphs.to_api(work.workflow).items() >= work.prompt.items()
+
+
+def test_target_masks_of_several_sizes_are_refused(job, tmp_path):
+    other = save_picture(tmp_path / "small.png", "white", size=(32, 32))
+    with pytest.raises(JobFailed, match="8 x 8 and 32 x 32 pixels"):
+        work_of(changed(job, target_masks=(job.target_masks[0], other)))
 
 
 def test_jobs_that_share_an_inversion_follow_each_other(job):
