@@ -22,8 +22,8 @@ class PnPMixScorePlot(io.ComfyNode):
             shows_result=True,
             search_aliases=["bar chart", "graph", "table", "compare variants", "ablation", "benchmark", "xy plot"],
             display_name=NODE,
-            category=CATEGORY,
-            description="Compares variants: a bar for each with its 95 % interval, and a table.",
+            category=f"{CATEGORY}/scores",
+            description="Compares variants: the mean of each with its 95 % interval, and a table.",
             inputs=[
                 ScoresType.Input(
                     "scores", tooltip="From a score node that measured the images of all variants as one batch."
@@ -34,7 +34,7 @@ class PnPMixScorePlot(io.ComfyNode):
                     multiline=True,
                     tooltip="One line for each variant, in the order of the batch. With fewer lines than images each "
                     "variant has equally many, one after another. Empty: each image is a variant. "
-                    "The bars are labeled in Latin letters only.",
+                    "The picture is labeled in Latin letters only.",
                 ),
                 *(
                     ScoresType.Input(f"scores_{k}", optional=True, tooltip="Another measure of the same images.")
@@ -42,7 +42,7 @@ class PnPMixScorePlot(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="image", tooltip="The bars; a line shows the 95 % interval of the mean."),
+                io.Image.Output(display_name="image", tooltip="Means; a line shows the 95 % interval."),
                 io.String.Output(display_name="table", tooltip="The same numbers as a Markdown table."),
             ],
             is_output_node=True,
@@ -51,7 +51,7 @@ class PnPMixScorePlot(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, scores, names, scores_2=(), scores_3=(), scores_4=()) -> io.NodeOutput:
-        from ...pnpmix.metrics.plotting import draw_bars
+        from ...pnpmix.metrics.plotting import draw_means
 
         measures = distinct([*scores, *scores_2, *scores_3, *scores_4])
         if not measures or not all(x.values for x in measures):
@@ -62,7 +62,7 @@ class PnPMixScorePlot(io.ComfyNode):
         variants = [line.strip() for line in names.splitlines() if line.strip()]
         variants = variants or [f"image {k}" for k in range(1, len(measures[0].values) + 1)]
         try:
-            picture, words = draw_bars(measures, variants)[None], table(measures, variants)
+            picture, words = draw_means(measures, variants)[None], table(measures, variants)
         except ValueError as error:
             raise BadInput(NODE, "names", str(error), "Write one line for each variant.") from error
         return io.NodeOutput(for_host(picture), words, ui=ui.PreviewImage(picture))

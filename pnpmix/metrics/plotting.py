@@ -1,4 +1,4 @@
-"""Draws bars that compare variants."""
+"""Draws means that compare variants."""
 
 import math
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from .statistics import Measured, by_variant, interval
 
 WIDTH, LINE, GAP = 800, 30, 12  # pixels: of the picture, of a row, round everything
 NAMES, NUMBERS = 270, 160  # pixels: columns of the variants' names and of the numbers
-PAPER, INK, FAINT = "#ffffff", "#222222", "#d8d8d8"
+PAPER, INK, LABEL, FAINT = "#ffffff", "#222222", "#666666", "#d8d8d8"
 
 
-def draw_bars(measures: Sequence[Measured], variants: Sequence[str]) -> Tensor:
-    """Draws for each measure a bar of each variant, with its 95 % interval: (H, W, 3) in 0..1.
+def draw_means(measures: Sequence[Measured], variants: Sequence[str]) -> Tensor:
+    """Draws for each measure the mean of each variant, with its 95 % interval: (H, W, 3) in 0..1.
 
     Args:
         measures: of the same images, those of one variant after those of another.
@@ -35,35 +35,38 @@ def draw_bars(measures: Sequence[Measured], variants: Sequence[str]) -> Tensor:
 
 
 def draw_measure(draw: ImageDraw.ImageDraw, top: int, measured: Measured, variants: Sequence[str]) -> None:
-    """Draws the name of one measure and its bars, from the row `top` down."""
+    """Draws the name of one measure, the ends of its axis and its means, from the row `top` down."""
     plain, small = ImageFont.load_default(size=16), ImageFont.load_default(size=14)
-    draw.text((GAP, top + 4), shortened(draw, measured.name, plain, WIDTH - GAP - NUMBERS), INK, plain)
     better = "more is better" if measured.more_is_better else "less is better"
-    draw.text((WIDTH - GAP, top + 6), better, "#666666", small, anchor="ra")
-    bars = [interval(values) for values in by_variant(measured.values, len(variants))]
-    means = [mean for mean, _ in bars]
-    low, high = (1.15 * x for x in (min(0.0, *means), max(0.0, *means)))  # intervals may reach beyond
+    draw.text((GAP, top + 4), shortened(draw, measured.name, plain), INK, plain)
+    draw.text((WIDTH - GAP, top + 6), better, LABEL, small, anchor="ra")
+    means = [interval(values) for values in by_variant(measured.values, len(variants))]
+    low, high = axis(means)
     left, right = GAP + NAMES, WIDTH - GAP - NUMBERS
+    for end, value, anchor in ((left, low, "la"), (right, high, "ra")):
+        draw.text((end, top + 6), f"{value:.{measured.digits}f}", LABEL, small, anchor=anchor)
 
     def place(value: float) -> float:
-        return left + (value - low) / ((high - low) or 1) * (right - left)
+        return left + (value - low) / (high - low) * (right - left)
 
-    for k, (variant, (mean, half)) in enumerate(zip(variants, bars, strict=True)):
-        y = top + (k + 1) * LINE
-        middle = y + LINE // 2
+    for k, (variant, (mean, half)) in enumerate(zip(variants, means, strict=True)):
+        middle, number = top + (k + 1) * LINE + LINE // 2, f"{mean:.{measured.digits}f}"
         draw.text((GAP, middle), shortened(draw, variant, plain), INK, plain, anchor="lm")
-        draw.rectangle((left, y + 4, right, y + LINE - 5), FAINT)
-        ends = sorted((place(0), place(mean)))
-        draw.rectangle((ends[0], y + 4, ends[1], y + LINE - 5), color(k))
-        number = f"{mean:.{measured.digits}f}"
+        draw.line((left, middle, right, middle), FAINT)
         if math.isfinite(half):  # a single value has none
-            span = [place(mean - half), place(mean + half)]
-            draw.line((max(left, span[0]), middle, min(right, span[1]), middle), INK, 2)
-            for end in span:
-                if left <= end <= right:
-                    draw.line((end, middle - 5, end, middle + 5), INK, 2)
+            draw.line((place(mean - half), middle, place(mean + half), middle), INK, 2)
+            for end in (place(mean - half), place(mean + half)):
+                draw.line((end, middle - 5, end, middle + 5), INK, 2)
             number += f" ± {half:.{measured.digits}f}"
+        draw.ellipse((place(mean) - 7, middle - 7, place(mean) + 7, middle + 7), color(k))
         draw.text((right + GAP, middle), number, INK, plain, anchor="lm")
+
+
+def axis(means: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Returns the ends of an axis that shows how (mean, half an interval) differ: with all intervals, and a margin."""
+    ends = [mean + side * (half if math.isfinite(half) else 0) for mean, half in means for side in (-1, 1)]
+    margin = 0.08 * (max(ends) - min(ends)) or 0.05 * abs(ends[0]) or 1.0
+    return min(ends) - margin, max(ends) + margin
 
 
 def shortened(draw: ImageDraw.ImageDraw, name: str, font, room: int = NAMES) -> str:

@@ -457,18 +457,21 @@ def measured(name: str, *values: float, better: bool = True):
     return [pack_module("metrics.scores").Measured(name, values, better)]
 
 
-def bar(picture: torch.Tensor, color: str) -> int:
-    """How many pixels wide the bar of a color is."""
+def place(picture: torch.Tensor, color: str) -> float:
+    """The column of the point of a color."""
     rgb = torch.tensor([int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)])
-    return int(((picture - rgb).abs().amax(-1) < 0.01).any(0).sum())
+    return float(((picture - rgb).abs().amax(-1) < 0.01).any(0).nonzero().float().mean())
 
 
-def test_plot_has_a_bar_for_each_variant_as_long_as_its_mean():
+def test_plot_has_a_point_for_each_variant_at_its_mean_on_an_axis_that_shows_differences():
+    for scale in (1, 0.01):
+        values = [0.9 + scale * x for x in (0.06, 0.06, 0.03, 0.03, 0.0, 0.0)]
+        result = plot(Graph(), measured("SSIM", *values), "all parts\nwithout appearance\nneither")
+        picture = result["image"][0]
+        assert picture.shape[2] == 3 and picture.min() >= 0 and picture.max() <= 1
+        right, middle, left = (place(picture, color) for color in ("#e69f00", "#56b4e9", "#009e73"))
+        assert right - left > 250 and middle == pytest.approx((left + right) / 2, abs=2)
     result = plot(Graph(), measured("SSIM", 0.8, 0.8, 0.3, 0.5), "all parts\nwithout appearance\n")
-    picture = result["image"][0]
-    assert picture.shape[2] == 3 and picture.min() >= 0 and picture.max() <= 1
-    long, short = bar(picture, "#e69f00"), bar(picture, "#56b4e9")
-    assert long > 100 and short == pytest.approx(long / 2, abs=4)
     assert "| all parts | 0.800 ± 0.000 |" in result["table"] and "| without appearance | 0.400 ± " in result["table"]
 
 

@@ -1,4 +1,4 @@
-"""The picture of the template of the scores: its variants above its bars."""
+"""The picture of the template of the scores: its variants above their means."""
 
 from PIL import Image
 from torch import Tensor
@@ -16,18 +16,18 @@ def score_thumbnail() -> Image.Image:
     graph.prompt = to_api(read(NAME))
     nodes = {node["class_type"]: (key, node) for key, node in graph.prompt.items()}
     pictures = nodes["PreviewImage"][1]["inputs"]["images"]
-    shown = graph.run(pictures=pictures, bars=[nodes["PnPMixScorePlot"][0], 0])
-    return compose(list(shown["pictures"]), shown["bars"][0])
+    shown = graph.run(pictures=pictures, plot=[nodes["PnPMixScorePlot"][0], 0])
+    return compose(list(shown["pictures"]), shown["plot"][0])
 
 
-def compose(pictures: list[Tensor], bars: Tensor) -> Image.Image:
+def compose(pictures: list[Tensor], means: Tensor) -> Image.Image:
     """(H, W, 3) each."""
     sheet = Image.new("RGB", (WIDTH, HEIGHT), "white")
     side = WIDTH // len(pictures)
     for k, picture in enumerate(pictures):
         sheet.paste(to_image(picture).resize((side - 6, side - 6), Image.Resampling.NEAREST), (k * side + 3, 3))
-    plot = to_image(bars).crop((0, 0, bars.shape[1], 264))  # the first two measures
-    sheet.paste(plot.resize((WIDTH, WIDTH * 264 // bars.shape[1])), (0, side + 2))
+    plot = to_image(means).crop((0, 0, means.shape[1], 264))  # the first two measures
+    sheet.paste(plot.resize((WIDTH, WIDTH * 264 // means.shape[1])), (0, side + 2))
     return sheet
 
 

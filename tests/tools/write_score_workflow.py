@@ -111,7 +111,7 @@ Press **Run**. Everything is included in the pack, and it takes one to three min
 One scene is blended three times: with all parts of PnP-MIX, without **Guided Appearance Attention**, and without \
 **Background Dilution++**. The shared steps run once.
 
-**Score Plot** shows a bar for each variant:
+**Score Plot** shows the mean of each variant:
 - *Colours 1*, *Colours 2*: color similarity of each object to its concept image. The demo needs no encoder; for your \
 own photos connect **Load CLIP Vision** to **Image Similarity** in **Scores** to measure CLIP-I or DINO.
 - *PSNR*, *SSIM*: how much of the scene is unchanged, 2 pixels and more away from the objects. 100 dB and 1 mean \
@@ -122,7 +122,7 @@ identical, as PnP-MIX guarantees for every variant.
 node (Ctrl+B).
 - Write the names into **Score Plot**, one line each, in the order of the batch in **Scores**.
 - A single image is not statistically meaningful. With several images of each variant, one variant after another in \
-the batch, the bars are means with 95 % confidence intervals. If two intervals overlap widely, measure more images.
+the batch, the points are means with 95 % confidence intervals. If two intervals overlap widely, measure more images.
 - *Text Similarity* and *SegSim* work in the same plot.
 
 Values of different encoders, scenes or papers are not comparable.
