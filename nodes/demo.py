@@ -41,7 +41,7 @@ class PnPMixDemoModel(io.ComfyNode):
             node_id="PnPMixDemoModel",
             search_aliases=["demo", "tiny model", "pnp-mix"],
             display_name="Load Demo Model",
-            category=CATEGORY,
+            category=f"{CATEGORY}/demo",
             description="A tiny bundled diffusion model of drawn scenes, instead of Load Checkpoint. Its images have "
             "64 × 64 pixels.",
             inputs=[
@@ -84,7 +84,7 @@ class PnPMixDemoScene(io.ComfyNode):
             shows_result=True,
             search_aliases=["demo", "example pictures", "pnp-mix"],
             display_name="Demo Scene",
-            category=CATEGORY,
+            category=f"{CATEGORY}/demo",
             description="Draws a scene and concepts for the demo model, 64 × 64 pixels, with exact masks and a prompt, "
             "and shows them enlarged.",
             inputs=[

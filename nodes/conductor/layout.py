@@ -32,7 +32,7 @@ class PnPMixLayoutReference(io.ComfyNode):
             node_id="PnPMixLayoutReference",
             search_aliases=["layout", "ddim inversion", "composition", "reference", "concept conductor", "pnp-mix"],
             display_name="Layout Reference",
-            category=CATEGORY,
+            category=f"{CATEGORY}/Concept Conductor",
             description="A photo, a generated image or a rough collage whose layout the new image should have.",
             inputs=[
                 io.Model.Input("model", tooltip="The same checkpoint as for the Conductor."),

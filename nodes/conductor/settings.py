@@ -19,7 +19,7 @@ class PnPMixLayoutAlignment(io.ComfyNode):
             node_id="PnPMixLayoutAlignment",
             search_aliases=["layout", "composition", "structure guidance", "concept conductor", "pnp-mix"],
             display_name="Layout Alignment",
-            category=CATEGORY,
+            category=f"{CATEGORY}/Concept Conductor",
             description="Pulls the new image towards the layout of a reference, so that no object is lost, "
             "duplicated or misplaced.",
             inputs=[
@@ -81,7 +81,7 @@ class PnPMixMaskRefinement(io.ComfyNode):
             node_id="PnPMixMaskRefinement",
             search_aliases=["mask", "segmentation", "attention mask", "concept conductor", "pnp-mix"],
             display_name="Mask Refinement",
-            category=CATEGORY,
+            category=f"{CATEGORY}/Concept Conductor",
             description="Lets each concept's mask follow the shape of its object while it is generated.",
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint. With a plain KSampler it works as if unpatched."),

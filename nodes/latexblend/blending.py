@@ -22,7 +22,7 @@ class PnPMixBlendConcept(io.ComfyNode):
             node_id="PnPMixBlendConcept",
             search_aliases=["multi concept", "multi subject", "personalization", "latexblend", "lora", "pnp-mix"],
             display_name="Blend Concept",
-            category=CATEGORY,
+            category=f"{CATEGORY}/LaTexBlend",
             description="A trained concept, and the word of the prompt that it replaces. Chain one for each.",
             inputs=[
                 TrainedType.Input("learned", tooltip="From Train Concept or Load Concept."),
@@ -71,7 +71,7 @@ class PnPMixBlend(io.ComfyNode):
             node_id="PnPMixBlend",
             search_aliases=["multi concept", "blend concepts", "latexblend", "personalization", "pnp-mix"],
             display_name=NODE,
-            category=CATEGORY,
+            category=f"{CATEGORY}/LaTexBlend",
             description="Encodes a prompt in which words become trained concepts (LaTexBlend). Any sampler may follow.",
             inputs=[
                 io.Model.Input(

@@ -28,7 +28,7 @@ class PnPMixBlendingGuidance(io.ComfyNode):
             node_id="PnPMixBlendingGuidance",
             search_aliases=["latexblend", "attention guidance", "missing object", "pnp-mix"],
             display_name=NODE,
-            category=CATEGORY,
+            category=f"{CATEGORY}/LaTexBlend",
             description="For three or more concepts: in the first steps, moves the latent so that no concept is "
             "omitted or mixed with another. These steps take about four times as long.",
             inputs=[

@@ -42,7 +42,7 @@ class PnPMixTrainConcept(io.ComfyNode):
             node_id="PnPMixTrainConcept",
             search_aliases=["train", "lora training", "dreambooth", "textual inversion", "latexblend", "pnp-mix"],
             display_name=NODE,
-            category=CATEGORY,
+            category=f"{CATEGORY}/LaTexBlend",
             description="Trains a concept from 3 to 5 photos of your object (LaTexBlend). The result is a small "
             "set of keys and values; "
             "the checkpoint is unchanged. Save Concept stores it.",

@@ -25,7 +25,7 @@ class PnPMixBackgroundKept(io.ComfyNode):
             node_id="PnPMixBackgroundKept",
             search_aliases=["psnr", "ssim", "lpips", "background preservation", "evaluate", "metric", "difference"],
             display_name=NODE,
-            category=CATEGORY,
+            category=f"{CATEGORY}/scores",
             description="How little the scene changed outside the masks: PSNR, SSIM, and LPIPS if its package is "
             "installed.",
             inputs=[

@@ -27,7 +27,7 @@ class PnPMixSegSimConcept(io.ComfyNode):
             node_id="PnPMixSegSimConcept",
             search_aliases=["segmentation similarity", "concept conductor", "evaluate", "metric"],
             display_name=CONCEPT,
-            category=CATEGORY,
+            category=f"{CATEGORY}/scores",
             description="One of your concepts for SegSim: its images, and the text that finds it.",
             inputs=[
                 io.Image.Input("images", tooltip="Images of the concept, one or a batch. Their values are averaged."),
@@ -58,7 +58,7 @@ class PnPMixSegSim(io.ComfyNode):
             node_id="PnPMixSegSim",
             search_aliases=["segmentation similarity", "concept conductor", "omission", "redundancy", "metric"],
             display_name=SCORE,
-            category=CATEGORY,
+            category=f"{CATEGORY}/scores",
             description="How similar each concept is to the most similar object in an image, and whether objects are "
             "missing or duplicated.",
             inputs=[

@@ -23,7 +23,7 @@ class PnPMixImageSimilarity(io.ComfyNode):
             node_id="PnPMixImageSimilarity",
             search_aliases=["clip-i", "clip score", "dino score", "evaluate", "metric", "compare images", "fidelity"],
             display_name=IMAGE,
-            category=CATEGORY,
+            category=f"{CATEGORY}/scores",
             description="How similar images and references are to an encoder (CLIP-I, DINO): the mean cosine.",
             inputs=[
                 io.Image.Input("images", tooltip="The images to measure; each gets a value."),
@@ -75,7 +75,7 @@ class PnPMixTextSimilarity(io.ComfyNode):
             node_id="PnPMixTextSimilarity",
             search_aliases=["clip-t", "clip score", "prompt alignment", "evaluate", "metric"],
             display_name=TEXT,
-            category=CATEGORY,
+            category=f"{CATEGORY}/scores",
             description="How well images match a text (CLIP-T): the cosine of their CLIP embeddings.",
             inputs=[
                 io.Image.Input("images", tooltip="The images to measure; each gets a value."),

@@ -31,7 +31,7 @@ class PnPMixGroundingDinoLoader(io.ComfyNode):
             node_id="PnPMixGroundingDinoLoader",
             search_aliases=["grounding dino", "grounded sam", "detector"],
             display_name=NODE,
-            category=CATEGORY,
+            category=f"{CATEGORY}/masks",
             description="Loads Grounding DINO, which detects objects by text.",
             inputs=[
                 file_input(

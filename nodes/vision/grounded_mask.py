@@ -29,7 +29,7 @@ class PnPMixGroundedMask(io.ComfyNode):
                 "background mask",
             ],
             display_name=NODE,
-            category=CATEGORY,
+            category=f"{CATEGORY}/masks",
             description="Finds objects by text and outlines them (Grounding DINO and Segment Anything).",
             inputs=[
                 io.Image.Input("image", tooltip="The image to search. A batch gives a batch of masks."),

@@ -19,7 +19,7 @@ class PnPMixInpaintModelLoader(io.ComfyNode):
             node_id="PnPMixInpaintModelLoader",
             search_aliases=["lama", "big-lama", "object removal"],
             display_name=NODE,
-            category=CATEGORY,
+            category=f"{CATEGORY}/masks",
             description="Loads LaMa, which removes objects from images.",
             inputs=[file_input("inpaint", tooltip="big-lama.pt, or LaMa as .safetensors, in models/inpaint.")],
             outputs=[InpaintModelType.Output(display_name="inpaint_model", tooltip="For Inpaint Background.")],

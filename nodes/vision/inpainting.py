@@ -28,7 +28,7 @@ class PnPMixInpaintBackground(io.ComfyNode):
             node_id="PnPMixInpaintBackground",
             search_aliases=["lama", "remove object", "erase", "empty background"],
             display_name=NODE,
-            category=CATEGORY,
+            category=f"{CATEGORY}/masks",
             description="Removes the objects from the scene. Pixels outside the expanded mask are unchanged.",
             inputs=[
                 io.Image.Input("image", tooltip="The scene image. A batch gives a batch."),

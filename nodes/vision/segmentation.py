@@ -20,9 +20,9 @@ class PnPMixSamLoader(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="PnPMixSamLoader",
-            search_aliases=["segment anything", "grounded sam", "sam model"],
+            search_aliases=["sam", "segment anything", "grounded sam", "sam model"],
             display_name=NODE,
-            category=CATEGORY,
+            category=f"{CATEGORY}/masks",
             description="Loads Segment Anything, which outlines the object in a box.",
             inputs=[
                 file_input(

@@ -44,6 +44,10 @@ WORDS = {
     "replace object": ["Concept", "Mask Noise Mixer"],
     "regional prompt": ["Mask Noise Mixer"],
     "composite": ["Mask Noise Mixer"],
+    "product placement": ["Concept"],
+    "character consistency": ["Concept", "Conductor"],
+    "regional lora": ["Conductor"],
+    "sam": ["Load SAM"],
     "pick image": ["Background Picker"],
     "background": ["Background Picker", "Background Dilution++", "Inpaint Background"],
 }

@@ -275,6 +275,7 @@ CONTRACT = {
     "PnPMixDemoModel": {"network": ("COMBO", "unet")},
     "PnPMixDemoScene": {"seed": ("INT", 0), "concepts": ("INT", 2), "photos": ("INT", 1)},
 }
+CATEGORIES = ["PnP-MIX", *(f"PnP-MIX/{x}" for x in ("Concept Conductor", "LaTexBlend", "masks", "scores", "demo"))]
 SCORED = [("FLOAT", "score"), ("STRING", "report"), ("PNPMIX_SCORES", "scores")]
 MIXED = [("LATENT", "latent"), ("LATENT", "references"), ("MASK", "mask")]
 OUTPUTS = {
@@ -420,7 +421,7 @@ def test_node_has_the_inputs_of_the_contract(name):
 def test_node_has_the_outputs_of_the_contract(name):
     cls = node_class(name)
     assert list(zip(cls.RETURN_TYPES, cls.RETURN_NAMES, strict=True)) == OUTPUTS[name]
-    assert cls.CATEGORY == "PnP-MIX"
+    assert cls.CATEGORY in CATEGORIES
 
 
 def test_all_nodes_of_the_pack_are_in_the_contract():

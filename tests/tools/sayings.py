@@ -12,7 +12,8 @@ from workflow_files import BLUEPRINTS, TEMPLATES, levels, read, subgraphs
 
 NOT_SAID = {"tooltip", "description"}  # arguments, which locales/<language>/nodeDefs.json has
 LOGGED = {"ImportError", "warning", "info"}
-NAMES = {"PnP-MIX", "Grounding DINO", "SAM", "SAM 3", "Concept Conductor", "LoRA", "VAE"}  # the same in all languages
+# the same in all languages
+NAMES = {"AdaIN", "PnP-MIX", "Grounding DINO", "SAM", "SAM 3", "Concept Conductor", "LoRA", "VAE"}
 
 
 def strings_of_nodes() -> set[str]:
