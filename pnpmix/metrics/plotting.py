@@ -43,8 +43,8 @@ def draw_measure(draw: ImageDraw.ImageDraw, top: int, measured: Measured, varian
     means = [interval(values) for values in by_variant(measured.values, len(variants))]
     low, high = axis(means)
     left, right = GAP + NAMES, WIDTH - GAP - NUMBERS
-    for end, value, anchor in ((left, low, "la"), (right, high, "ra")):
-        draw.text((end, top + 6), f"{value:.{measured.digits}f}", LABEL, small, anchor=anchor)
+    for column, value, anchor in ((left, low, "la"), (right, high, "ra")):
+        draw.text((column, top + 6), f"{value:.{measured.digits}f}", LABEL, small, anchor=anchor)
 
     def place(value: float) -> float:
         return left + (value - low) / (high - low) * (right - left)

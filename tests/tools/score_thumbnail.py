@@ -3,7 +3,7 @@
 from PIL import Image
 from torch import Tensor
 
-from comfy_host import Graph
+from comfy_host import PACK, Graph
 from workflow_files import SCORES as NAME
 from workflow_files import read, to_api
 
@@ -11,12 +11,13 @@ WIDTH, HEIGHT = 576, 384
 
 
 def score_thumbnail() -> Image.Image:
-    """From the template's own graph, which needs no file."""
+    """From the template's own graph, which needs no file; writes the plot for the help page too."""
     graph = Graph()
     graph.prompt = to_api(read(NAME))
     nodes = {node["class_type"]: (key, node) for key, node in graph.prompt.items()}
     pictures = nodes["PreviewImage"][1]["inputs"]["images"]
     shown = graph.run(pictures=pictures, plot=[nodes["PnPMixScorePlot"][0], 0])
+    to_image(shown["plot"][0]).save(PACK / "js" / "docs" / "score_plot.png")
     return compose(list(shown["pictures"]), shown["plot"][0])
 
 
