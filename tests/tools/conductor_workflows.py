@@ -216,6 +216,7 @@ reused until the layout changes. For a quick preview set *steps* to 50 and 250.
 Refinement**; 1024 pixels in **Size and number** and **At the model's size**.
 - Into your own photo: give **Conductor** the encoded photo with **Set Latent Noise Mask** as its *latent*, and paste \
 the result back with **Paste Back**. The layout is then your photo with any dog roughly pasted into it.
+- Masks painted by hand: connect *mask* of **Load Image** to **Conducted Concept** inside the concept's subgraph.
 - Bypass (Ctrl+B) **Layout Alignment** or **Mask Refinement** inside **Conduct** to see its effect.
 - Not enough like the LoRA: raise *strength* of **Concept LoRA** inside the concept's subgraph.
 """
