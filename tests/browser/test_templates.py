@@ -53,13 +53,20 @@ def essence(workflow: dict, like: dict) -> list:
                 str(node["id"]): (
                     names.get(node["type"], node["type"]),
                     node.get("title") or names.get(node["type"]),
-                    (node.get("widgets_values") or [])[: len(known[str(node["id"])].get("widgets_values") or [])],
+                    own_values(node, wired)[: len(known[str(node["id"])].get("widgets_values") or [])],
                     {i["name"]: tuple(map(str, wired[i["link"]][:2])) for i in node["inputs"] if i.get("link")},
                 )
                 for node in level["nodes"]
             }
         )
     return result
+
+
+def own_values(node: dict, wired: dict) -> list:
+    """The values of a node, none where a widget of its subgraph says one: of two such subgraphs older editors keep the
+    last one's here, and send each its own."""
+    said = any(i.get("widget") and i.get("link") and str(wired[i["link"]][0]) == "-10" for i in node["inputs"])
+    return [] if said else node.get("widgets_values") or []
 
 
 def known_here(editor: Editor, name: str) -> bool:
