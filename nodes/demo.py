@@ -26,7 +26,7 @@ from ..demo.own_things import more_photos
 from ..demo.scenes import MAX_THINGS, draw_concepts, draw_scene, random_blend
 from .common.checks import BadInput, check_choice, check_numbers
 from .common.file_lists import SHIPPED
-from .common.types import CATEGORY, EXPERT, schema
+from .common.types import DEMO_CATEGORY, EXPERT, schema
 
 NETWORKS = {"unet": demo.WEIGHTS, "flow": demo.FLOW_WEIGHTS}
 SHIPPED |= {"loras": ("demo model: ", demo_loras.FOLDER), "concepts": ("demo model: ", demo_concepts.FOLDER)}
@@ -41,7 +41,7 @@ class PnPMixDemoModel(io.ComfyNode):
             node_id="PnPMixDemoModel",
             search_aliases=["demo", "tiny model", "pnp-mix"],
             display_name="Load Demo Model",
-            category=f"{CATEGORY}/demo",
+            category=DEMO_CATEGORY,
             description="A tiny bundled diffusion model of drawn scenes, instead of Load Checkpoint. Its images have "
             "64 × 64 pixels.",
             inputs=[
@@ -84,7 +84,7 @@ class PnPMixDemoScene(io.ComfyNode):
             shows_result=True,
             search_aliases=["demo", "example pictures", "pnp-mix"],
             display_name="Demo Scene",
-            category=f"{CATEGORY}/demo",
+            category=DEMO_CATEGORY,
             description="Draws a scene and concepts for the demo model, 64 × 64 pixels, with exact masks and a prompt, "
             "and shows them enlarged.",
             inputs=[

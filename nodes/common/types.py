@@ -13,6 +13,8 @@ from ...pnpmix.mixer.inversion import Inversion
 from ...pnpmix.vision.framing import Frame, Size
 
 CATEGORY = "PnP-MIX"
+CONDUCTOR_CATEGORY, LATEXBLEND_CATEGORY = f"{CATEGORY}/Concept Conductor", f"{CATEGORY}/LaTexBlend"
+MASKS_CATEGORY, SCORES_CATEGORY, DEMO_CATEGORY = f"{CATEGORY}/masks", f"{CATEGORY}/scores", f"{CATEGORY}/demo"
 
 InversionType = io.Custom("PNPMIX_INVERSION")
 ConceptsType = io.Custom("PNPMIX_CONCEPTS")

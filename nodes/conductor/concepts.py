@@ -11,8 +11,8 @@ from ..common.checks import BadInput, check_mask, check_numbers, check_text
 from ..common.file_lists import model_files
 from ..common.messages import show
 from ..common.types import (
-    CATEGORY,
     CONCEPT_FILE,
+    CONDUCTOR_CATEGORY,
     EXPERT,
     ConceptFile,
     ConductedConcept,
@@ -32,7 +32,7 @@ class PnPMixConceptLora(io.ComfyNode):
             node_id="PnPMixConceptLora",
             search_aliases=["lora", "ed-lora", "edlora", "load lora", "concept conductor", "character", "pnp-mix"],
             display_name="Concept LoRA",
-            category=f"{CATEGORY}/Concept Conductor",
+            category=CONDUCTOR_CATEGORY,
             description="A prompt with its own LoRA, for a Conducted Concept. The model itself is unchanged.",
             inputs=[
                 io.Clip.Input(
@@ -159,7 +159,7 @@ class PnPMixConductedConcept(io.ComfyNode):
             node_id="PnPMixConductedConcept",
             search_aliases=["multi concept", "multi lora", "regional lora", "regional prompt", "character", "pnp-mix"],
             display_name="Conducted Concept",
-            category=f"{CATEGORY}/Concept Conductor",
+            category=CONDUCTOR_CATEGORY,
             description="A concept and its mask in the new image; chain one for each.",
             inputs=[
                 io.Conditioning.Input("positive", tooltip="From Concept LoRA: the prompt with the concept's LoRA."),

@@ -33,7 +33,7 @@ from ..common.checks import (
 from ..common.messages import at_fault, show
 from ..common.overlay import concept_overlay, show_at_once
 from ..common.types import (
-    CATEGORY,
+    CONDUCTOR_CATEGORY,
     EXPERT,
     LAYOUT_GUIDANCE,
     REFINEMENT,
@@ -66,7 +66,7 @@ class PnPMixConductor(io.ComfyNode):
                 "pnp-mix",
             ],
             display_name=NODE,
-            category=f"{CATEGORY}/Concept Conductor",
+            category=CONDUCTOR_CATEGORY,
             description="Generates a new image with several LoRA concepts, each in its mask (Concept Conductor).",
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint, through Layout Alignment and Mask Refinement."),

@@ -17,7 +17,7 @@ from ..common.checks import (
     check_predictions,
     model_family,
 )
-from ..common.types import CATEGORY, EXPERT, LayoutReference, LayoutType, schema
+from ..common.types import CONDUCTOR_CATEGORY, EXPERT, LayoutReference, LayoutType, schema
 from .checks import check_plain_prompt
 from .guiders import PlainGuider
 
@@ -32,7 +32,7 @@ class PnPMixLayoutReference(io.ComfyNode):
             node_id="PnPMixLayoutReference",
             search_aliases=["layout", "ddim inversion", "composition", "reference", "concept conductor", "pnp-mix"],
             display_name="Layout Reference",
-            category=f"{CATEGORY}/Concept Conductor",
+            category=CONDUCTOR_CATEGORY,
             description="A photo, a generated image or a rough collage whose layout the new image should have.",
             inputs=[
                 io.Model.Input("model", tooltip="The same checkpoint as for the Conductor."),

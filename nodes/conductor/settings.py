@@ -5,7 +5,7 @@ from typing_extensions import override
 
 from ...pnpmix.conductor.refinement import Refinement
 from ..common.checks import BadInput, check_model, check_numbers
-from ..common.types import CATEGORY, EXPERT, LAYOUT_GUIDANCE, REFINEMENT, LayoutGuidance, LayoutType, schema
+from ..common.types import CONDUCTOR_CATEGORY, EXPERT, LAYOUT_GUIDANCE, REFINEMENT, LayoutGuidance, LayoutType, schema
 from ..common.unread import with_settings
 
 WEIGHT, WEIGHT_SDXL = 10.0, 40.0  # of the authors
@@ -19,7 +19,7 @@ class PnPMixLayoutAlignment(io.ComfyNode):
             node_id="PnPMixLayoutAlignment",
             search_aliases=["layout", "composition", "structure guidance", "concept conductor", "pnp-mix"],
             display_name="Layout Alignment",
-            category=f"{CATEGORY}/Concept Conductor",
+            category=CONDUCTOR_CATEGORY,
             description="Pulls the new image towards the layout of a reference, so that no object is lost, "
             "duplicated or misplaced.",
             inputs=[
@@ -81,7 +81,7 @@ class PnPMixMaskRefinement(io.ComfyNode):
             node_id="PnPMixMaskRefinement",
             search_aliases=["mask", "segmentation", "attention mask", "concept conductor", "pnp-mix"],
             display_name="Mask Refinement",
-            category=f"{CATEGORY}/Concept Conductor",
+            category=CONDUCTOR_CATEGORY,
             description="Lets each concept's mask follow the shape of its object while it is generated.",
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint. With a plain KSampler it works as if unpatched."),

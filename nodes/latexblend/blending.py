@@ -6,7 +6,7 @@ from typing_extensions import override
 from ...pnpmix.latexblend.blending import Slot
 from ..common.checks import BadInput, check_choice, check_mask, check_model, check_numbers
 from ..common.messages import at_fault, show
-from ..common.types import CATEGORY, EXPERT, BlendedConcept, BlendType, TrainedConcept, TrainedType, schema
+from ..common.types import EXPERT, LATEXBLEND_CATEGORY, BlendedConcept, BlendType, TrainedConcept, TrainedType, schema
 from .hooks import NODE, PLAN, Plan, install
 from .layers import check_fits, checkpoint_name, fingerprint
 from .words import left_out_of, place, write
@@ -22,7 +22,7 @@ class PnPMixBlendConcept(io.ComfyNode):
             node_id="PnPMixBlendConcept",
             search_aliases=["multi concept", "multi subject", "personalization", "latexblend", "lora", "pnp-mix"],
             display_name="Blend Concept",
-            category=f"{CATEGORY}/LaTexBlend",
+            category=LATEXBLEND_CATEGORY,
             description="A trained concept, and the word of the prompt that it replaces. Chain one for each.",
             inputs=[
                 TrainedType.Input("learned", tooltip="From Train Concept or Load Concept."),
@@ -71,7 +71,7 @@ class PnPMixBlend(io.ComfyNode):
             node_id="PnPMixBlend",
             search_aliases=["multi concept", "blend concepts", "latexblend", "personalization", "pnp-mix"],
             display_name=NODE,
-            category=f"{CATEGORY}/LaTexBlend",
+            category=LATEXBLEND_CATEGORY,
             description="Encodes a prompt in which words become trained concepts (LaTexBlend). Any sampler may follow.",
             inputs=[
                 io.Model.Input(

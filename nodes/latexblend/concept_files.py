@@ -24,7 +24,7 @@ from ..common.file_lists import model_files, path_of, validate
 from ..common.files import save_new
 from ..common.loading import CONCEPTS, reading
 from ..common.messages import show
-from ..common.types import CATEGORY, TrainedConcept, TrainedType, schema
+from ..common.types import LATEXBLEND_CATEGORY, TrainedConcept, TrainedType, schema
 from .layers import checkpoint_name, cross_attentions, fingerprint, layer_widths
 from .samplers import encode_slot, rare_vector
 from .words import noun_ids
@@ -48,7 +48,7 @@ class PnPMixSaveConcept(io.ComfyNode):
             node_id="PnPMixSaveConcept",
             search_aliases=["latexblend", "save embedding", "keep concept", "pnp-mix"],
             display_name="Save Concept",
-            category=f"{CATEGORY}/LaTexBlend",
+            category=LATEXBLEND_CATEGORY,
             description="Saves a trained concept to models/concepts, for any later graph.",
             inputs=[
                 TrainedType.Input("learned", tooltip="From Train Concept or Import Concept."),
@@ -87,7 +87,7 @@ class PnPMixLoadConcept(io.ComfyNode):
             node_id="PnPMixLoadConcept",
             search_aliases=["latexblend", "trained concept", "pnp-mix"],
             display_name="Load Concept",
-            category=f"{CATEGORY}/LaTexBlend",
+            category=LATEXBLEND_CATEGORY,
             description="Loads a trained concept from models/concepts.",
             inputs=[file_choice("A file written by Save Concept. Press R to refresh the list.", ".safetensors")],
             outputs=[
@@ -123,7 +123,7 @@ class PnPMixImportConcept(io.ComfyNode):
             node_id="PnPMixImportConcept",
             search_aliases=["latexblend", "custom diffusion", "delta", "concept bank", "pnp-mix"],
             display_name=node,
-            category=f"{CATEGORY}/LaTexBlend",
+            category=LATEXBLEND_CATEGORY,
             description="Loads a concept of other trainers: a concept bank (.pt) or delta.bin of the authors' code, "
             "or what diffusers' Custom Diffusion saves.",
             inputs=[

@@ -14,7 +14,7 @@ from ..common.compiled import uncompiled
 from ..common.gradients import checkpointed, with_gradients
 from ..common.hooks import with_options
 from ..common.loading import resident
-from ..common.types import CATEGORY, EXPERT, schema
+from ..common.types import EXPERT, LATEXBLEND_CATEGORY, schema
 from .hooks import MAPS, PLAN
 
 NODE, KEY = "Blending Guidance", "pnpmix_blending_guidance"
@@ -28,7 +28,7 @@ class PnPMixBlendingGuidance(io.ComfyNode):
             node_id="PnPMixBlendingGuidance",
             search_aliases=["latexblend", "attention guidance", "missing object", "pnp-mix"],
             display_name=NODE,
-            category=f"{CATEGORY}/LaTexBlend",
+            category=LATEXBLEND_CATEGORY,
             description="For three or more concepts: in the first steps, moves the latent so that no concept is "
             "omitted or mixed with another. These steps take about four times as long.",
             inputs=[

@@ -24,7 +24,7 @@ from ..common.gradients import with_gradients
 from ..common.loading import resident, resident_clip
 from ..common.memory import for_host
 from ..common.messages import show
-from ..common.types import CATEGORY, EXPERT, TrainedConcept, TrainedType, schema
+from ..common.types import EXPERT, LATEXBLEND_CATEGORY, TrainedConcept, TrainedType, schema
 from .layers import checkpoint_name, fingerprint
 from .samplers import NODE, Settings, TrainSampler, Words, mean
 from .words import noun_ids
@@ -42,7 +42,7 @@ class PnPMixTrainConcept(io.ComfyNode):
             node_id="PnPMixTrainConcept",
             search_aliases=["train", "lora training", "dreambooth", "textual inversion", "latexblend", "pnp-mix"],
             display_name=NODE,
-            category=f"{CATEGORY}/LaTexBlend",
+            category=LATEXBLEND_CATEGORY,
             description="Trains a concept from 3 to 5 photos of your object (LaTexBlend). The result is a small "
             "set of keys and values; "
             "the checkpoint is unchanged. Save Concept stores it.",

@@ -10,7 +10,7 @@ from typing_extensions import override
 from ...pnpmix.metrics.background import lpips, lpips_network, psnr, ssim
 from ...pnpmix.metrics.statistics import Measured
 from ..common.checks import BadInput
-from ..common.types import CATEGORY, schema
+from ..common.types import SCORES_CATEGORY, schema
 from .encoders import checked_masks, plain_pictures
 from .scores import score_outputs, scored
 
@@ -25,7 +25,7 @@ class PnPMixBackgroundKept(io.ComfyNode):
             node_id="PnPMixBackgroundKept",
             search_aliases=["psnr", "ssim", "lpips", "background preservation", "evaluate", "metric", "difference"],
             display_name=NODE,
-            category=f"{CATEGORY}/scores",
+            category=SCORES_CATEGORY,
             description="How little the scene changed outside the masks: PSNR, SSIM, and LPIPS if its package is "
             "installed.",
             inputs=[

@@ -8,7 +8,7 @@ from typing_extensions import override
 from ...pnpmix.metrics.statistics import distinct, table
 from ..common.checks import BadInput, check_text
 from ..common.memory import for_host
-from ..common.types import CATEGORY, ScoresType, schema
+from ..common.types import SCORES_CATEGORY, ScoresType, schema
 
 NODE = "Score Plot"
 
@@ -22,7 +22,7 @@ class PnPMixScorePlot(io.ComfyNode):
             shows_result=True,
             search_aliases=["bar chart", "graph", "table", "compare variants", "ablation", "benchmark", "xy plot"],
             display_name=NODE,
-            category=f"{CATEGORY}/scores",
+            category=SCORES_CATEGORY,
             description="Compares variants: the mean of each with its 95 % interval, and a table.",
             inputs=[
                 ScoresType.Input(

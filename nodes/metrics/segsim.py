@@ -10,7 +10,7 @@ from ...pnpmix.metrics.segsim import Subjects, count_subjects, omission, redunda
 from ...pnpmix.metrics.similarity import regional_crop
 from ...pnpmix.metrics.statistics import Measured
 from ..common.checks import BadInput, check_image
-from ..common.types import CATEGORY, DetectorType, ReferencesType, SegmenterType, SubjectReference, schema
+from ..common.types import SCORES_CATEGORY, DetectorType, ReferencesType, SegmenterType, SubjectReference, schema
 from ..vision.grounded_mask import look_for
 from .encoders import embed_pictures, mean_color
 from .scores import score_outputs, scored
@@ -27,7 +27,7 @@ class PnPMixSegSimConcept(io.ComfyNode):
             node_id="PnPMixSegSimConcept",
             search_aliases=["segmentation similarity", "concept conductor", "evaluate", "metric"],
             display_name=CONCEPT,
-            category=f"{CATEGORY}/scores",
+            category=SCORES_CATEGORY,
             description="One of your concepts for SegSim: its images, and the text that finds it.",
             inputs=[
                 io.Image.Input("images", tooltip="Images of the concept, one or a batch. Their values are averaged."),
@@ -58,7 +58,7 @@ class PnPMixSegSim(io.ComfyNode):
             node_id="PnPMixSegSim",
             search_aliases=["segmentation similarity", "concept conductor", "omission", "redundancy", "metric"],
             display_name=SCORE,
-            category=f"{CATEGORY}/scores",
+            category=SCORES_CATEGORY,
             description="How similar each concept is to the most similar object in an image, and whether objects are "
             "missing or duplicated.",
             inputs=[

@@ -7,7 +7,7 @@ from typing_extensions import override
 from ...pnpmix.metrics.similarity import color_similarity, image_similarity, text_similarity
 from ...pnpmix.metrics.statistics import Measured
 from ..common.checks import BadInput
-from ..common.types import CATEGORY, schema
+from ..common.types import SCORES_CATEGORY, schema
 from .encoders import embed_pictures, embed_text, mean_color, plain_pictures, regions
 from .scores import score_outputs, scored
 
@@ -23,7 +23,7 @@ class PnPMixImageSimilarity(io.ComfyNode):
             node_id="PnPMixImageSimilarity",
             search_aliases=["clip-i", "clip score", "dino score", "evaluate", "metric", "compare images", "fidelity"],
             display_name=IMAGE,
-            category=f"{CATEGORY}/scores",
+            category=SCORES_CATEGORY,
             description="How similar images and references are to an encoder (CLIP-I, DINO): the mean cosine.",
             inputs=[
                 io.Image.Input("images", tooltip="The images to measure; each gets a value."),
@@ -75,7 +75,7 @@ class PnPMixTextSimilarity(io.ComfyNode):
             node_id="PnPMixTextSimilarity",
             search_aliases=["clip-t", "clip score", "prompt alignment", "evaluate", "metric"],
             display_name=TEXT,
-            category=f"{CATEGORY}/scores",
+            category=SCORES_CATEGORY,
             description="How well images match a text (CLIP-T): the cosine of their CLIP embeddings.",
             inputs=[
                 io.Image.Input("images", tooltip="The images to measure; each gets a value."),

@@ -16,7 +16,7 @@ from typing_extensions import override
 from ...pnpmix.files.texts import first_fault
 from ..common.checks import BadInput
 from ..common.loading import BERT, MAX_SAID, file_input, importing, load_weights, needs, validate_file
-from ..common.types import CATEGORY, DetectorType, schema
+from ..common.types import MASKS_CATEGORY, DetectorType, schema
 from .picture_model import PictureModel
 
 needs("transformers")
@@ -31,7 +31,7 @@ class PnPMixGroundingDinoLoader(io.ComfyNode):
             node_id="PnPMixGroundingDinoLoader",
             search_aliases=["grounding dino", "grounded sam", "detector"],
             display_name=NODE,
-            category=f"{CATEGORY}/masks",
+            category=MASKS_CATEGORY,
             description="Loads Grounding DINO, which detects objects by text.",
             inputs=[
                 file_input(

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from ...pnpmix.masks import gaussian_blur, grow
 from ..common.checks import BadInput, check_choice, check_image, check_numbers, check_text
-from ..common.types import CATEGORY, EXPERT, DetectorType, SegmenterType, schema
+from ..common.types import EXPERT, MASKS_CATEGORY, DetectorType, SegmenterType, schema
 
 NODE = "Grounded Mask"
 PICK = ["best", "all", "each", "in order"]
@@ -29,7 +29,7 @@ class PnPMixGroundedMask(io.ComfyNode):
                 "background mask",
             ],
             display_name=NODE,
-            category=f"{CATEGORY}/masks",
+            category=MASKS_CATEGORY,
             description="Finds objects by text and outlines them (Grounding DINO and Segment Anything).",
             inputs=[
                 io.Image.Input("image", tooltip="The image to search. A batch gives a batch of masks."),

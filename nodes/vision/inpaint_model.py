@@ -5,7 +5,7 @@ from typing_extensions import override
 
 from ..common.checks import BadInput
 from ..common.loading import file_input, importing, load_weights, needs, validate_file
-from ..common.types import CATEGORY, InpaintModelType, schema
+from ..common.types import MASKS_CATEGORY, InpaintModelType, schema
 
 needs("spandrel")
 NODE = "Load Inpaint Model"
@@ -19,7 +19,7 @@ class PnPMixInpaintModelLoader(io.ComfyNode):
             node_id="PnPMixInpaintModelLoader",
             search_aliases=["lama", "big-lama", "object removal"],
             display_name=NODE,
-            category=f"{CATEGORY}/masks",
+            category=MASKS_CATEGORY,
             description="Loads LaMa, which removes objects from images.",
             inputs=[file_input("inpaint", tooltip="big-lama.pt, or LaMa as .safetensors, in models/inpaint.")],
             outputs=[InpaintModelType.Output(display_name="inpaint_model", tooltip="For Inpaint Background.")],

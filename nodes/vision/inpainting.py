@@ -15,7 +15,7 @@ from ..common.checks import BadInput, check_aspect, check_image, check_numbers, 
 from ..common.loading import load_where_it_runs, patcher_of
 from ..common.memory import for_host
 from ..common.messages import show
-from ..common.types import CATEGORY, InpaintModelType, schema
+from ..common.types import MASKS_CATEGORY, InpaintModelType, schema
 
 NODE = "Inpaint Background"
 
@@ -28,7 +28,7 @@ class PnPMixInpaintBackground(io.ComfyNode):
             node_id="PnPMixInpaintBackground",
             search_aliases=["lama", "remove object", "erase", "empty background"],
             display_name=NODE,
-            category=f"{CATEGORY}/masks",
+            category=MASKS_CATEGORY,
             description="Removes the objects from the scene. Pixels outside the expanded mask are unchanged.",
             inputs=[
                 io.Image.Input("image", tooltip="The scene image. A batch gives a batch."),

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from ..common.checks import BadInput
 from ..common.loading import file_input, importing, load_weights, needs, validate_file
-from ..common.types import CATEGORY, SegmenterType, schema
+from ..common.types import MASKS_CATEGORY, SegmenterType, schema
 from .picture_model import PictureModel
 
 needs("segment-anything")
@@ -22,7 +22,7 @@ class PnPMixSamLoader(io.ComfyNode):
             node_id="PnPMixSamLoader",
             search_aliases=["sam", "segment anything", "grounded sam", "sam model"],
             display_name=NODE,
-            category=f"{CATEGORY}/masks",
+            category=MASKS_CATEGORY,
             description="Loads Segment Anything, which outlines the object in a box.",
             inputs=[
                 file_input(
