@@ -69,14 +69,14 @@ def own_values(node: dict, wired: dict) -> list:
     return [] if said else node.get("widgets_values") or []
 
 
-def known_here(editor: Editor, name: str) -> bool:
-    """False for a graph with nodes that this ComfyUI is older than."""
-    return name != SAM3 or editor.knows("SAM3_Detect")
+def known_here(editor: Editor) -> list[str]:
+    """The templates whose nodes this ComfyUI has."""
+    return [name for name in TEMPLATES if name != SAM3 or editor.knows("SAM3_Detect")]
 
 
 def test_every_template_opens_from_the_shelf_as_it_was_written(editor: Editor):
     """Readable, all of it on the screen, and nothing covers anything, also once it has run."""
-    for name in (name for name in TEMPLATES if known_here(editor, name)):
+    for name in known_here(editor):
         editor.page.evaluate("app.graph.clear()")
         editor.open_template(name)
         written = read(name)
@@ -98,17 +98,13 @@ def test_every_template_opens_from_the_shelf_as_it_was_written(editor: Editor):
 
 
 def test_a_template_complains_of_nothing_but_model_files(editor: Editor):
-    for name in TEMPLATES:
-        if known_here(editor, name):
-            editor.load(read(name), dismiss=False)
-            editor.page.wait_for_timeout(700)
-            said = " ".join(editor.page.locator(SAYS).all_inner_texts())
-            assert not re.search(r"node types|missing node|failed|alert|example\.png", said, re.IGNORECASE), (
-                name,
-                said,
-            )
-            assert name != START or not said, "the demo needs no files"
-            editor.close_dialogs()
+    for name in known_here(editor):
+        editor.load(read(name), dismiss=False)
+        editor.page.wait_for_timeout(700)
+        said = " ".join(editor.page.locator(SAYS).all_inner_texts())
+        assert not re.search(r"node types|missing node|failed|alert|example\.png", said, re.IGNORECASE), (name, said)
+        assert name != START or not said, "the demo needs no files"
+        editor.close_dialogs()
 
 
 def test_graphs_that_people_have_saved_still_open(editor: Editor):
@@ -119,15 +115,14 @@ def test_graphs_that_people_have_saved_still_open(editor: Editor):
 
 def test_the_editor_sends_what_the_tests_of_the_templates_send(editor: Editor):
     """So what they see of a template holds for one that is queued in the editor."""
-    for name in TEMPLATES:
-        if known_here(editor, name):
-            editor.load(read(name))
-            sent = editor.page.evaluate("app.graphToPrompt().then((x) => x.output)")
-            expected = to_api(read(name))
-            assert sent.keys() == expected.keys(), name
-            for key, node in expected.items():
-                inputs = {x: value for x, value in sent[key]["inputs"].items() if x in node["inputs"]}
-                assert (sent[key]["class_type"], inputs) == (node["class_type"], node["inputs"]), (name, key)
+    for name in known_here(editor):
+        editor.load(read(name))
+        sent = editor.page.evaluate("app.graphToPrompt().then((x) => x.output)")
+        expected = to_api(read(name))
+        assert sent.keys() == expected.keys(), name
+        for key, node in expected.items():
+            inputs = {x: value for x, value in sent[key]["inputs"].items() if x in node["inputs"]}
+            assert (sent[key]["class_type"], inputs) == (node["class_type"], node["inputs"]), (name, key)
 
 
 def test_the_demo_runs_and_shows_large_pictures(editor: Editor):

@@ -331,7 +331,6 @@ FILES = {
     ("PnPMixGroundingDinoLoader", "model_name"): "grounding-dino",
     ("PnPMixSamLoader", "model_name"): "sams",
     ("UNETLoader", "unet_name"): "diffusion_models",
-    ("CLIPLoader", "clip_name"): "text_encoders",
     ("DualCLIPLoader", "clip_name1"): "text_encoders",
     ("DualCLIPLoader", "clip_name2"): "text_encoders",
     ("VAELoader", "vae_name"): "vae",

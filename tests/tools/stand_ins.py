@@ -40,7 +40,7 @@ def conducted_with_demo_model(prompt: dict) -> dict:
     loras = [x for x in prompt.values() if x["class_type"] == "PnPMixConceptLora"]
     things = ["cup", "star"]
     words = ", ".join((*things, PLACE))
-    for lora, thing in zip(loras, things, strict=False):
+    for lora, thing in zip(loras, things, strict=True):
         text = ", ".join((thing, thing, PLACE))
         own = {"lora_name": f"demo model: {thing}.safetensors", "text": text, "negative_text": ""}
         own["strength"] = CONDUCTING.strength
