@@ -2,7 +2,19 @@
 
 from graph_files import Graph, Node, Output, Subgraph, workflow
 from stand_ins import CONDUCTING, SETTINGS
-from template_models import FILES, PICTURE, RESULT, SD, YOURS, add_finding, add_loaders, listed, loaders
+from template_models import (
+    FILES,
+    PICTURE,
+    RESULT,
+    SD,
+    YOURS,
+    add_finding,
+    add_results,
+    enlarged,
+    listed,
+    loaders,
+    model_files,
+)
 
 SEED = 101  # of a scene with a cup and a star, for which there are LoRAs
 THINGS, PLACE = ("cup", "star"), "meadow"
@@ -25,7 +37,7 @@ def demo_template(info: dict) -> dict:
     graph.group("Included in the pack", FILES, loaded, scene)
     model, clip, vae = (loaded[k] for k in range(3))
     worded = graph.add_subgraph(wording, [250, 0], [220, 130], clip=clip, vae=vae, layout=scene[0])
-    steps = [(step, {"clip": clip, "where it goes": scene[4 + k]}) for k, step in enumerate(concepts)]
+    steps = [(step, {"clip": clip, "target mask": scene[4 + k]}) for k, step in enumerate(concepts)]
     nodes = add_chain(graph, steps, [250, 200], 220, [220, 150])
     chain = {"concepts": nodes[-1][0]}
     graph.group("Prompt and concepts", YOURS, worded, *nodes)
@@ -47,9 +59,9 @@ def demo_template(info: dict) -> dict:
         latent=layout, **SETTINGS["PnPMixConductor"], **chain,
     )  # fmt: skip
     graph.group("Concept Conductor", YOURS, conductor)
-    enlarged = graph.add_subgraph(larger, [1070, 0], [230, 60], latent=conductor[0], vae=vae)
-    save = graph.add("SaveImage", "Finished picture", [1070, 140], [230, 320], images=enlarged[0])
-    graph.group("Finished picture", RESULT, enlarged, save)
+    shown = graph.add_subgraph(larger, [1070, 0], [230, 60], latent=conductor[0], vae=vae)
+    save = graph.add("SaveImage", "Finished picture", [1070, 140], [230, 320], images=shown[0])
+    graph.group("Finished picture", RESULT, shown, save)
     return workflow(graph, [wording, *concepts, larger])
 
 
@@ -76,22 +88,30 @@ def words_and_layout(info: dict) -> Subgraph:
 
 def demo_concept(info: dict, number: int, thing: str) -> Subgraph:
     graph = Subgraph(info, f"Your {thing}", number)
-    clip, mask = graph.input("clip", "CLIP"), graph.input("where it goes", "MASK")
+    clip, mask = graph.input("clip", "CLIP"), graph.input("target mask", "MASK")
     chain = {} if thing == THINGS[0] else {"concepts": graph.input("concepts", "PNPMIX_CONDUCTED")}
     words = graph.input("picture in its words", "STRING", ", ".join((thing, thing, PLACE)))
-    file = f"demo model: {thing}.safetensors"
-    lora = graph.add("PnPMixConceptLora", clip=clip, lora_name=file, strength=CONDUCTING.strength, text=words)
-    own = dict(positive=lora[0], negative=lora[1], mask=mask, name=thing)
-    graph.output("concepts", graph.add("PnPMixConductedConcept", **own, **chain)[0])
+    graph.output("concepts", add_demo_concept(graph, thing, clip, mask, words, **chain))
     return graph
+
+
+def add_demo_concept(
+    graph: Graph, thing: str, clip: Output, mask: Output, words, titles: tuple[str, str] = ("", ""), **chain: Output
+) -> Output:
+    """Adds a concept of the pack's own LoRA; returns the chain of concepts. titles: of its two nodes."""
+    file = f"demo model: {thing}.safetensors"
+    lora = graph.add(
+        "PnPMixConceptLora", titles[0], clip=clip, lora_name=file, strength=CONDUCTING.strength, text=words
+    )
+    own = dict(positive=lora[0], negative=lora[1], mask=mask, name=thing)
+    return graph.add("PnPMixConductedConcept", titles[1], **own, **chain)[0]
 
 
 def enlarge(info: dict) -> Subgraph:
     graph = Subgraph(info, "Enlarge", 4)
     latent, vae = graph.input("latent", "LATENT"), graph.input("vae", "VAE")
     decoded = graph.add("VAEDecode", samples=latent, vae=vae)[0]
-    larger = graph.add("ImageScaleBy", "Enlarge", image=decoded, upscale_method="nearest-exact", scale_by=8.0)
-    graph.output("picture", larger[0])
+    graph.output("picture", enlarged(graph, decoded))
     return graph
 
 
@@ -100,15 +120,6 @@ def enlarge(info: dict) -> Subgraph:
 YOUR = ["dog", "cat"]
 PROMPT = "a photo of a dog and a cat on a beach"
 SQUARE = dict(upscale_method="lanczos", width=SD, height=SD, crop="center")
-
-
-def model_files(info: dict) -> Subgraph:
-    graph = Subgraph(info, "Model files", 1)
-    files = [(*loader, graph.input(label, "COMBO", loader[2]["name"])) for label, loader in loaders(SD, "words")]
-    names = ["model", "clip", "vae", "detector", "segmenter"]
-    for name, output in zip(names, add_loaders(graph, files), strict=True):
-        graph.output(name, output)
-    return graph
 
 
 def concept(info: dict, number: int, noun: str, first: bool) -> Subgraph:
@@ -161,15 +172,9 @@ def fitted(info: dict, number: int) -> Subgraph:
     return graph
 
 
-def add_results(graph: Graph, mixed, x: int) -> None:
-    save = graph.add("SaveImage", "Finished picture", [x, 0], [300, 360], images=mixed[0], filename_prefix="PnP-MIX")
-    shown = graph.add("PreviewImage", "Look inside", [x, 410], [300, 290], images=mixed[1])
-    graph.group("Finished picture", RESULT, save, shown)
-
-
 def layout_template(info: dict) -> dict:
     """The layout's objects are found by words."""
-    graph, files, sizing = Graph(info), model_files(info), fitted(info, 2)
+    graph, files, sizing = Graph(info), model_files(info, 1, SD, "words"), fitted(info, 2)
     concepts = [concept(info, 3 + k, noun, first=k == 0) for k, noun in enumerate(YOUR)]
     mixing = conduct(info, 5)
     graph.note(layout_note(), [0, -32], [280, 920])
@@ -184,7 +189,7 @@ def layout_template(info: dict) -> dict:
     ends = {"model": loaded[0], "clip": loaded[1], "vae": loaded[2], "layout": scaled[0], "concepts": nodes[-1][0]}
     mixed = graph.add_subgraph(mixing, [980, 0], [250, 300], **ends)
     graph.group("3 · Prompt", YOURS, mixed)
-    add_results(graph, mixed, 1270)
+    add_results(graph, mixed, 1270, wide=300)
     return workflow(graph, [files, sizing, *concepts, mixing])
 
 

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from graph_files import Graph, Output, Subgraph
+from graph_files import Graph, Node, Output, Subgraph
+from workflow_files import graphs
 
 PICTURE = "example.png"  # which every ComfyUI has, until people choose their own
+DEMO_SEED = 18  # of Demo Scene; its picture is among the best of 50 seeds
 FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"  # what a group's color says
 SD, SDXL = 512, 1024  # sides of the part that the model works on, in pixels
 FINDERS = {
@@ -57,12 +59,6 @@ def loaders(side: int, finder: str) -> list[tuple[str, tuple[str, str, dict]]]:
     return [*files, dino, ("SAM", ("PnPMixSamLoader", "model_name", SAM))]
 
 
-def add_loaders(graph: Graph, files: list[tuple[str, str, dict, Output]]) -> list[Output]:
-    """(node, its input, the file, the widget that names it) of each; all that they load."""
-    nodes = [graph.add(kind, properties={"models": [file]}, **{name: widget}) for kind, name, file, widget in files]
-    return [node[slot] for node in nodes for slot in range(len(node.data["outputs"]))]
-
-
 def add_finding(
     graph: Graph, title: str, picture: Output, words, finder: list[Output], several: bool = False
 ) -> Output:
@@ -98,6 +94,34 @@ def asked(graph: Subgraph, label: str, kind: str, name: str, file: dict, **input
     widget = graph.input(label, "COMBO", file["name"])
     node = graph.add(kind, properties={"models": [file]}, **{name: widget}, **inputs)
     return [node[slot] for slot in range(len(node.data["outputs"]))]
+
+
+def add_loaders(graph: Subgraph, files: list[tuple[str, tuple[str, str, dict]]]) -> list[Output]:
+    """Adds the loaders of `loaders`, each with a widget of the subgraph; returns all that they load."""
+    return [output for label, loader in files for output in asked(graph, label, *loader)]
+
+
+def model_files(info: dict, number: int, side: int, finder: str, kind: Kind = PLAIN) -> Subgraph:
+    """All loaders in one node. number: of the subgraph in its file."""
+    graph = Subgraph(info, graphs.FILES, number)
+    own, finding = kind.load(graph) if kind.load else [], loaders(side, finder)[bool(kind.load) :]
+    names = ["model", "clip", "vae", *(name for name, _ in FINDERS[finder])]
+    for name, output in zip(names, [*own, *add_loaders(graph, finding)], strict=False):  # of SAM 3's checkpoint no VAE
+        graph.output(name, output)
+    return graph
+
+
+def enlarged(graph: Graph, picture: Output, times: int = 8) -> Output:
+    """Adds what shows a picture of the demo larger."""
+    return graph.add("ImageScaleBy", "Enlarge", image=picture, upscale_method="nearest-exact", scale_by=times)[0]
+
+
+def add_results(graph: Graph, mixed: Node, x: int, wide: int) -> Node:
+    """Adds what saves the finished picture, and what shows the pictures on the way there; returns the former."""
+    save = graph.add("SaveImage", "Finished picture", [x, 0], [wide, 360], images=mixed[0], filename_prefix="PnP-MIX")
+    shown = graph.add("PreviewImage", "Look inside", [x, 410], [wide, 300], images=mixed[1])
+    graph.group("Finished picture", RESULT, save, shown)
+    return save
 
 
 def listed(*files: dict, **more: str) -> str:

@@ -28,8 +28,6 @@ LOADERS = {
     "CheckpointLoaderSimple": (0, 1, 2),
     "UNETLoader": (0,),
     "LoraLoaderModelOnly": (0,),
-    "ModelSamplingAuraFlow": (0,),
-    "CLIPLoader": (1,),
     "DualCLIPLoader": (1,),
     "VAELoader": (2,),
 }
@@ -52,8 +50,7 @@ def with_demo_model(prompt: dict, seed: int) -> dict:
     concepts = sum(node["class_type"] == "PnPMixConcept" for node in prompt.values())
     scene = {"class_type": "PnPMixDemoScene", "inputs": {"seed": seed, "concepts": concepts}}
     stands_in, added = {}, {"demo model": {"class_type": "PnPMixDemoModel", "inputs": {}}, "demo scene": scene}
-    added |= mask_batch([["demo scene", 4 + k] for k in range(concepts)])
-    every_mask = [list(added)[-1], 0]
+    every_mask = graphs.add_mask_batch(added, [["demo scene", 4 + k] for k in range(concepts)])
     pictures, masks = (iter([["demo scene", k] for k in range(first, first + 4)]) for first in (0, 4))
     for node_id, node in prompt.items():
         kind, inputs = node["class_type"], node["inputs"]
@@ -80,13 +77,6 @@ def with_demo_model(prompt: dict, seed: int) -> dict:
             if isinstance(value, list):
                 node["inputs"][key] = stands_in.get(tuple(value), value)
     return {node_id: prompt[node_id] for node_id in needed(prompt)}
-
-
-def mask_batch(masks: list[list]) -> dict:
-    """Nodes that join masks to a batch; the last one gives it."""
-    prompt: dict = {}
-    graphs.add_mask_batch(prompt, masks)
-    return prompt
 
 
 def painted_mask(picture: list) -> list:

@@ -1,17 +1,13 @@
 """The template of all methods in one graph, without downloads, for write_workflows.py."""
 
-from conductor_workflows import PLACE, SEED, THINGS
+from conductor_workflows import PLACE, SEED, THINGS, add_demo_concept
 from graph_files import Graph, Output, Subgraph, workflow
-from stand_ins import CONDUCTING, SETTINGS, SMALL
-from template_models import FILES, RESULT, YOURS
+from stand_ins import SETTINGS, SMALL
+from template_models import FILES, RESULT, YOURS, enlarged
 
 NOUN, *_ = THINGS
 WORDS = ", ".join((*THINGS, PLACE))
 ENDS = ("model", "clip", "vae")
-
-
-def enlarged(graph: Graph, picture: Output) -> Output:
-    return graph.add("ImageScaleBy", "Enlarge", image=picture, upscale_method="nearest-exact", scale_by=8.0)[0]
 
 
 def add_words(graph: Graph, clip: Output, words: Output) -> list[Output]:
@@ -30,11 +26,8 @@ def conduct(info: dict) -> Subgraph:
     positive, negative = add_words(graph, clip, words)
     concepts: dict = {}
     for thing, mask in zip(THINGS, masks, strict=True):
-        own, file = ", ".join((thing, thing, PLACE)), f"demo model: {thing}.safetensors"
-        settings = dict(lora_name=file, strength=CONDUCTING.strength, text=own)
-        lora = graph.add("PnPMixConceptLora", f"LoRA of the {thing}", clip=clip, **settings)
-        given = dict(positive=lora[0], negative=lora[1], mask=mask, name=thing)
-        concepts = {"concepts": graph.add("PnPMixConductedConcept", f"The {thing}", **given, **concepts)[0]}
+        titles, own = (f"LoRA of the {thing}", f"The {thing}"), ", ".join((thing, thing, PLACE))
+        concepts = {"concepts": add_demo_concept(graph, thing, clip, mask, own, titles, **concepts)}
     given = dict(model=model, positive=positive, latent=layout)
     target = graph.add("PnPMixLayoutReference", **given, **SETTINGS["PnPMixLayoutReference"])[0]
     model = graph.add("PnPMixLayoutAlignment", model=model, layout=target, **SETTINGS["PnPMixLayoutAlignment"])[0]

@@ -1,7 +1,7 @@
 """The templates of LaTexBlend, for write_workflows.py."""
 
 from graph_files import Graph, Output, Subgraph, workflow
-from template_models import CHECKPOINTS, FILES, PICTURE, RESULT, SD, YOURS, listed
+from template_models import CHECKPOINTS, FILES, PICTURE, RESULT, SD, YOURS, enlarged, listed
 
 SCENE, NOUN, PLACE = 2, "cup", "meadow"  # the demo's cup with a look of its own
 OTHER, OTHER_FILE = "fish", "demo model: fish.safetensors"  # which comes with the pack
@@ -80,8 +80,7 @@ def try_it(info: dict) -> Subgraph:
     pictures = {"with it": (patched, positive), "without it": (model, plain), "with both": (patched_both, both)}
     for name, (own, words) in pictures.items():
         picture = add_picture(graph, own, words, negative, empty, vae, seed, name.capitalize(), **settings)
-        larger = graph.add("ImageScaleBy", "Enlarge", image=picture, upscale_method="nearest-exact", scale_by=8)[0]
-        graph.output(name, larger)
+        graph.output(name, enlarged(graph, picture))
     return graph
 
 

@@ -1,9 +1,8 @@
 """The template of the scores: variants of one blend side by side, without downloads. Written by write_workflows.py."""
 
 from graph_files import Graph, Output, Subgraph, workflow
+from template_models import DEMO_SEED, FILES, RESULT, YOURS, enlarged
 
-FILES, YOURS, RESULT = "#5b7083", "#3f8f5f", "#8a6d3b"  # what a group's color says
-SEED = 18  # its picture is among the best of 50 seeds
 VARIANTS = ["All parts", "Without Guided Appearance", "Without Background Dilution++"]
 PARTS = ["inversion", "concepts", "positive", "negative", "clean plate"]  # what every variant takes
 KINDS = ["PNPMIX_INVERSION", "PNPMIX_CONCEPTS", "CONDITIONING", "CONDITIONING", "LATENT"]
@@ -63,7 +62,7 @@ def scores(info: dict) -> Subgraph:
     batch, *others = (graph.input(f"picture {k}", "IMAGE") for k in range(1, len(VARIANTS) + 1))
     for picture in others:
         batch = graph.add("ImageBatch", "All variants", image1=batch, image2=picture)[0]
-    shown = graph.add("ImageScaleBy", "Enlarge", image=batch, upscale_method="nearest-exact", scale_by=4)[0]
+    shown = enlarged(graph, batch, 4)
     measured: list[Output] = []
     for k, (where, picture, own) in enumerate(things, 1):
         inputs = dict(images=batch, references=picture, mask=where, reference_mask=own)
@@ -82,7 +81,7 @@ def compare_template(info: dict) -> dict:
     blends = [variant(info, number, name) for number, name in enumerate(VARIANTS, 2)]
     graph.note(NOTE, [0, -32], [260, 802])
     loaded = graph.add("PnPMixDemoModel", "", [290, 0], [220, 110])
-    scene = graph.add("PnPMixDemoScene", "", [290, 170], [220, 560], seed=SEED, concepts=2)
+    scene = graph.add("PnPMixDemoScene", "", [290, 170], [220, 560], seed=DEMO_SEED, concepts=2)
     graph.group("Included in the pack", FILES, loaded, scene)
     model, clip, vae = (loaded[k] for k in range(3))
     things = {}
