@@ -51,7 +51,7 @@ class PnPMixConcept(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     tooltip="The target mask: the object of the scene to be replaced. Of a batch, the mask at this "
-                    "concept's place in the chain.",
+                    "concept's position in the chain.",
                 ),
                 ConceptsType.Input("concepts", optional=True, tooltip="The concepts before this one."),
                 io.Conditioning.Input(
@@ -87,7 +87,7 @@ class PnPMixConcept(io.ComfyNode):
                 PlaceType.Input(
                     "place",
                     optional=True,
-                    tooltip="From the scene's Fit Picture, if mask is one of the whole photo: it is cropped likewise.",
+                    tooltip="From the scene's Fit Picture, if mask covers the whole photo: crops it as the scene was.",
                 ),
             ],
             outputs=[

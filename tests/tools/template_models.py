@@ -112,12 +112,12 @@ def model_files(info: dict, number: int, side: int, finder: str, kind: Kind = PL
 
 
 def enlarged(graph: Graph, picture: Output, times: int = 8) -> Output:
-    """Adds what shows a picture of the demo larger."""
+    """Adds a node that enlarges a picture of the demo."""
     return graph.add("ImageScaleBy", "Enlarge", image=picture, upscale_method="nearest-exact", scale_by=times)[0]
 
 
 def add_results(graph: Graph, mixed: Node, x: int, wide: int) -> Node:
-    """Adds what saves the finished picture, and what shows the pictures on the way there; returns the former."""
+    """Adds a node that saves the finished picture, which it returns, and one that shows the pictures on the way."""
     save = graph.add("SaveImage", "Finished picture", [x, 0], [wide, 360], images=mixed[0], filename_prefix="PnP-MIX")
     shown = graph.add("PreviewImage", "Look inside", [x, 410], [wide, 300], images=mixed[1])
     graph.group("Finished picture", RESULT, save, shown)
